@@ -1,0 +1,44 @@
+# Each of these works as the first command in a fresh clone: set-up comes first and is quick when nothing is to do.
+
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo up test lint format lock environment servers-for-tests
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## Make .venv and get PostgreSQL and RabbitMQ, if they are not there
+	@$(PYTHON) podium/bootstrap.py --servers run
+
+demo: setup ## Start the whole system with sample agents, show what it does, end
+	@$(BIN)/podium demo
+
+up: setup ## Start the whole system and stay, at http://127.0.0.1:8080
+	@$(BIN)/podium up
+
+test: servers-for-tests ## Run every test against real servers
+	@$(BIN)/pytest
+
+lint: environment ## Check style, types and the direction of imports
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: environment ## Format the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock: environment ## Choose the newest allowed versions and write both lock files
+	$(LOCK) -o requirements.lock
+	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+
+environment:
+	@$(PYTHON) podium/bootstrap.py --servers none
+
+servers-for-tests:
+	@$(PYTHON) podium/bootstrap.py --servers test
