@@ -1,0 +1,89 @@
+"""The shapes that names, ids and addresses must have, wherever they come from."""
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AwareDatetime, StringConstraints
+
+AGENT_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+DEPLOYMENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+# Printable ASCII without blanks; '?' and '#' would swallow whatever is joined behind them.
+PATH_PATTERN = r"^[!-\"$->@-~]{1,512}$"
+ADDRESS_MAX_LENGTH = 2048
+IMAGE_MAX_LENGTH = 1024
+
+DEFAULT_RPC_PATH = "/api"
+DEFAULT_HEALTH_PATH = "/healthz"
+
+_PRINTABLE = re.compile(r"[!-~]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def check_service_address(address: str) -> str:
+    """The address itself, byte for byte: http or https, a host, no userinfo, query or fragment.
+
+    pydantic's own URL type would add a slash to a bare origin; what a pod announced must come back unchanged.
+    """
+    if not _PRINTABLE.fullmatch(address):
+        raise ValueError("must be printable ASCII without blanks, such as http://10.0.0.7:8000")
+    parts = urlsplit(address)
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must start with http:// or https://")
+    if "@" in parts.netloc:
+        raise ValueError("must not carry a user or password")
+    if "?" in address or "#" in address:
+        raise ValueError("must not carry a query or fragment")
+    if not parts.hostname:
+        raise ValueError("must name a host")
+    if parts.port == 0:  # .port raises ValueError itself past 65535
+        raise ValueError("must not name port 0")
+    return address
+
+
+def check_storable(value: object) -> object:
+    """The value itself, if PostgreSQL can hold it as JSON: no NUL, no lone surrogate, no infinite number."""
+    if isinstance(value, str):
+        if "\x00" in value or _SURROGATE.search(value):
+            raise ValueError("must not contain NUL characters or lone surrogates")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("must not contain numbers beyond the range of a double")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_storable(key)
+            check_storable(item)
+    elif isinstance(value, list):
+        for item in value:
+            check_storable(item)
+    return value
+
+
+def _storable_text(value: str) -> str:
+    check_storable(value)
+    return value
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("must lie between the years 1 and 9999 in UTC") from exc
+
+
+AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
+DeploymentId = Annotated[str, StringConstraints(pattern=DEPLOYMENT_ID_PATTERN)]
+ServiceAddress = Annotated[
+    str, StringConstraints(min_length=1, max_length=ADDRESS_MAX_LENGTH), AfterValidator(check_service_address)
+]
+UrlPath = Annotated[str, StringConstraints(pattern=PATH_PATTERN)]
+Image = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=IMAGE_MAX_LENGTH)]
+Text = Annotated[str, AfterValidator(_storable_text)]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+AcpType = Literal["sync", "async", "agentic"]
+InputType = Literal["text", "json"]
+ErrorStyle = Literal["http", "jsonrpc"]
+Cause = Literal["first", "always", "manual", "rollback", "legacy", "agent_deleted"]

@@ -1,0 +1,284 @@
+"""The tables. Bad states cannot be stored: each is refused by a constraint with a name of its own.
+
+Names of constraints are translated to domain errors in `services.errors` alone.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    event,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+from contracts.fields import AGENT_NAME_PATTERN, DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, DEPLOYMENT_ID_PATTERN
+
+NAMING = {
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    "pk": "%(table_name)s_pkey",
+}
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id, which never wraps around."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        """The type's name in SQL."""
+        return "xid8"
+
+
+class Base(DeclarativeBase):
+    """What all tables share: names, and types of columns by annotation."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
+        str: Text(),
+        int: BigInteger(),
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(),
+        bytes: LargeBinary(),
+    }
+
+
+_CLOCK = func.clock_timestamp()
+
+
+class Agent(Base):
+    """One named service; its pointer and generation are the truth about what serves."""
+
+    __tablename__ = "agents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    docker_image: Mapped[str | None]
+    status: Mapped[str] = mapped_column(server_default="BuildOnly")
+    status_reason: Mapped[str | None]
+    acp_type: Mapped[str] = mapped_column(server_default="async")
+    agent_input_type: Mapped[str | None]
+    registration_metadata: Mapped[dict[str, Any] | None]
+    legacy_acp_url: Mapped[str | None]
+    legacy_rpc_path: Mapped[str] = mapped_column(server_default=DEFAULT_RPC_PATH)
+    legacy_health_path: Mapped[str] = mapped_column(server_default=DEFAULT_HEALTH_PATH)
+    legacy_error_style: Mapped[str] = mapped_column(server_default="http")
+    registered_at: Mapped[datetime | None]
+    registered_message_id: Mapped[UUID | None]
+    production_deployment_id: Mapped[str | None]
+    generation: Mapped[int] = mapped_column(server_default="0")
+    event_seq: Mapped[int] = mapped_column(server_default="0")
+    auto_promote: Mapped[str] = mapped_column(server_default="first")
+    auto_promote_paused: Mapped[bool] = mapped_column(server_default=text("false"))
+    promote_requested_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(f"name ~ '{AGENT_NAME_PATTERN}'", name="name_valid"),
+        CheckConstraint("status IN ('BuildOnly', 'Ready', 'Failed', 'Deleted')", name="status_known"),
+        CheckConstraint("acp_type IN ('sync', 'async', 'agentic')", name="acp_type_known"),
+        CheckConstraint("agent_input_type IN ('text', 'json')", name="agent_input_type_known"),
+        CheckConstraint("legacy_error_style IN ('http', 'jsonrpc')", name="legacy_error_style_known"),
+        CheckConstraint("auto_promote IN ('never', 'first', 'always')", name="auto_promote_known"),
+        CheckConstraint("generation >= 0 AND event_seq >= generation", name="counters_consistent"),
+        CheckConstraint("(status = 'Deleted') = (deleted_at IS NOT NULL)", name="deleted_status"),
+        CheckConstraint("deleted_at IS NULL OR production_deployment_id IS NULL", name="deleted_serves_nothing"),
+        CheckConstraint("(registered_at IS NULL) = (registered_message_id IS NULL)", name="registered_pair"),
+        ForeignKeyConstraint(
+            ["production_deployment_id", "id"],
+            ["deployments.id", "deployments.agent_id"],
+            name="agents_production_is_own_deployment",
+            use_alter=True,
+        ),
+        Index("agents_name_of_living_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+        Index("agents_name_deleted_at_idx", "name", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("agents_created_at_id_idx", "created_at", "id"),
+    )
+
+
+class Deployment(Base):
+    """One version of an agent."""
+
+    __tablename__ = "deployments"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id"))
+    docker_image: Mapped[str | None]
+    registration_metadata: Mapped[dict[str, Any] | None]
+    status: Mapped[str]
+    status_reason: Mapped[str | None]
+    status_changed_at: Mapped[datetime]
+    acp_url: Mapped[str | None]
+    rpc_path: Mapped[str] = mapped_column(server_default=DEFAULT_RPC_PATH)
+    health_path: Mapped[str] = mapped_column(server_default=DEFAULT_HEALTH_PATH)
+    error_style: Mapped[str] = mapped_column(server_default="http")
+    is_production: Mapped[bool] = mapped_column(server_default=text("false"))
+    sgp_deploy_id: Mapped[str | None]
+    helm_release_name: Mapped[str | None]
+    registered_at: Mapped[datetime | None]
+    registered_message_id: Mapped[UUID | None]
+    first_registered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    ready_at: Mapped[datetime | None]
+    promoted_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("id", "agent_id", name="deployments_id_agent_id_key"),
+        CheckConstraint(f"id ~ '{DEPLOYMENT_ID_PATTERN}'", name="id_valid"),
+        CheckConstraint("status IN ('Pending', 'Ready', 'Failed')", name="status_known"),
+        CheckConstraint("error_style IN ('http', 'jsonrpc')", name="error_style_known"),
+        CheckConstraint("status <> 'Ready' OR acp_url IS NOT NULL OR purged_at IS NOT NULL", name="ready_has_address"),
+        CheckConstraint("NOT (is_production AND expires_at IS NOT NULL)", name="production_not_deleted"),
+        CheckConstraint("NOT (is_production AND status = 'Pending')", name="production_was_ready"),
+        CheckConstraint("purged_at IS NULL OR expires_at IS NOT NULL", name="purged_was_deleted"),
+        CheckConstraint("(registered_at IS NULL) = (registered_message_id IS NULL)", name="registered_pair"),
+        Index("deployments_one_production_key", "agent_id", unique=True, postgresql_where=text("is_production")),
+        Index("deployments_agent_id_created_at_id_idx", "agent_id", "created_at", "id"),
+    )
+
+
+class Promotion(Base):
+    """One change of what serves an agent; append-only."""
+
+    __tablename__ = "promotions"
+
+    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id"), primary_key=True)
+    generation: Mapped[int] = mapped_column(primary_key=True)
+    cause: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str | None]
+    from_deployment_id: Mapped[str | None]
+    from_acp_url: Mapped[str | None]
+    from_docker_image: Mapped[str | None]
+    to_deployment_id: Mapped[str | None]
+    to_acp_url: Mapped[str | None]
+    to_docker_image: Mapped[str | None]
+    restored: Mapped[int | None]
+    at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint("generation > 0", name="generation_positive"),
+        CheckConstraint(
+            "cause IN ('first', 'always', 'manual', 'rollback', 'legacy', 'agent_deleted')", name="cause_known"
+        ),
+        CheckConstraint("restored IS NULL OR (cause = 'rollback' AND restored < generation)", name="restored_is_older"),
+        CheckConstraint("to_deployment_id IS NULL OR to_acp_url IS NOT NULL", name="deployment_has_address"),
+        Index("promotions_agent_id_at_idx", "agent_id", "at", unique=True),
+    )
+
+
+class OutboxEvent(Base):
+    """An event that was committed together with the change it tells of."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    event_id: Mapped[UUID] = mapped_column(unique=True)
+    type: Mapped[str]
+    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id"))
+    agent_name: Mapped[str]
+    subject: Mapped[str]
+    sequence: Mapped[int]
+    generation: Mapped[int]
+    payload: Mapped[dict[str, Any]]
+    traceparent: Mapped[str | None]
+    xid: Mapped[int] = mapped_column(Xid8(), server_default=func.pg_current_xact_id())
+    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    published_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("agent_id", "sequence", name="outbox_agent_id_sequence_key"),
+        CheckConstraint("sequence > 0", name="sequence_positive"),
+        Index("outbox_unpublished_idx", "id", postgresql_where=text("published_at IS NULL")),
+        Index("outbox_xid_id_idx", "xid", "id"),
+    )
+
+
+class Registration(Base):
+    """The inbox: what was decided of each message; answers "why is my pod not there?"."""
+
+    __tablename__ = "registrations"
+
+    message_id: Mapped[UUID] = mapped_column(primary_key=True)
+    agent_name: Mapped[str]
+    deployment_id: Mapped[str | None]
+    registered_at: Mapped[datetime | None]
+    outcome: Mapped[str]
+    reason: Mapped[str | None]
+    received_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    seq: Mapped[int] = mapped_column(Identity(always=True))
+
+    __table_args__ = (
+        CheckConstraint("outcome IN ('Registered', 'Stale', 'Shadowed', 'Rejected')", name="outcome_known"),
+        Index("registrations_agent_name_seq_idx", "agent_name", "seq"),
+        Index("registrations_received_at_idx", "received_at"),
+    )
+
+
+class Parked(Base):
+    """A message that cannot be applied, kept until somebody drops it, sends it again or its retention ends."""
+
+    __tablename__ = "parked"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    key: Mapped[str] = mapped_column(unique=True)
+    message_id: Mapped[UUID | None]
+    agent_name: Mapped[str | None]
+    deployment_id: Mapped[str | None]
+    reason: Mapped[str]
+    error: Mapped[str]
+    routing_key: Mapped[str]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[bytes]
+    attempts: Mapped[int] = mapped_column(Integer(), server_default="1")
+    received_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+    __table_args__ = (
+        CheckConstraint("attempts > 0", name="attempts_positive"),
+        Index("parked_received_at_idx", "received_at"),
+    )
+
+
+LEDGER_GUARD_FUNCTION = """
+CREATE OR REPLACE FUNCTION promotions_are_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'promotions is append-only: % refused', TG_OP
+        USING ERRCODE = 'restrict_violation', CONSTRAINT = 'promotions_append_only';
+END
+$$
+"""
+LEDGER_ROW_GUARD = """
+CREATE TRIGGER promotions_refuse_change BEFORE UPDATE OR DELETE ON promotions
+FOR EACH ROW EXECUTE FUNCTION promotions_are_append_only()
+"""
+LEDGER_TABLE_GUARD = """
+CREATE TRIGGER promotions_refuse_truncate BEFORE TRUNCATE ON promotions
+FOR EACH STATEMENT EXECUTE FUNCTION promotions_are_append_only()
+"""
+for guard in (LEDGER_GUARD_FUNCTION, LEDGER_ROW_GUARD, LEDGER_TABLE_GUARD):
+    event.listen(Promotion.__table__, "after_create", DDL(guard.replace("%", "%%")))  # type: ignore[no-untyped-call]

@@ -1,0 +1,99 @@
+"""Messages that cannot be applied: kept whole in `parked`, in the transaction that refuses them."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.errors import PodiumError
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message as the broker delivered it."""
+
+    routing_key: str
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A message to park, and why; `applied_to` names the deployment whose repeated refusals share a row."""
+
+    envelope: Envelope
+    error: PodiumError
+    message_id: UUID | None = None
+    agent_name: str | None = None
+    deployment_id: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Refusals with the same key share a row."""
+        if self.message_id is not None and self.agent_name is not None and self.deployment_id is not None:
+            return f"{self.agent_name}/{self.deployment_id}/{self.error.reason}"
+        if self.message_id is not None:
+            return str(self.message_id)
+        return hashlib.sha256(self.envelope.body).hexdigest()
+
+
+# A message seen before (same id, or same body without one) changes nothing; another one for the same reason counts up.
+_PARK = text("""
+INSERT INTO parked (
+    key, message_id, agent_name, deployment_id, reason, error, routing_key, headers, body, attempts)
+SELECT r.key, r.message_id, r.agent_name, r.deployment_id, r.reason, r.error, r.routing_key, r.headers,
+    b.body, r.attempts
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+    position int, key text, message_id uuid, agent_name text, deployment_id text, reason text, error text,
+    routing_key text, headers jsonb, attempts int)
+JOIN unnest(CAST(:bodies AS bytea[])) WITH ORDINALITY AS b(body, position) ON b.position = r.position
+ORDER BY r.key
+ON CONFLICT (key) DO UPDATE SET
+    attempts = parked.attempts + excluded.attempts,
+    message_id = excluded.message_id,
+    error = excluded.error,
+    routing_key = excluded.routing_key,
+    headers = excluded.headers,
+    body = excluded.body,
+    received_at = clock_timestamp()
+WHERE parked.message_id IS DISTINCT FROM excluded.message_id
+""")
+
+
+async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
+    """Keep these messages; others see them once the transaction is committed."""
+    newest: dict[str, Refusal] = {}
+    attempts: dict[str, set[UUID | None]] = {}
+    for refusal in refusals:
+        newest[refusal.key] = refusal
+        attempts.setdefault(refusal.key, set()).add(refusal.message_id)
+    if not newest:
+        return
+    rows = [
+        {
+            "position": position,
+            "key": key,
+            "message_id": refusal.message_id,
+            "agent_name": refusal.agent_name,
+            "deployment_id": refusal.deployment_id,
+            "reason": refusal.error.reason,
+            "error": refusal.error.message,
+            "routing_key": refusal.envelope.routing_key,
+            "headers": refusal.envelope.headers,
+            "attempts": len(attempts[key]),
+        }
+        for position, (key, refusal) in enumerate(newest.items(), start=1)
+    ]
+    bodies = [refusal.envelope.body for refusal in newest.values()]
+    await session.execute(_PARK, {"rows": _storable_json(rows), "bodies": bodies})
+
+
+def _storable_json(rows: list[dict[str, Any]]) -> str:
+    """JSON that PostgreSQL takes, whatever a stranger wrote into headers and routing key."""
+    encoded = to_json(rows, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True).decode()
+    return encoded.replace("\\u0000", "\\ufffd")

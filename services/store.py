@@ -1,0 +1,201 @@
+"""Reading and writing agents, deployments, ledger and outbox: every transition goes through here.
+
+Each statement is set-based and touches its own columns only. The agent's row is locked first, by a statement on
+`agents` alone: a lock inside a join or CTE would decide on rows read before the wait.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic_core import to_json
+from sqlalchemy import Select, TextClause, any_, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+from sqlalchemy.types import Text, Uuid
+
+from services import sql
+from services.errors import AgentNotFound, LostRace
+from services.models import Agent, Deployment, Promotion
+from services.state import AgentState, DeploymentState, Event, LedgerRow, State
+
+AGENT_COLUMNS = [getattr(Agent, field.name) for field in fields(AgentState)]
+DEPLOYMENT_COLUMNS = [
+    Agent.name.label("agent_name") if field.name == "agent_name" else getattr(Deployment, field.name)
+    for field in fields(DeploymentState)
+]
+
+_NAMES = bindparam("names", type_=ARRAY(Text))
+_AGENT_IDS = bindparam("agent_ids", type_=ARRAY(Uuid))
+_DEPLOYMENT_IDS = bindparam("deployment_ids", type_=ARRAY(Text))
+_Earlier = aliased(Agent)
+
+_LIVING = (
+    select(*AGENT_COLUMNS)
+    .where(Agent.name == any_(_NAMES), Agent.deleted_at.is_(None))
+    .order_by(Agent.id)
+    .with_for_update(key_share=True)
+)
+_ONE = select(*AGENT_COLUMNS).where(Agent.id == bindparam("agent_id")).with_for_update(key_share=True)
+_FACTS = (
+    select(
+        Agent.id,
+        func.clock_timestamp().label("now"),
+        Promotion.at.label("last_cutover_at"),
+        select(func.max(_Earlier.deleted_at))
+        .where(_Earlier.name == Agent.name, _Earlier.deleted_at.is_not(None))
+        .scalar_subquery()
+        .label("name_deleted_at"),
+    )
+    .outerjoin(Promotion, (Promotion.agent_id == Agent.id) & (Promotion.generation == Agent.generation))
+    .where(Agent.id == any_(_AGENT_IDS))
+)
+DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).join(Agent, Agent.id == Deployment.agent_id)
+_NAMED = DEPLOYMENTS.where(Deployment.id == any_(_DEPLOYMENT_IDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a decision needs to know beyond the rows themselves, read after the lock."""
+
+    now: datetime
+    last_cutover_at: datetime | None
+    name_deleted_at: datetime | None
+
+
+async def lock_living(session: AsyncSession, names: Sequence[str]) -> dict[str, AgentState]:
+    """The living agents of these names, locked until the transaction ends, in id order."""
+    return {agent.name: agent for agent in await _agents(session, _LIVING, names=list(names))}
+
+
+async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
+    """The agent, deleted or not, locked until the transaction ends. Raises `AgentNotFound`."""
+    agents = await _agents(session, _ONE, agent_id=agent_id)
+    if not agents:
+        raise AgentNotFound
+    return agents[0]
+
+
+async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, Facts]:
+    """Facts by agent; call it after the lock, since they include the clock."""
+    rows = await session.execute(_FACTS, {"agent_ids": list(agent_ids)})
+    return {row.id: Facts(row.now, row.last_cutover_at, row.name_deleted_at) for row in rows}
+
+
+async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[str, DeploymentState]:
+    """Deployments by id, of whichever agent."""
+    rows = await session.execute(_NAMED, {"deployment_ids": sorted(set(ids))})
+    return {row.id: DeploymentState(**row._mapping) for row in rows}  # noqa: SLF001 - public, for all its underscore
+
+
+async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> State:
+    """The agent, locked, with its production deployment and the named ones. Raises `AgentNotFound`."""
+    agent = await lock_agent(session, agent_id)
+    facts = (await load_facts(session, [agent_id]))[agent_id]
+    pointer = agent.production_deployment_id
+    ids = {*deployment_ids, pointer} if pointer is not None else set(deployment_ids)
+    return State(
+        agent=agent,
+        deployments=await load_deployments(session, ids) if ids else {},
+        now=facts.now,
+        last_cutover_at=facts.last_cutover_at,
+        name_deleted_at=facts.name_deleted_at,
+    )
+
+
+async def save_state(session: AsyncSession, before: State, after: State) -> None:
+    """Write what a transition of one agent changed; others see it once the transaction is committed."""
+    await save(
+        session,
+        agents=[(before.agent, after.agent)],
+        deployments=[(before.deployments.get(each.id), each) for each in after.deployments.values()],
+        ledger=after.ledger,
+        events=after.events,
+    )
+
+
+async def save(
+    session: AsyncSession,
+    *,
+    agents: Iterable[tuple[AgentState, AgentState]],
+    deployments: Iterable[tuple[DeploymentState | None, DeploymentState]],
+    ledger: Iterable[LedgerRow],
+    events: Iterable[Event],
+) -> None:
+    """Write what changed between each before and after, one statement per table and purpose.
+
+    Raises `LostRace` if somebody else made one of the new deployments meanwhile.
+    """
+    changed_agents = [(before, after) for before, after in agents if before != after]
+    changed = sorted(((b, a) for b, a in deployments if b != a), key=lambda pair: pair[1].id)
+    new = [after for before, after in changed if before is None]
+    if new and await _write(session, sql.INSERT_DEPLOYMENTS, new) < len(new):
+        raise LostRace
+    await _write(session, sql.UPDATE_DEPLOYMENTS, [a for b, a in changed if b and _announced(b) != _announced(a)])
+    await _write(session, sql.DEMOTE, [a for b, a in changed if b and b.is_production and not a.is_production])
+    await _write(session, sql.PROMOTE, [a for b, a in changed if a.promoted_at != (b.promoted_at if b else None)])
+    await _write(session, sql.UPDATE_AGENTS_SERVING, [a for b, a in changed_agents if _serving(b) != _serving(a)])
+    await _write(session, sql.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)])
+    await _write(session, sql.INSERT_PROMOTIONS, [_ledger_row(entry) for entry in ledger])
+    await _write(session, sql.INSERT_OUTBOX, [_outbox_row(event) for event in events])
+
+
+async def _agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
+    rows = await session.execute(query, parameters)
+    return [AgentState(**row._mapping) for row in rows]  # noqa: SLF001 - public, for all its underscore
+
+
+async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[object]) -> int:
+    """How many rows the statement wrote; it is not sent for none."""
+    if not rows:
+        return 0
+    result = await session.execute(statement, {"rows": to_json(rows).decode()})
+    return int(result.rowcount)  # type: ignore[attr-defined]  # a cursor result, since the statement writes
+
+
+def _announced(deployment: DeploymentState) -> tuple[object, ...]:
+    return tuple(getattr(deployment, name) for name in sql.ANNOUNCED_COLUMNS)
+
+
+def _serving(agent: AgentState) -> tuple[object, ...]:
+    return tuple(getattr(agent, name) for name in sql.SERVING_COLUMNS)
+
+
+def _described(agent: AgentState) -> tuple[object, ...]:
+    return tuple(getattr(agent, name) for name in sql.DESCRIBED_COLUMNS)
+
+
+def _ledger_row(entry: LedgerRow) -> dict[str, object]:
+    sides = {"from": entry.before, "to": entry.after}
+    snapshots = {
+        f"{side}_{name}": getattr(serving, name) if serving else None
+        for side, serving in sides.items()
+        for name in ("deployment_id", "acp_url", "docker_image")
+    }
+    return {
+        "agent_id": entry.agent_id,
+        "generation": entry.generation,
+        "cause": entry.cause,
+        "actor": entry.actor,
+        "reason": entry.reason,
+        "restored": entry.restored,
+        "at": entry.at,
+        **snapshots,
+    }
+
+
+def _outbox_row(event: Event) -> dict[str, object]:
+    return {
+        "event_id": uuid4(),
+        "type": event.type,
+        "agent_id": event.agent_id,
+        "agent_name": event.agent_name,
+        "subject": event.subject,
+        "sequence": event.sequence,
+        "generation": event.generation,
+        "payload": event.data,
+        "traceparent": event.traceparent,
+    }
