@@ -4,6 +4,7 @@ Quorum queues are built to work alike on RabbitMQ 3.10 and 4.x, so every argumen
 """
 
 import re
+from typing import Any
 
 from contracts.fields import AGENT_NAME_PATTERN
 
@@ -22,7 +23,7 @@ PARKED_DELIVERY_LIMIT = 1_000_000_000
 
 _AGENT_KEY_PREFIX = "agent."
 
-QueueArguments = dict[str, str | int]
+QueueArguments = dict[str, Any]
 
 
 def registration_key(agent_name: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import structlog
@@ -38,9 +39,16 @@ def async_url(database_url: str) -> URL:
     return make_url(database_url).set(drivername="postgresql+asyncpg")
 
 
-def make_engine(settings: Settings, *, application_name: str, pool_size: int | None = None) -> AsyncEngine:
-    """An engine that connects on first use; dispose of it when the process ends."""
+def make_engine(
+    settings: Settings,
+    *,
+    application_name: str,
+    pool_size: int | None = None,
+    idle_session_timeout: timedelta = timedelta(0),
+) -> AsyncEngine:
+    """An engine that connects on first use; dispose of it when the process ends. No idle session timeout if zero."""
     milliseconds = {
+        "idle_session_timeout": idle_session_timeout,
         "lock_timeout": settings.lock_timeout,
         "statement_timeout": settings.statement_timeout,
         "idle_in_transaction_session_timeout": settings.statement_timeout,

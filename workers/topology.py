@@ -1,0 +1,26 @@
+"""Declaring exchanges and queues; safe to repeat, refused by the broker where something of another shape exists."""
+
+from aio_pika import ExchangeType, connect
+
+from contracts import topology
+from services.settings import Settings
+
+CONNECT_TIMEOUT_SECONDS = 10
+
+
+async def declare(settings: Settings) -> None:
+    """Make the exchanges, queues and bindings exist. Raises `AMQPError` or `OSError`."""
+    connection = await connect(settings.amqp_url.get_secret_value(), timeout=CONNECT_TIMEOUT_SECONDS)
+    async with connection:
+        channel = await connection.channel()
+        await channel.declare_exchange(topology.EVENTS_EXCHANGE, ExchangeType.TOPIC, durable=True)
+        registrations = await channel.declare_exchange(
+            topology.REGISTRATIONS_EXCHANGE, ExchangeType.TOPIC, durable=True
+        )
+        await channel.declare_queue(topology.PARKED_QUEUE, durable=True, arguments=topology.parked_arguments())
+        queue = await channel.declare_queue(
+            topology.REGISTRATIONS_QUEUE,
+            durable=True,
+            arguments=topology.registrations_arguments(settings.registrations_max_length, settings.delivery_limit),
+        )
+        await queue.bind(registrations, topology.REGISTRATIONS_BINDING)
