@@ -61,7 +61,7 @@ class Registrar:
                 attempt = 0
 
     async def _consume(self, stop: asyncio.Event) -> None:
-        """One connection's life: a reader takes messages over; no lost connection interrupts this task, which decides."""
+        """One connection: a reader takes messages over, and no lost connection interrupts this task, which decides."""
         url = self._settings.amqp_url.get_secret_value()
         prefetch = self._settings.batch_size * PREFETCH_BATCHES
         broker = RabbitBroker(

@@ -1,0 +1,121 @@
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import aio_pika
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from contracts import topology
+from podium.servers import ServersMissing, docker_answers, private_servers
+from services.database import Sessions, async_url, make_engine, make_sessions
+from services.migrate import migrate
+from services.settings import Settings
+from tests.containers import both_containers
+from workers.topology import declare
+
+# A developer's own settings must not leak into tests; the servers' addresses are read before.
+EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith("PODIUM_")}
+for name in EXTERNAL:
+    del os.environ[name]
+
+
+@dataclass(frozen=True)
+class TestServers:
+    """Where the real PostgreSQL and RabbitMQ of this run are."""
+
+    __test__ = False
+
+    database_url: str
+    amqp_url: str
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    """Where private servers keep their data: a folder that their unprivileged account can enter."""
+    with tempfile.TemporaryDirectory(prefix="podium-tests-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def servers(servers_folder: Path) -> AsyncIterator[TestServers]:
+    """Real servers: those of the environment, private ones, or containers; none at all fails the run."""
+    urls = {name: value for name, value in EXTERNAL.items() if name in {"PODIUM_DATABASE_URL", "PODIUM_AMQP_URL"}}
+    try:
+        async with private_servers(servers_folder, durable=False, environ={**os.environ, **urls}) as running:
+            yield TestServers(running.database_url, running.amqp_url)
+    except ServersMissing:
+        if not docker_answers(os.environ):
+            raise
+        with both_containers() as urls_of_containers:
+            yield TestServers(*urls_of_containers)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def template(servers: TestServers) -> str:
+    """Name of a database that was migrated once; tests get clones of it."""
+    name = f"podium_template_{uuid4().hex}"
+    await _administer(servers, f'CREATE DATABASE "{name}"')
+    engine = make_engine(_settings(servers, name), application_name="tests")
+    await migrate(engine)
+    await engine.dispose()
+    return name
+
+
+@pytest_asyncio.fixture
+async def settings(servers: TestServers, template: str) -> AsyncIterator[Settings]:
+    """Settings that point to a migrated database of this test's own."""
+    name = f"podium_test_{uuid4().hex}"
+    await _administer(servers, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    yield _settings(servers, name)
+    await _administer(servers, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest_asyncio.fixture
+async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    """An engine on this test's database."""
+    engine = make_engine(settings, application_name="tests", pool_size=20)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: AsyncEngine) -> Sessions:
+    """Sessions on this test's database."""
+    return make_sessions(engine)
+
+
+@pytest_asyncio.fixture
+async def broker(settings: Settings) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
+    """A connection to RabbitMQ, with Podium's exchanges and queues there and empty."""
+    connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        for queue in (topology.REGISTRATIONS_QUEUE, topology.PARKED_QUEUE):
+            await channel.queue_delete(queue)
+        for exchange in (topology.REGISTRATIONS_EXCHANGE, topology.EVENTS_EXCHANGE):
+            await channel.exchange_delete(exchange)
+        await declare(settings)
+        yield connection
+
+
+def _settings(servers: TestServers, database: str) -> Settings:
+    url = make_url(servers.database_url).set(database=database).render_as_string(hide_password=False)
+    return Settings(
+        database_url=SecretStr(url), amqp_url=SecretStr(servers.amqp_url), secret_key=SecretStr("a test's secret key")
+    )
+
+
+async def _administer(servers: TestServers, statement: str) -> None:
+    engine = create_async_engine(async_url(servers.database_url), isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(text(statement))
+    await engine.dispose()
