@@ -1,0 +1,163 @@
+"""Agents: reading, changing and deleting them, rolling back, and the ledger of what served."""
+
+from typing import Annotated
+from uuid import UUID
+
+from litestar import Response, delete, get, patch, post
+from litestar.params import Parameter
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.bodies import ChangeAgentRequest, JsonBody, OptionalBody, RollbackRequest
+from api.conditional import generation_header
+from api.parameters import (
+    AnyRequest,
+    Limit,
+    OrderDirection,
+    PageNumber,
+    agent_name,
+    agent_uuid,
+    caller,
+    moment,
+)
+from api.problems import documented
+from api.resources import Resources
+from api.views import AgentAnswer, DeletedAnswer, PromotionAnswer
+from services.database import in_transaction
+from services.ledger import history
+from services.lifecycle import change_agent, delete_agent
+from services.models import Promotion
+from services.promotion import roll_back
+from services.queries import AgentView, Page, event_cursor, get_agent, get_agent_by_name, list_agents
+
+CURSOR_HEADER = "x-podium-cursor"
+
+After = Annotated[UUID | None, Parameter(description="Only agents behind this id, in id order: pages without gaps.")]
+
+
+@get("/agents", responses=documented(400))
+async def read_agents(
+    *,
+    resources: Resources,
+    limit: Limit = 50,
+    page_number: PageNumber = 1,
+    order_by: str = "created_at",
+    order_direction: OrderDirection = "desc",
+    after: After = None,
+) -> Response[list[AgentAnswer]]:
+    """Living agents, newest first. Events behind `x-podium-cursor` are later than what this page shows."""
+    page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction, after=after)
+
+    async def work(session: AsyncSession) -> tuple[str, list[AgentView]]:
+        return await event_cursor(session), await list_agents(session, page)
+
+    cursor, views = await in_transaction(resources.reads, work)
+    return Response([AgentAnswer.of_view(view) for view in views], headers={CURSOR_HEADER: cursor})
+
+
+@get("/agents/{agent_id:str}", responses=documented(404))
+async def read_agent(agent_id: str, resources: Resources) -> Response[AgentAnswer]:
+    """One agent, deleted or not."""
+    wanted = agent_uuid(agent_id)
+    view = await in_transaction(resources.reads, lambda session: get_agent(session, wanted))
+    return _answer(AgentAnswer.of_view(view))
+
+
+@get("/agents/name/{name:str}", responses=documented(404))
+async def read_agent_by_name(name: str, resources: Resources) -> Response[AgentAnswer]:
+    """The living agent of this name."""
+    wanted = agent_name(name)
+    view = await in_transaction(resources.reads, lambda session: get_agent_by_name(session, wanted))
+    return _answer(AgentAnswer.of_view(view))
+
+
+@patch(
+    "/agents/{agent_id:str}",
+    dto=JsonBody[ChangeAgentRequest],
+    return_dto=None,
+    responses=documented(400, 404, 410),
+)
+async def update_agent(agent_id: str, data: ChangeAgentRequest, resources: Resources) -> Response[AgentAnswer]:
+    """Set the description or what is promoted by itself; an unknown field is refused."""
+    wanted = agent_uuid(agent_id)
+    state = await in_transaction(resources.sessions, lambda session: change_agent(session, wanted, data.command()))
+    resources.waker.wake()
+    return _answer(AgentAnswer.of_state(state))
+
+
+@delete("/agents/{agent_id:str}", status_code=200, responses=documented(404))
+async def remove_agent(agent_id: str, request: AnyRequest, resources: Resources) -> DeletedAnswer:
+    """Delete an agent with all its deployments; its name is free. A second time changes nothing."""
+    wanted, asking = agent_uuid(agent_id), caller(request, resources)
+    await in_transaction(resources.sessions, lambda session: delete_agent(session, wanted, asking))
+    resources.waker.wake()
+    return DeletedAnswer(id=str(wanted), message=f"Agent {wanted} is deleted.")
+
+
+@delete("/agents/name/{name:str}", status_code=200, responses=documented(404))
+async def remove_agent_by_name(name: str, request: AnyRequest, resources: Resources) -> DeletedAnswer:
+    """Delete the living agent of this name."""
+    wanted, asking = agent_name(name), caller(request, resources)
+
+    async def work(session: AsyncSession) -> UUID:
+        agent_id = (await get_agent_by_name(session, wanted)).agent.id
+        await delete_agent(session, agent_id, asking)
+        return agent_id
+
+    agent_id = await in_transaction(resources.sessions, work)
+    resources.waker.wake()
+    return DeletedAnswer(id=str(agent_id), message=f"Agent {wanted} is deleted.")
+
+
+@post(
+    "/agents/{agent_id:str}/rollback",
+    status_code=200,
+    dto=JsonBody[RollbackRequest],
+    return_dto=None,
+    operation_class=OptionalBody,
+    responses=documented(400, 404, 409, 410, 412),
+)
+async def roll_agent_back(
+    agent_id: str, request: AnyRequest, resources: Resources, data: RollbackRequest | None = None
+) -> Response[AgentAnswer]:
+    """Go back to what served before, or to a named deployment, or to 'legacy'. Pauses automatic promotion."""
+    body = data or RollbackRequest()
+    asking = caller(request, resources, body.reason)
+    wanted = agent_uuid(agent_id)
+    state = await in_transaction(resources.sessions, lambda session: roll_back(session, wanted, asking, to=body.to))
+    resources.waker.wake()
+    return _answer(AgentAnswer.of_state(state))
+
+
+@get("/agents/{agent_id:str}/promotions", responses=documented(400, 404))
+async def read_promotions(
+    agent_id: str,
+    resources: Resources,
+    limit: Limit = 50,
+    page_number: PageNumber = 1,
+    at: Annotated[str | None, Parameter(description="ISO 8601: only the row that held at this moment.")] = None,
+) -> list[PromotionAnswer]:
+    """The ledger of what served, newest first."""
+    wanted, then = agent_uuid(agent_id), moment(at, field="at")
+    offset = Page(limit=limit, number=page_number).offset
+
+    async def work(session: AsyncSession) -> list[Promotion]:
+        await get_agent(session, wanted)
+        return await history(session, wanted, limit=limit, offset=offset, at=then)
+
+    return [PromotionAnswer.of(row) for row in await in_transaction(resources.reads, work)]
+
+
+def _answer(agent: AgentAnswer) -> Response[AgentAnswer]:
+    return Response(agent, headers=generation_header(agent.generation))
+
+
+ROUTES = [
+    read_agents,
+    read_agent,
+    read_agent_by_name,
+    update_agent,
+    remove_agent,
+    remove_agent_by_name,
+    roll_agent_back,
+    read_promotions,
+]

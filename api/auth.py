@@ -1,0 +1,113 @@
+"""Who may ask: the one place that decides it, until keys have scopes."""
+
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from pydantic_core import from_json
+
+from api.problems import Forbidden
+from api.resources import Resources, provide_resources
+from services.database import in_transaction
+from services.errors import AgentNotFound, Unauthorized
+from services.keys import AGENT_KEY_PREFIX, agent_api_key, same_secret
+from services.queries import get_agent_by_name
+from services.settings import Settings
+
+# Marks of route handlers: needs no key; lets an agent's own key in.
+PUBLIC = {"public": True}
+FOR_AGENTS = {"agent_key": True}
+
+_BEARER = "bearer "
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+
+class StartRefused(Exception):
+    """The API refuses to start with these settings."""
+
+
+def check_bind(settings: Settings) -> None:
+    """Refuse to serve others without a key, or to hand out agents' keys that other processes do not know.
+
+    Raises `StartRefused` with a sentence that names the variable to set.
+    """
+    if not settings.secret_key.get_secret_value():
+        raise StartRefused(
+            "The API refuses to start: set PODIUM_SECRET_KEY, to the same value on every API process; "
+            "agents' own keys are derived from it."
+        )
+    if not settings.on_loopback and not settings.api_key.get_secret_value():
+        raise StartRefused(
+            f"The API refuses to start on {settings.host} without a key: set PODIUM_API_KEY, "
+            "or PODIUM_HOST=127.0.0.1 to serve this machine only."
+        )
+
+
+async def check_caller(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Let nobody past who may not ask: a guard of the whole application.
+
+    Raises `Unauthorized`; `Forbidden` where no key is set and a web page of somewhere else may be asking.
+    """
+    resources = provide_resources(connection.app.state)
+    expected = resources.settings.api_key.get_secret_value()
+    if not expected:
+        _check_local(connection)
+        return
+    if handler.opt.get("public"):
+        return
+    agent_keys = _header_values(connection, b"x-agent-api-key") if handler.opt.get("agent_key") else []
+    if any(same_secret(given, expected) for given in [*_api_keys(connection), *agent_keys]):
+        return
+    for given in agent_keys:
+        if await _is_key_of_named_agent(connection, resources, given):
+            return
+    raise Unauthorized
+
+
+def _api_keys(connection: Connection) -> list[str]:
+    bearers = [
+        value[len(_BEARER) :].strip()
+        for value in _header_values(connection, b"authorization")
+        if value.lower().startswith(_BEARER)
+    ]
+    return [*bearers, *_header_values(connection, b"x-api-key")]
+
+
+async def _is_key_of_named_agent(connection: Connection, resources: Resources, given: str) -> bool:
+    """Whether this is the own key of the living agent that the body speaks for."""
+    if not given.startswith(AGENT_KEY_PREFIX) or not isinstance(connection, Request):
+        return False
+    try:
+        name = from_json(await connection.body())["name"]
+        view = await in_transaction(resources.reads, lambda session: get_agent_by_name(session, name))
+    except (ValueError, TypeError, KeyError, AgentNotFound):
+        return False
+    secret_key = resources.settings.secret_key.get_secret_value()
+    return same_secret(given, agent_api_key(secret_key, view.agent.id))
+
+
+def _check_local(connection: Connection) -> None:
+    """A page on another origin can reach a loopback address by name (DNS rebinding) or post to it blindly."""
+    hosts = _header_values(connection, b"host")
+    if len(hosts) != 1 or not _is_loopback(f"//{hosts[0]}"):
+        raise Forbidden
+    if not all(_is_loopback(origin) for origin in _header_values(connection, b"origin")):
+        raise Forbidden
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether the host of the URL is this machine."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _header_values(connection: Connection, name: bytes) -> list[str]:
+    """Every value of a header, bytes that are no UTF-8 included."""
+    return [value.decode("utf-8", "surrogateescape") for key, value in connection.scope["headers"] if key == name]

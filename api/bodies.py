@@ -1,0 +1,123 @@
+"""What the API takes beyond announcements, and how bodies are read: strictly, whatever content type they claim."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, TypeVar
+
+from litestar.dto import AbstractDTO
+from litestar.openapi.spec import Operation, Reference, RequestBody, Schema
+from litestar.typing import FieldDefinition
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError, model_validator
+
+from contracts.fields import DeploymentId, Image, Text, check_storable
+from services.errors import InvalidRequest
+from services.lifecycle import AgentChange, NewDeployment
+from services.state import AutoPromote
+
+T = TypeVar("T", bound=BaseModel)
+
+REASON_MAX_LENGTH = 2000
+
+Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
+
+
+class JsonBody(AbstractDTO[T]):
+    """Reads a body with the model's own JSON parser: what it refuses is refused with the field named.
+
+    Litestar would decode to plain values first, and lose what only the bytes tell. An empty body is the default of
+    the handler's `data`.
+    """
+
+    def decode_bytes(self, value: bytes) -> T:
+        """The body as the model. Raises `InvalidRequest`."""
+        try:
+            return self.model_type.model_validate_json(value)
+        except ValidationError as exc:
+            raise first_problem(exc) from exc
+
+    @classmethod
+    def create_for_field_definition(cls, field_definition: FieldDefinition, handler_id: str, *_: object) -> None:
+        """Nothing is prepared: the model reads itself."""
+
+    @classmethod
+    def create_openapi_schema(
+        cls,
+        field_definition: FieldDefinition,  # noqa: ARG003 - Litestar passes it by name
+        handler_id: str,  # noqa: ARG003 - as field_definition
+        schema_creator: Any,  # noqa: ANN401 - Litestar keeps its type to itself
+    ) -> Reference | Schema:
+        """The model's schema."""
+        schema: Reference | Schema = schema_creator.for_field_definition(
+            FieldDefinition.from_annotation(cls.model_type)
+        )
+        return schema
+
+
+@dataclass
+class OptionalBody(Operation):
+    """An operation whose body may be left out."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
+
+
+class NewDeploymentRequest(BaseModel):
+    """A version known ahead of its pod; repeat it with the same `id` as often as you like."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    docker_image: Image
+    registration_metadata: dict[str, Any] | None = None
+    sgp_deploy_id: Text | None = None
+    helm_release_name: Text | None = None
+    id: DeploymentId | None = Field(default=None, description="A new one is made if it is left out.")
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Self:
+        check_storable(self.registration_metadata)
+        return self
+
+    def command(self) -> NewDeployment:
+        """What the service takes."""
+        return NewDeployment(**dict(self))
+
+
+class PromoteRequest(BaseModel):
+    """Why a version goes to production."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    reason: Reason | None = None
+
+
+class RollbackRequest(BaseModel):
+    """Where to go back to, and why."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    to: DeploymentId | None = Field(
+        default=None, description="A deployment id or 'legacy'; left out: what served before."
+    )
+    reason: Reason | None = None
+
+
+class ChangeAgentRequest(BaseModel):
+    """What can be set of an agent; what is left out or null stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: Text | None = None
+    auto_promote: AutoPromote | None = None
+    auto_promote_paused: StrictBool | None = None
+
+    def command(self) -> AgentChange:
+        """What the service takes."""
+        return AgentChange(**dict(self))
+
+
+def first_problem(error: ValidationError) -> InvalidRequest:
+    """The first complaint, with the field it is about."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or None
+    message = problem["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{field}: {message}" if field else message, field=field)

@@ -1,0 +1,27 @@
+"""If-Match: change what serves only if nothing has changed since the caller looked (RFC 9110, section 13.1.1)."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from services.errors import InvalidRequest
+
+GENERATION_HEADER = "x-podium-generation"
+
+# Nineteen digits hold every generation that PostgreSQL can store.
+_GENERATION = re.compile(r'"(0|[1-9][0-9]{0,18})"')
+
+
+def wanted_generation(if_match: Sequence[str]) -> int | None:
+    """The generation that the values of If-Match ask for; None: whichever it is. Raises `InvalidRequest`."""
+    if not if_match or list(if_match) == ["*"]:
+        return None
+    match = _GENERATION.fullmatch(if_match[0]) if len(if_match) == 1 else None
+    if match is None:
+        message = 'If-Match must be one generation in quotes, such as "3" (see x-podium-generation), or *.'
+        raise InvalidRequest(message, field="If-Match")
+    return int(match[1])
+
+
+def generation_header(generation: int) -> Mapping[str, str]:
+    """The header that tells a caller what to send as If-Match."""
+    return {GENERATION_HEADER: str(generation)}

@@ -1,0 +1,97 @@
+"""Deployments: creating them ahead of their pods, reading, promoting and deleting them."""
+
+from litestar import Response, delete, get, post
+
+from api.bodies import JsonBody, NewDeploymentRequest, OptionalBody, PromoteRequest
+from api.conditional import generation_header
+from api.parameters import AnyRequest, Limit, OrderDirection, PageNumber, agent_uuid, caller, deployment_key
+from api.problems import documented
+from api.resources import Resources
+from api.views import DeletedAnswer, DeploymentAnswer
+from services.database import in_transaction
+from services.lifecycle import create_deployment, delete_deployment
+from services.promotion import promote
+from services.queries import Page, get_deployment, list_deployments
+
+COLLECTION = "/agents/{agent_id:str}/deployments"
+ITEM = f"{COLLECTION}/{{deployment_id:str}}"
+
+
+@post(
+    COLLECTION,
+    status_code=200,
+    dto=JsonBody[NewDeploymentRequest],
+    return_dto=None,
+    responses=documented(400, 404, 409, 410),
+)
+async def create(agent_id: str, data: NewDeploymentRequest, resources: Resources) -> DeploymentAnswer:
+    """Make a version known ahead of its pod: it is Pending until the pod registers under its id."""
+    wanted = agent_uuid(agent_id)
+    deployment = await in_transaction(
+        resources.sessions, lambda session: create_deployment(session, wanted, data.command())
+    )
+    resources.waker.wake()
+    return DeploymentAnswer.of(deployment)
+
+
+@get(COLLECTION, responses=documented(400, 404))
+async def read_deployments(
+    *,
+    agent_id: str,
+    resources: Resources,
+    limit: Limit = 50,
+    page_number: PageNumber = 1,
+    order_by: str = "created_at",
+    order_direction: OrderDirection = "desc",
+) -> list[DeploymentAnswer]:
+    """The agent's living deployments, newest first."""
+    wanted = agent_uuid(agent_id)
+    page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
+    deployments = await in_transaction(resources.reads, lambda session: list_deployments(session, wanted, page))
+    return [DeploymentAnswer.of(deployment) for deployment in deployments]
+
+
+@get(ITEM, responses=documented(404))
+async def read_deployment(agent_id: str, deployment_id: str, resources: Resources) -> DeploymentAnswer:
+    """One deployment, deleted or not."""
+    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
+    deployment = await in_transaction(resources.reads, lambda session: get_deployment(session, wanted, key))
+    return DeploymentAnswer.of(deployment)
+
+
+@post(
+    f"{ITEM}/promote",
+    status_code=200,
+    dto=JsonBody[PromoteRequest],
+    return_dto=None,
+    operation_class=OptionalBody,
+    responses=documented(400, 404, 409, 410, 412),
+)
+async def promote_deployment(
+    agent_id: str,
+    deployment_id: str,
+    request: AnyRequest,
+    resources: Resources,
+    data: PromoteRequest | None = None,
+) -> Response[DeploymentAnswer]:
+    """Put a Ready deployment into production; with If-Match only if nothing has changed since you looked.
+
+    Every RPC sent after the answer reaches this deployment. Unchanged if it is in production already.
+    """
+    asking = caller(request, resources, data.reason if data else None)
+    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
+    state = await in_transaction(resources.sessions, lambda session: promote(session, wanted, key, asking))
+    resources.waker.wake()
+    return Response(DeploymentAnswer.of(state.deployments[key]), headers=generation_header(state.agent.generation))
+
+
+@delete(ITEM, status_code=200, responses=documented(404, 409))
+async def remove_deployment(agent_id: str, deployment_id: str, resources: Resources) -> DeletedAnswer:
+    """Delete a preview; production cannot be deleted. A second time changes nothing."""
+    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
+    await in_transaction(resources.sessions, lambda session: delete_deployment(session, wanted, key))
+    resources.waker.wake()
+    return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
+
+
+ROUTES = [create, read_deployments, read_deployment, promote_deployment, remove_deployment]
