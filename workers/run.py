@@ -4,7 +4,8 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Literal, get_args
+from enum import StrEnum
+from typing import Any
 
 from services.database import make_engine, make_sessions
 from services.settings import Settings
@@ -12,18 +13,23 @@ from services.wake import Waker
 from workers.registrar import Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 
-WorkerName = Literal["registrar", "relay"]
-ALL_WORKERS: tuple[WorkerName, ...] = get_args(WorkerName)
+
+class WorkerName(StrEnum):
+    """What a worker process can be told to do."""
+
+    REGISTRAR = "registrar"
+    RELAY = "relay"
+
 
 # The registrar's transaction and the waker's notification.
 REGISTRAR_CONNECTIONS = 2
 
 
-async def run_workers(settings: Settings, names: Iterable[WorkerName] = ALL_WORKERS) -> None:
+async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerName) -> None:
     """Run these workers until SIGTERM or Ctrl-C, which let them finish what they hold; a second signal ends at once."""
     runners: dict[WorkerName, Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]] = {
-        "registrar": run_registrar,
-        "relay": run_relay,
+        WorkerName.REGISTRAR: run_registrar,
+        WorkerName.RELAY: run_relay,
     }
     async with stopped_by_signals() as stop, asyncio.TaskGroup() as group:
         for name in dict.fromkeys(names):

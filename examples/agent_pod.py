@@ -1,0 +1,66 @@
+"""An agent's pod: answers JSON-RPC and announces itself. Needs aio-pika and aiohttp, and PODIUM_AMQP_URL.
+
+AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://127.0.0.1 ACP_PORT=8001 python -m examples.agent_pod
+"""
+
+import asyncio
+import json
+import os
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from aio_pika import DeliveryMode, Message, connect
+from aio_pika.exceptions import AMQPError
+from aiohttp import web
+
+
+def announcement(name: str, deployment_id: str) -> Message:
+    """What the pod says of itself; sent again under the same id until the broker has confirmed it."""
+    body = {
+        "name": name,
+        "acp_url": f"{os.environ['ACP_URL']}:{os.environ['ACP_PORT']}",
+        "description": "Says hello, and which version says it.",
+        "message_id": str(uuid4()),
+        "registered_at": datetime.now(UTC).isoformat(),
+        "registration_metadata": {"deployment_id": deployment_id, "docker_image": f"registry/hello:{deployment_id}"},
+    }
+    return Message(json.dumps(body).encode(), delivery_mode=DeliveryMode.PERSISTENT)
+
+
+async def announce(message: Message, name: str) -> None:
+    """Publish until confirmed: mandatory, so that a broker without Podium's queue is an error, not a silence."""
+    while True:
+        try:
+            async with await connect(os.environ["PODIUM_AMQP_URL"], timeout=5) as connection:
+                channel = await connection.channel(on_return_raises=True)
+                exchange = await channel.get_exchange("podium.registrations")
+                async with asyncio.timeout(5):
+                    await exchange.publish(message, f"agent.{name}", mandatory=True)
+        except (AMQPError, OSError):
+            await asyncio.sleep(1)
+        else:
+            return
+
+
+async def main() -> None:
+    """Serve first, announce then: whoever learns the address can use it."""
+    name, deployment_id = os.environ["AGENT_NAME"], os.environ["AGENTEX_DEPLOYMENT_ID"]
+
+    async def rpc(request: web.Request) -> web.Response:
+        call = await request.json()
+        return web.json_response({"jsonrpc": "2.0", "id": call.get("id"), "result": f"Hello from {deployment_id}."})
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    app = web.Application()
+    app.add_routes([web.post("/api", rpc), web.get("/healthz", healthy)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", int(os.environ["ACP_PORT"])).start()
+    await announce(announcement(name, deployment_id), name)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

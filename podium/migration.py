@@ -1,0 +1,37 @@
+"""What `podium migrate` does: the database's schema and the broker's exchanges and queues."""
+
+from collections.abc import Callable
+
+from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed
+from sqlalchemy.exc import SQLAlchemyError
+
+from podium.servers import ServersError
+from services.database import make_engine
+from services.migrate import migrate
+from services.settings import Settings
+from workers.topology import declare
+
+
+async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
+    """Bring both servers to what this version needs; running it again changes nothing. Raises `ServersError`."""
+    engine = make_engine(settings, application_name="podium-migrate", pool_size=1)
+    try:
+        before, after = await migrate(engine)
+    except (SQLAlchemyError, OSError) as error:
+        raise ServersError(f"The database could not be migrated: {_first_line(error)}") from error
+    finally:
+        await engine.dispose()
+    say(f"Schema is at revision {after}." if before == after else f"Schema migrated from {before} to {after}.")
+    try:
+        await declare(settings)
+    except ChannelPreconditionFailed as error:
+        raise ServersError(
+            f"A queue exists with other arguments: delete it when it is empty, then migrate again. {_first_line(error)}"
+        ) from error
+    except (AMQPError, OSError) as error:
+        raise ServersError(f"The broker could not be set up: {_first_line(error)}") from error
+    say("Exchanges and queues are declared.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
