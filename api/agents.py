@@ -7,7 +7,7 @@ from litestar import Response, delete, get, patch, post
 from litestar.params import Parameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.bodies import ChangeAgentRequest, JsonBody, OptionalBody, RollbackRequest
+from api.bodies import ChangeAgentRequest, ConditionalChange, JsonBody, RollbackRequest
 from api.conditional import generation_header
 from api.parameters import (
     AnyRequest,
@@ -34,7 +34,7 @@ CURSOR_HEADER = "x-podium-cursor"
 After = Annotated[UUID | None, Parameter(description="Only agents behind this id, in id order: pages without gaps.")]
 
 
-@get("/agents", responses=documented(400))
+@get("/agents", responses=documented())
 async def read_agents(
     *,
     resources: Resources,
@@ -74,7 +74,7 @@ async def read_agent_by_name(name: str, resources: Resources) -> Response[AgentA
     "/agents/{agent_id:str}",
     dto=JsonBody[ChangeAgentRequest],
     return_dto=None,
-    responses=documented(400, 404, 410),
+    responses=documented(404, 410),
 )
 async def update_agent(agent_id: str, data: ChangeAgentRequest, resources: Resources) -> Response[AgentAnswer]:
     """Set the description or what is promoted by itself; an unknown field is refused."""
@@ -113,8 +113,8 @@ async def remove_agent_by_name(name: str, request: AnyRequest, resources: Resour
     status_code=200,
     dto=JsonBody[RollbackRequest],
     return_dto=None,
-    operation_class=OptionalBody,
-    responses=documented(400, 404, 409, 410, 412),
+    operation_class=ConditionalChange,
+    responses=documented(404, 409, 410, 412),
 )
 async def roll_agent_back(
     agent_id: str, request: AnyRequest, resources: Resources, data: RollbackRequest | None = None
@@ -128,7 +128,7 @@ async def roll_agent_back(
     return _answer(AgentAnswer.of_state(state))
 
 
-@get("/agents/{agent_id:str}/promotions", responses=documented(400, 404))
+@get("/agents/{agent_id:str}/promotions", responses=documented(404))
 async def read_promotions(
     agent_id: str,
     resources: Resources,

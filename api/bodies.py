@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
 from litestar.dto import AbstractDTO
-from litestar.openapi.spec import Operation, Reference, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIType, Operation, Parameter, Reference, RequestBody, Schema
 from litestar.typing import FieldDefinition
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError, model_validator
 
@@ -53,12 +53,20 @@ class JsonBody(AbstractDTO[T]):
 
 
 @dataclass
-class OptionalBody(Operation):
-    """An operation whose body may be left out."""
+class ConditionalChange(Operation):
+    """An operation that takes If-Match, and whose body may be left out."""
 
     def __post_init__(self) -> None:
         if isinstance(self.request_body, RequestBody):
             self.request_body.required = False
+        if_match = Parameter(
+            name="If-Match",
+            param_in="header",
+            required=False,
+            description='The generation at which you looked, in quotes, such as "3"; or *.',
+            schema=Schema(type=OpenAPIType.STRING),
+        )
+        self.parameters = [*(self.parameters or []), if_match]
 
 
 class NewDeploymentRequest(BaseModel):

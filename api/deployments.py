@@ -2,7 +2,7 @@
 
 from litestar import Response, delete, get, post
 
-from api.bodies import JsonBody, NewDeploymentRequest, OptionalBody, PromoteRequest
+from api.bodies import ConditionalChange, JsonBody, NewDeploymentRequest, PromoteRequest
 from api.conditional import generation_header
 from api.parameters import AnyRequest, Limit, OrderDirection, PageNumber, agent_uuid, caller, deployment_key
 from api.problems import documented
@@ -22,7 +22,7 @@ ITEM = f"{COLLECTION}/{{deployment_id:str}}"
     status_code=200,
     dto=JsonBody[NewDeploymentRequest],
     return_dto=None,
-    responses=documented(400, 404, 409, 410),
+    responses=documented(404, 409, 410),
 )
 async def create(agent_id: str, data: NewDeploymentRequest, resources: Resources) -> DeploymentAnswer:
     """Make a version known ahead of its pod: it is Pending until the pod registers under its id."""
@@ -34,7 +34,7 @@ async def create(agent_id: str, data: NewDeploymentRequest, resources: Resources
     return DeploymentAnswer.of(deployment)
 
 
-@get(COLLECTION, responses=documented(400, 404))
+@get(COLLECTION, responses=documented(404))
 async def read_deployments(
     *,
     agent_id: str,
@@ -64,8 +64,8 @@ async def read_deployment(agent_id: str, deployment_id: str, resources: Resource
     status_code=200,
     dto=JsonBody[PromoteRequest],
     return_dto=None,
-    operation_class=OptionalBody,
-    responses=documented(400, 404, 409, 410, 412),
+    operation_class=ConditionalChange,
+    responses=documented(404, 409, 410, 412),
 )
 async def promote_deployment(
     agent_id: str,

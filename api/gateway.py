@@ -5,8 +5,9 @@ call after the call has come in, so that a promote holds for every call sent aft
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
 import structlog
@@ -100,18 +101,18 @@ async def _pass_on(response: aiohttp.ClientResponse, route: Route, send: Send, i
         await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
-async def _while_listening(forwarding: Awaitable[None], receive: Receive) -> None:
+async def _while_listening(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:
     """Forward; as soon as the caller leaves, stop, which closes the call to the agent as well."""
-    forward = asyncio.ensure_future(forwarding)
-    leave = asyncio.ensure_future(_left(receive))
+    forward = asyncio.create_task(forwarding)
+    leave = asyncio.create_task(_left(receive))
     try:
         await asyncio.wait((forward, leave), return_when=asyncio.FIRST_COMPLETED)
-        if forward.done():
-            forward.result()
     finally:
         forward.cancel()
         leave.cancel()
         await asyncio.wait((forward, leave))
+    if not forward.cancelled():
+        forward.result()
 
 
 async def _left(receive: Receive) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from urllib.parse import urlsplit
 
 from litestar import Response, get
+from litestar.openapi import ResponseSpec
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,7 +23,7 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@get("/health/ready", opt=PUBLIC)
+@get("/health/ready", opt=PUBLIC, responses={503: ResponseSpec(Readiness, generate_examples=False)})
 async def ready(resources: Resources) -> Response[Readiness]:
     """200 if the database answers, else 503; the broker is the workers' concern and only reported."""
     database, broker = await asyncio.gather(_database(resources), _broker(resources))

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from litestar import Response
-from pydantic_core import from_json, to_json
+from litestar.openapi import ResponseSpec
+from pydantic_core import from_json
 
+from api.views import RpcError, RpcErrorAnswer, RpcErrorData
 from services.errors import PodiumError
 
 # Everything but a bad request or a defect of ours is an "implementation-defined server error"; `reason` says which.
@@ -45,14 +48,22 @@ def error_response(
 ) -> Response[Any]:
     """The refusal as the client of a call gets it; known clients repeat a call three times unless told otherwise."""
     sent = isinstance(error, ForwardingFailure) and error.sent
-    content = {
-        "jsonrpc": "2.0",
-        "id": call_id,
-        "error": {
-            "code": CODES.get(error.status, SERVER_ERROR),
-            "message": error.message,
-            "data": {"reason": error.reason, "sent": sent},
-        },
-    }
+    answer = RpcErrorAnswer(
+        id=call_id,
+        error=RpcError(
+            code=CODES.get(error.status, SERVER_ERROR),
+            message=error.message,
+            data=RpcErrorData(reason=error.reason, sent=sent),
+        ),
+    )
     headers = {**(headers or {}), **({"x-should-retry": "false"} if sent else {})}
-    return Response(to_json(content), status_code=error.status, headers=headers, media_type="application/json")
+    content = answer.model_dump_json().encode()
+    return Response(content, status_code=error.status, headers=headers, media_type="application/json")
+
+
+def documented() -> dict[int, ResponseSpec]:
+    """The gateway's own answers, for the OpenAPI description of an RPC route."""
+    return {
+        status: ResponseSpec(RpcErrorAnswer, description=HTTPStatus(status).phrase, generate_examples=False)
+        for status in (400, 401, 404, 410, 413, 502, 503, 504)
+    }

@@ -14,7 +14,7 @@ from api.auth import PUBLIC
 # Whatever a stranger asks for must not make a series of its own.
 UNMATCHED = "unmatched"
 OTHER = "OTHER"
-_METHODS = frozenset({"GET", "POST", "PATCH", "DELETE", "OPTIONS"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Streams of agents last minutes, promotes milliseconds.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -60,7 +60,7 @@ def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
     @get("/metrics", opt=PUBLIC, media_type="text/plain")
     async def metrics() -> Response[bytes]:
         """The numbers of this process."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return metrics
 

@@ -42,8 +42,10 @@ class Forbidden(PodiumError):
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
     """The refusals of a route, for its OpenAPI description."""
     return {
-        status: ResponseSpec(Problem, description=HTTPStatus(status).phrase, generate_examples=False)
-        for status in (*statuses, 401, 503)
+        status: ResponseSpec(
+            Problem, description=HTTPStatus(status).phrase, media_type=MEDIA_TYPE, generate_examples=False
+        )
+        for status in sorted({*statuses, 400, 401, 503})
     }
 
 
@@ -92,7 +94,15 @@ def _translated(error: HTTPException) -> PodiumError:
         return MessageTooLarge("The body is too large.")
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return RequestRefused(error.status_code, "The request could not be read to its end.")
-    return RequestRefused(error.status_code, error.detail)
+    return RequestRefused(error.status_code, _sentence(error))
+
+
+def _sentence(error: HTTPException) -> str:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return "There is nothing at this path: /openapi.json lists what there is."
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"This path takes {(error.headers or {}).get('allow')} only."
+    return error.detail
 
 
 def _invalid(error: ValidationException) -> InvalidRequest:

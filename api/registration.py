@@ -25,7 +25,7 @@ from services.state import State
     dto=JsonBody[RegisterAgentRequest],
     return_dto=None,
     opt=FOR_AGENTS,
-    responses=documented(400, 409, 410, 413),
+    responses=documented(409, 410, 413),
 )
 async def register(
     data: RegisterAgentRequest, request: AnyRequest, resources: Resources
@@ -46,7 +46,7 @@ async def register(
     status_code=200,
     dto=JsonBody[RegisterBuildRequest],
     return_dto=None,
-    responses=documented(400, 413),
+    responses=documented(413),
 )
 async def register_build(
     data: RegisterBuildRequest, request: AnyRequest, resources: Resources

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -11,6 +12,7 @@ import structlog
 import uvicorn
 
 from api.app import create_app
+from api.gateway import AnswerBroke
 from services.settings import Settings
 
 # Above the gateway's own towards agents, which is bound by what pods do.
@@ -44,11 +46,24 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
+class _ToldAlready(logging.Filter):
+    """Drops uvicorn's traceback of an agent's broken answer: the gateway has logged it, and to raise is its way out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (error is not None and isinstance(error.__cause__, AnswerBroke))
+
+
+_TOLD_ALREADY = _ToldAlready()
+
+
 def make_server(settings: Settings) -> ApiServer:
     """A server to run inside an asyncio program: `await server.serve()`. Raises `StartRefused`."""
+    app = create_app(settings)
+    logging.getLogger("uvicorn.error").addFilter(_TOLD_ALREADY)
     return ApiServer(
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             lifespan="on",

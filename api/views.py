@@ -1,7 +1,7 @@
 """What the API answers; field names and status words are those of the existing client."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -179,6 +179,29 @@ class Readiness(BaseModel):
 
     status: str
     parts: dict[str, PartHealth]
+
+
+class RpcErrorData(BaseModel):
+    """Why a call was not answered by its agent."""
+
+    reason: str = Field(description="Stable, such as 'nothing-serves' or 'first-byte-timeout'.")
+    sent: bool = Field(description="Whether the agent may have got the call: do not repeat it blindly.")
+
+
+class RpcError(BaseModel):
+    """The error of a JSON-RPC answer."""
+
+    code: int
+    message: str
+    data: RpcErrorData
+
+
+class RpcErrorAnswer(BaseModel):
+    """What a caller gets if the gateway, not the agent, answers: a JSON-RPC 2.0 response."""
+
+    jsonrpc: Literal["2.0"] = "2.0"
+    id: str | int | float | None = Field(description="Of the call, as far as it is known.")
+    error: RpcError
 
 
 class Problem(BaseModel):
