@@ -21,7 +21,11 @@ async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
         raise ServersError(f"The database could not be migrated: {_first_line(error)}") from error
     finally:
         await engine.dispose()
-    say(f"Schema is at revision {after}." if before == after else f"Schema migrated from {before} to {after}.")
+    say(
+        f"Schema is at revision {after}."
+        if before == after
+        else f"Schema migrated from {before or 'nothing'} to {after}."
+    )
     try:
         await declare(settings)
     except ChannelPreconditionFailed as error:

@@ -136,8 +136,13 @@ class Registrar:
                 await pause(stop, backoff(attempt))
                 if stop.is_set():
                     return None
-            except Exception as error:
-                log.exception("A batch was refused.", action="registrar.batch_refused", messages=len(batch))
+            except Exception as error:  # noqa: BLE001 - whatever one message causes must not stop the others
+                log.warning(
+                    "The database refuses a batch; looking for the message that is to blame.",
+                    action="registrar.batch_refused",
+                    messages=len(batch),
+                    error=f"{type(error).__name__}: {error}"[:300],
+                )
                 return await self._isolate(batch, error, stop)
 
     async def _isolate(self, batch: list[Incoming], error: Exception, stop: asyncio.Event) -> list[Decided] | None:

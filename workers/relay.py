@@ -106,6 +106,8 @@ class Relay:
             published.set()
         if confirmed:
             await self._proving(mark_published(session, confirmed))
+        else:
+            await pause(stop, self._settings.relay_poll.total_seconds())
         log.info(
             "Published events.", action="relay.published", events=len(confirmed), waiting=len(rows) - len(confirmed)
         )

@@ -1,0 +1,39 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest_asyncio
+
+from services.settings import Settings
+from workers.run import run_registrar, run_relay
+
+Work = Callable[[Settings, asyncio.Event], Awaitable[None]]
+
+
+@asynccontextmanager
+async def working(work: Work, settings: Settings) -> AsyncIterator[None]:
+    """A worker that runs while inside and stops in order afterwards."""
+    stop = asyncio.Event()
+    task = asyncio.ensure_future(work(settings, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        async with asyncio.timeout(10):
+            await task
+
+
+@pytest_asyncio.fixture
+async def registrar(settings: Settings, broker: object) -> AsyncIterator[None]:  # noqa: ARG001 - declares the queue
+    """A registrar that takes messages while the test runs."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(working(run_registrar, settings))
+        yield
+
+
+@pytest_asyncio.fixture
+async def relay(settings: Settings, broker: object) -> AsyncIterator[None]:  # noqa: ARG001 - declares the exchange
+    """A relay that publishes while the test runs."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(working(run_relay, settings))
+        yield

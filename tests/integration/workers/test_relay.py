@@ -1,0 +1,188 @@
+import asyncio
+from uuid import uuid4
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from sqlalchemy import text
+
+from contracts import topology
+from services.database import Sessions, in_transaction
+from services.promotion import Caller, promote
+from services.registration import register_batch
+from services.settings import Settings
+from tests.broker import Consumer, a_consumer
+from tests.factories import incoming
+from tests.integration.workers.conftest import working
+from tests.waiting import eventually, eventually_rows, rows
+from workers import relay as relay_module
+from workers.run import run_relay
+
+TERMINATE_RELAYS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name = 'podium-relay'"
+)
+RELAY_LOCKS = """
+    SELECT pid, granted FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+    WHERE locktype = 'advisory' AND datname = current_database() AND granted
+"""
+
+
+async def register(sessions: Sessions, name: str, *deployment_ids: str) -> None:
+    """Register deployments of one agent, one transaction each."""
+    for deployment_id in deployment_ids:
+        message = incoming(name, deployment_id=deployment_id)
+        await in_transaction(sessions, lambda session, message=message: register_batch(session, [message]))  # type: ignore[misc]
+
+
+async def promote_back_and_forth(sessions: Sessions, name: str, deployment_ids: list[str], times: int) -> None:
+    """Promote these deployments in turn."""
+    (agent,) = await rows(sessions, "SELECT id FROM agents WHERE name = :name", name=name)
+    for number in range(times):
+        target = deployment_ids[number % len(deployment_ids)]
+        await in_transaction(
+            sessions,
+            lambda session, target=target: promote(session, agent.id, target, Caller(actor="test")),  # type: ignore[misc]
+        )
+
+
+def assert_gap_free(consumer: Consumer) -> None:
+    """Each agent's events, once what was seen is dropped, are 1, 2, 3, ... in the order they came."""
+    by_source: dict[str, list[int]] = {}
+    for event in consumer.once():
+        by_source.setdefault(event.source, []).append(int(event.sequence))
+    assert by_source
+    for source, sequences in by_source.items():
+        assert sequences == list(range(1, len(sequences) + 1)), source
+
+
+async def everything_published(sessions: Sessions) -> None:
+    """Wait until no event is left unpublished."""
+
+    async def none_left() -> bool:
+        return not await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
+
+    await eventually(none_left, "everything published")
+
+
+@pytest.mark.usefixtures("relay")
+async def test_events_arrive_in_sequence_order(broker: AbstractConnection, sessions: Sessions) -> None:
+    """A consumer sees each agent's events without gap and in order, and one `promoted` per generation."""
+    consumer = await a_consumer(broker)
+    await asyncio.gather(*(register(sessions, f"bot-{n}", f"a-{n}", f"b-{n}") for n in range(10)))
+    await asyncio.gather(*(promote_back_and_forth(sessions, f"bot-{n}", [f"b-{n}", f"a-{n}"], 10) for n in range(10)))
+    promoted = await consumer.until(10 * 11, type="deployment.promoted")
+    assert_gap_free(consumer)
+    generations: dict[str, list[int]] = {}
+    for event in promoted:
+        generations.setdefault(event.source, []).append(event.generation)
+    assert list(generations.values()) == [list(range(1, 12))] * 10
+
+
+@pytest.mark.usefixtures("relay")
+async def test_an_event_is_a_cloudevent_under_its_routing_key(broker: AbstractConnection, sessions: Sessions) -> None:
+    """A consumer bound to one kind of event of one agent gets just that, as CloudEvents 1.0 in structured JSON."""
+    consumer = await a_consumer(broker, "deployment.promoted.support-bot")
+    await register(sessions, "other-bot", "other-v1")
+    await register(sessions, "support-bot", "support-v1")
+    await everything_published(sessions)
+    (event,) = await consumer.until(1)
+    (agent,) = await rows(sessions, "SELECT id FROM agents WHERE name = 'support-bot'")
+    (stored,) = await rows(
+        sessions,
+        "SELECT event_id FROM outbox WHERE agent_name = 'support-bot' AND type = 'podium.deployment.promoted.v1'",
+    )
+    assert event.id == stored.event_id
+    assert event.source == f"/podium/agents/{agent.id}"
+    assert event.subject == "support-v1"
+    assert event.sequence == "00000000000000000004"
+    assert (event.generation, event.agentname) == (1, "support-bot")
+    assert event.data["cause"] == "first"
+
+
+@pytest.mark.usefixtures("relay", "broker")
+async def test_an_event_that_nobody_bound_is_published_all_the_same(sessions: Sessions) -> None:
+    """Without any consumer the outbox is emptied."""
+    await register(sessions, "bot", "v1")
+    await everything_published(sessions)
+
+
+@pytest.mark.usefixtures("relay")
+async def test_nothing_uncommitted_is_published(broker: AbstractConnection, sessions: Sessions) -> None:
+    """An event of a transaction that is rolled back is never seen."""
+    consumer = await a_consumer(broker)
+    async with sessions() as session:
+        await register_batch(session, [incoming("ghost", deployment_id="ghost-v1")])
+        await register(sessions, "bot", "v1")
+        await consumer.until(4)
+        await session.rollback()
+    await register(sessions, "bot", "v2")
+    await consumer.until(6)
+    assert {event.agentname for event in consumer.events} == {"bot"}
+
+
+async def test_a_second_relay_takes_over_and_loses_nothing(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
+) -> None:
+    """Two relays: one works; when its session ends, the events go on without gap, whoever publishes them."""
+    consumer = await a_consumer(broker)
+    async with working(run_relay, settings), working(run_relay, settings):
+        await eventually_rows(sessions, RELAY_LOCKS)
+        for number in range(3):
+            await register(sessions, "bot", *(f"v-{number}-{n}" for n in range(10)))
+            async with sessions() as session, session.begin():
+                await session.execute(TERMINATE_RELAYS)
+        await everything_published(sessions)
+        assert len(await rows(sessions, RELAY_LOCKS)) == 1
+    assert_gap_free(consumer)
+
+
+async def test_without_a_fresh_proof_of_the_lock_nothing_is_published(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that was frozen longer than its proof is valid publishes nothing more on it."""
+    monkeypatch.setattr(relay_module, "PROOF_VALID_SECONDS", -1.0)
+    consumer = await a_consumer(broker)
+    await register(sessions, "bot", "v1")
+    claims: set[object] = set()
+
+    async def claimed_again_and_again() -> bool:
+        query = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND query LIKE :claim"
+        claims.update(
+            row.query_start for row in await rows(sessions, query, claim="%FROM outbox%published_at IS NULL%")
+        )
+        return len(claims) >= 4
+
+    async with working(run_relay, settings):
+        await eventually(claimed_again_and_again, "four rounds of the relay")
+    assert not consumer.events
+    assert not await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
+
+
+@pytest.mark.usefixtures("relay")
+async def test_an_agent_whose_event_is_refused_waits_in_order(broker: AbstractConnection, sessions: Sessions) -> None:
+    """Where a full queue refuses one agent's event, its later ones wait behind it and other agents' go on."""
+    channel = await broker.channel()
+    full = await channel.declare_queue(
+        f"full-{uuid4().hex}", exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    await full.bind(topology.EVENTS_EXCHANGE, "*.*.stuck")
+    await register(sessions, "stuck", "stuck-v1")
+    await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE agent_name = 'stuck' AND published_at IS NOT NULL")
+    await register(sessions, "free", "free-v1")
+    free = "SELECT 1 FROM outbox WHERE agent_name = 'free' AND published_at IS NOT NULL"
+    await eventually_rows(sessions, free, 4)
+    published = await rows(
+        sessions, "SELECT sequence FROM outbox WHERE agent_name = 'stuck' AND published_at IS NOT NULL ORDER BY id"
+    )
+    assert len(published) < 4
+
+    taken: list[bytes] = []
+
+    async def next_taken() -> bool:
+        message = await full.get(fail=False, no_ack=True)
+        if message is not None:
+            taken.append(message.body)
+        return len(set(taken)) >= 4
+
+    await eventually(next_taken, "all four events of the agent, one after the other")
+    await everything_published(sessions)
