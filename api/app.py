@@ -1,28 +1,32 @@
-"""The Litestar application."""
+"""The Litestar application, and the server that runs it until the process is told to stop."""
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from importlib.metadata import version
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+from collections.abc import AsyncGenerator, Generator
 
-from litestar import Litestar, Router
+import structlog
+import uvicorn
+from litestar import Litestar
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from prometheus_client import CollectorRegistry
 
 from api import agents, deployments, health, openapi, registration, rpc
-from api.auth import PUBLIC, check_bind, check_caller
+from api.auth import check_bind, check_caller
+from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
 from api.problems import EXCEPTION_HANDLERS
-from api.resources import Resources, provide_resources
-from api.upstream import upstream_session
+from api.resources import open_resources, provide_resources
 from contracts.messages import REGISTRATION_MAX_BYTES
-from services.database import make_engine, make_sessions
 from services.settings import Settings
-from services.wake import Waker
 
-APPLICATION_NAME = "podium-api"
+# Idle connections of callers; those towards agents are the gateway's own.
+KEEP_ALIVE_SECONDS = 5
+
+log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -30,9 +34,9 @@ def create_app(settings: Settings) -> Litestar:
     check_bind(settings)
     registry = CollectorRegistry()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with _open(settings) as resources:
+        async with open_resources(settings) as resources:
             app.state.resources = resources
             yield
 
@@ -51,7 +55,7 @@ def create_app(settings: Settings) -> Litestar:
         guards=[check_caller],
         lifespan=[lifespan],
         logging_config=None,
-        openapi_config=_openapi_config(),
+        openapi_config=openapi.openapi_config(),
         request_max_body_size=REGISTRATION_MAX_BYTES,
     )
     # Outside of routing, so that requests that no route takes are counted too.
@@ -59,37 +63,72 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
-@asynccontextmanager
-async def _open(settings: Settings) -> AsyncGenerator[Resources, None]:
-    """What handlers need, until the application stops."""
-    engine = make_engine(settings, application_name=APPLICATION_NAME)
-    try:
-        async with Waker(engine) as waker, upstream_session() as http:
-            yield Resources(
-                settings=settings,
-                sessions=make_sessions(engine),
-                reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
-                waker=waker,
-                http=http,
-            )
-    finally:
-        await engine.dispose()
+class ApiServer(uvicorn.Server):
+    """A server that leaves signals to the program around it: call `stop` to end it in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Take no signals."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        log.info("The API listens.", action="api.listening", addresses=self.addresses)
+
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` of every socket, with the port that a 0 in the settings became."""
+        names = [each.getsockname() for server in self.servers for each in server.sockets]
+        return [f"{host}:{port}" for host, port, *_ in names]
+
+    def stop(self) -> None:
+        """Finish what runs, within the drain time; a second time: at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
-def _openapi_config() -> OpenAPIConfig:
-    """The description is JSON alone: pages that render it load scripts from elsewhere."""
-    return OpenAPIConfig(
-        title="Podium",
-        version=version("podium"),
-        description="The control plane for versioned deployments of AI agents.",
-        use_handler_docstrings=True,
-        render_plugins=[JsonRenderPlugin()],
-        openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, opt=PUBLIC),
-        components=Components(
-            security_schemes={
-                "bearer": SecurityScheme(type="http", scheme="bearer"),
-                "key": SecurityScheme(type="apiKey", name="x-api-key", security_scheme_in="header"),
-            }
-        ),
-        security=[{"bearer": []}, {"key": []}, {}],
+class _ToldAlready(logging.Filter):
+    """Drops uvicorn's traceback of an agent's broken answer: the gateway has logged it, and to raise is its way out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (error is not None and isinstance(error.__cause__, AnswerBroke))
+
+
+_TOLD_ALREADY = _ToldAlready()
+
+
+def make_server(settings: Settings) -> ApiServer:
+    """A server to run inside an asyncio program: `await server.serve()`. Raises `StartRefused`."""
+    app = create_app(settings)
+    logging.getLogger("uvicorn.error").addFilter(_TOLD_ALREADY)
+    return ApiServer(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            lifespan="on",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            # An agent's answer carries its own.
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout.total_seconds()),
+        )
     )
+
+
+async def serve(settings: Settings) -> None:
+    """Run the API until SIGTERM or SIGINT, then finish what runs. Raises `StartRefused`.
+
+    The event loop is the caller's choice; uvloop's is the fast one.
+    """
+    server = make_server(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.stop)
+    await server.serve()

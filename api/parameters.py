@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.conditional import wanted_generation
 from api.resources import Resources
-from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, Moment
+from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, Moment
 from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
 from services.promotion import Caller
 from services.queries import Direction
@@ -24,7 +24,6 @@ Limit = Annotated[int, Parameter(ge=1, le=MAX_LIMIT, description=f"Rows per page
 PageNumber = Annotated[int, Parameter(ge=1, le=MAX_PAGE_NUMBER, description="Pages start at 1.")]
 OrderDirection = Annotated[Direction, Parameter(description="asc or desc.")]
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 
 AnyRequest = Request[Any, Any, Any]
@@ -77,6 +76,6 @@ def caller(request: AnyRequest, resources: Resources, reason: str | None = None)
 
 
 def traceparent(request: AnyRequest) -> str | None:
-    """The W3C trace context of the request (https://www.w3.org/TR/trace-context/); None if it is not a valid one."""
+    """The W3C trace context of the request (https://www.w3.org/TR/trace-context/); None if it is none."""
     given = request.headers.getall("traceparent", [])
-    return given[0] if len(given) == 1 and _TRACEPARENT.fullmatch(given[0]) else None
+    return given[0] if len(given) == 1 and re.fullmatch(TRACEPARENT_PATTERN, given[0]) else None

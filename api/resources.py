@@ -1,14 +1,18 @@
 """What one API process holds open, and hands to its handlers."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 from litestar.datastructures import State
 
-from services.database import Sessions
+from api.upstream import upstream_session
+from services.database import Sessions, make_engine, make_sessions
 from services.settings import Settings
 from services.wake import Waker
 
+APPLICATION_NAME = "podium-api"
 UNAUTHENTICATED = "local"
 AUTHENTICATED = "api-key"
 
@@ -27,6 +31,23 @@ class Resources:
     def actor(self) -> str:
         """Who every caller is, until keys have owners."""
         return AUTHENTICATED if self.settings.api_key.get_secret_value() else UNAUTHENTICATED
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
+    """The resources, closed afterwards; nothing is connected to before it is asked."""
+    engine = make_engine(settings, application_name=APPLICATION_NAME)
+    try:
+        async with Waker(engine) as waker, upstream_session() as http:
+            yield Resources(
+                settings=settings,
+                sessions=make_sessions(engine),
+                reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
+                waker=waker,
+                http=http,
+            )
+    finally:
+        await engine.dispose()
 
 
 def provide_resources(state: State) -> Resources:
