@@ -91,7 +91,7 @@ async def private_servers(
 ) -> AsyncIterator[Servers]:
     """Both servers while inside, with the state that an earlier run left in `data_dir`; about 3 s to start.
 
-    `durable=False` trades safety in a power cut for speed (tests).
+    `durable=False` trades safety in a power cut for speed (tests); what was committed survives a killed server still.
 
     Raises:
         AlreadyRunning: another Podium holds `data_dir`.
@@ -103,10 +103,13 @@ async def private_servers(
         try:
             data_dir = _made_ready(data_dir)
             stack.enter_context(only_podium(data_dir))
-            memory = recall(data_dir)
-            lock = await stack.enter_async_context(only_servers(choose(memory, wanted)))
-            made = {name: _make(name, memory, lock, durable=durable, environ=environ) for name in wanted}
-            memory.save()
+            made: dict[str, PrivateServer] = {}
+            if wanted:
+                memory = recall(data_dir)
+                place = choose(memory, wanted)
+                lock = await stack.enter_async_context(only_servers(place))
+                made = {name: _make(name, memory, place, lock, durable=durable, environ=environ) for name in wanted}
+                memory.save()
         except OSError as error:
             raise ServersError(f"{data_dir} cannot be used as a data directory: {error}") from error
         stack.push_async_callback(_stop, list(made.values()))
@@ -125,8 +128,10 @@ def _made_ready(data_dir: Path) -> Path:
     return data_dir.resolve()
 
 
-def _make(name: str, memory: Memory, lock: int, *, durable: bool, environ: Mapping[str, str]) -> PrivateServer:
-    folder, account = folder_for(choose(memory, [name]), name)
+def _make(
+    name: str, memory: Memory, place: Path, lock: int, *, durable: bool, environ: Mapping[str, str]
+) -> PrivateServer:
+    folder, account = folder_for(place, name)
     password = memory.of(name).password
     kind: Kind
     if name == postgres.NAME:

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 from podium.servers.unprivileged import Account
 
 GUARD = Path(__file__).with_name("guard.py")
+
+UNGUARDED_SECONDS = 10.0
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,18 @@ class GuardedProcess:
     async def _watch(self) -> int:
         message = await _hear(self._guard)
         await self._guard.wait()
-        # A guard that was killed says nothing; the kernel has then told the server to end.
+        if "ended" not in message:
+            await self._end_unguarded()
         self.code = int(message.get("ended", -signal.SIGKILL))
         return self.code
+
+    async def _end_unguarded(self) -> None:
+        """The guard itself was killed. Its server must be gone before anybody starts another on the same data."""
+        deadline = time.monotonic() + UNGUARDED_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                await asyncio.sleep(POLL_SECONDS)
 
 
 async def start(launch: Launch, around: Surroundings) -> GuardedProcess:
