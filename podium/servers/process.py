@@ -93,7 +93,7 @@ class GuardedProcess:
         """The guard itself was killed. Its server must be gone before anybody starts another on the same data."""
         deadline = time.monotonic() + UNGUARDED_SECONDS
         with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline and not _is_zombie(self.pid):
                 os.kill(self.pid, signal.SIGKILL)
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -152,6 +152,15 @@ async def _hear(guard: asyncio.subprocess.Process) -> dict[str, Any]:
     assert guard.stdout is not None
     line = await guard.stdout.readline()
     return json.loads(line) if line else {}
+
+
+def _is_zombie(pid: int) -> bool:
+    """Gone but for its entry, which whoever adopted it may take long to read."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def _as_json(command: Command) -> dict[str, object]:

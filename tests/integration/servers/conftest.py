@@ -1,0 +1,30 @@
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def new_data_dir() -> Iterator[Callable[[], Path]]:
+    """Data directories that do not exist yet, in a folder that every account can enter."""
+    folder = Path(tempfile.mkdtemp(prefix="podium-servers-"))
+    folder.chmod(0o755)
+    numbers = itertools.count(1)
+    yield lambda: folder / str(next(numbers))
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def data_dir(new_data_dir: Callable[[], Path]) -> Path:
+    """One such directory."""
+    return new_data_dir()
+
+
+@pytest.fixture
+def without_rabbitmq() -> dict[str, str]:
+    """An environment in which only PostgreSQL is started: quick."""
+    return {**os.environ, "PODIUM_AMQP_URL": "amqp://elsewhere/"}
