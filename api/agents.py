@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from litestar import Response, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.bodies import ChangeAgentRequest, ConditionalChange, JsonBody, RollbackRequest
@@ -20,7 +20,7 @@ from api.parameters import (
     moment,
 )
 from api.problems import documented
-from api.resources import Resources
+from api.resources import Injected
 from api.views import AgentAnswer, DeletedAnswer, PromotionAnswer
 from services.database import in_transaction
 from services.ledger import history
@@ -31,16 +31,18 @@ from services.queries import AgentView, Page, event_cursor, get_agent, get_agent
 
 CURSOR_HEADER = "x-podium-cursor"
 
-After = Annotated[UUID | None, Parameter(description="Only agents behind this id, in id order: pages without gaps.")]
+After = Annotated[
+    UUID | None, QueryParameter(description="Only agents behind this id, in id order: pages without gaps.")
+]
 
 
 @get("/agents", responses=documented())
 async def read_agents(
     *,
-    resources: Resources,
+    resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-    order_by: str = "created_at",
+    order_by: FromQuery[str] = "created_at",
     order_direction: OrderDirection = "desc",
     after: After = None,
 ) -> Response[list[AgentAnswer]]:
@@ -55,7 +57,7 @@ async def read_agents(
 
 
 @get("/agents/{agent_id:str}", responses=documented(404))
-async def read_agent(agent_id: str, resources: Resources) -> Response[AgentAnswer]:
+async def read_agent(agent_id: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """One agent, deleted or not."""
     wanted = agent_uuid(agent_id)
     view = await in_transaction(resources.reads, lambda session: get_agent(session, wanted))
@@ -63,7 +65,7 @@ async def read_agent(agent_id: str, resources: Resources) -> Response[AgentAnswe
 
 
 @get("/agents/name/{name:str}", responses=documented(404))
-async def read_agent_by_name(name: str, resources: Resources) -> Response[AgentAnswer]:
+async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """The living agent of this name."""
     wanted = agent_name(name)
     view = await in_transaction(resources.reads, lambda session: get_agent_by_name(session, wanted))
@@ -76,7 +78,9 @@ async def read_agent_by_name(name: str, resources: Resources) -> Response[AgentA
     return_dto=None,
     responses=documented(404, 410),
 )
-async def update_agent(agent_id: str, data: ChangeAgentRequest, resources: Resources) -> Response[AgentAnswer]:
+async def update_agent(
+    agent_id: FromPath[str], data: JSONBody[ChangeAgentRequest], resources: Injected
+) -> Response[AgentAnswer]:
     """Set the description or what is promoted by itself; an unknown field is refused."""
     wanted = agent_uuid(agent_id)
     state = await in_transaction(resources.sessions, lambda session: change_agent(session, wanted, data.command()))
@@ -85,7 +89,7 @@ async def update_agent(agent_id: str, data: ChangeAgentRequest, resources: Resou
 
 
 @delete("/agents/{agent_id:str}", status_code=200, responses=documented(404))
-async def remove_agent(agent_id: str, request: AnyRequest, resources: Resources) -> DeletedAnswer:
+async def remove_agent(agent_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete an agent with all its deployments; its name is free. A second time changes nothing."""
     wanted, asking = agent_uuid(agent_id), caller(request, resources)
     await in_transaction(resources.sessions, lambda session: delete_agent(session, wanted, asking))
@@ -94,7 +98,7 @@ async def remove_agent(agent_id: str, request: AnyRequest, resources: Resources)
 
 
 @delete("/agents/name/{name:str}", status_code=200, responses=documented(404))
-async def remove_agent_by_name(name: str, request: AnyRequest, resources: Resources) -> DeletedAnswer:
+async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete the living agent of this name."""
     wanted, asking = agent_name(name), caller(request, resources)
 
@@ -117,7 +121,7 @@ async def remove_agent_by_name(name: str, request: AnyRequest, resources: Resour
     responses=documented(404, 409, 410, 412),
 )
 async def roll_agent_back(
-    agent_id: str, request: AnyRequest, resources: Resources, data: RollbackRequest | None = None
+    agent_id: FromPath[str], request: AnyRequest, resources: Injected, data: JSONBody[RollbackRequest | None] = None
 ) -> Response[AgentAnswer]:
     """Go back to what served before, or to a named deployment, or to 'legacy'. Pauses automatic promotion."""
     body = data or RollbackRequest()
@@ -130,11 +134,11 @@ async def roll_agent_back(
 
 @get("/agents/{agent_id:str}/promotions", responses=documented(404))
 async def read_promotions(
-    agent_id: str,
-    resources: Resources,
+    agent_id: FromPath[str],
+    resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-    at: Annotated[str | None, Parameter(description="ISO 8601: only the row that held at this moment.")] = None,
+    at: Annotated[str | None, QueryParameter(description="ISO 8601: only the row that held at this moment.")] = None,
 ) -> list[PromotionAnswer]:
     """The ledger of what served, newest first."""
     wanted, then = agent_uuid(agent_id), moment(at, field="at")

@@ -1,12 +1,13 @@
 """Deployments: creating them ahead of their pods, reading, promoting and deleting them."""
 
 from litestar import Response, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from api.bodies import ConditionalChange, JsonBody, NewDeploymentRequest, PromoteRequest
 from api.conditional import generation_header
 from api.parameters import AnyRequest, Limit, OrderDirection, PageNumber, agent_uuid, caller, deployment_key
 from api.problems import documented
-from api.resources import Resources
+from api.resources import Injected
 from api.views import DeletedAnswer, DeploymentAnswer
 from services.database import in_transaction
 from services.lifecycle import create_deployment, delete_deployment
@@ -24,7 +25,9 @@ ITEM = f"{COLLECTION}/{{deployment_id:str}}"
     return_dto=None,
     responses=documented(404, 409, 410),
 )
-async def create(agent_id: str, data: NewDeploymentRequest, resources: Resources) -> DeploymentAnswer:
+async def create(
+    agent_id: FromPath[str], data: JSONBody[NewDeploymentRequest], resources: Injected
+) -> DeploymentAnswer:
     """Make a version known ahead of its pod: it is Pending until the pod registers under its id."""
     wanted = agent_uuid(agent_id)
     deployment = await in_transaction(
@@ -37,11 +40,11 @@ async def create(agent_id: str, data: NewDeploymentRequest, resources: Resources
 @get(COLLECTION, responses=documented(404))
 async def read_deployments(
     *,
-    agent_id: str,
-    resources: Resources,
+    agent_id: FromPath[str],
+    resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-    order_by: str = "created_at",
+    order_by: FromQuery[str] = "created_at",
     order_direction: OrderDirection = "desc",
 ) -> list[DeploymentAnswer]:
     """The agent's living deployments, newest first."""
@@ -52,7 +55,9 @@ async def read_deployments(
 
 
 @get(ITEM, responses=documented(404))
-async def read_deployment(agent_id: str, deployment_id: str, resources: Resources) -> DeploymentAnswer:
+async def read_deployment(
+    agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
+) -> DeploymentAnswer:
     """One deployment, deleted or not."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     deployment = await in_transaction(resources.reads, lambda session: get_deployment(session, wanted, key))
@@ -68,11 +73,11 @@ async def read_deployment(agent_id: str, deployment_id: str, resources: Resource
     responses=documented(404, 409, 410, 412),
 )
 async def promote_deployment(
-    agent_id: str,
-    deployment_id: str,
+    agent_id: FromPath[str],
+    deployment_id: FromPath[str],
     request: AnyRequest,
-    resources: Resources,
-    data: PromoteRequest | None = None,
+    resources: Injected,
+    data: JSONBody[PromoteRequest | None] = None,
 ) -> Response[DeploymentAnswer]:
     """Put a Ready deployment into production; with If-Match only if nothing has changed since you looked.
 
@@ -86,7 +91,9 @@ async def promote_deployment(
 
 
 @delete(ITEM, status_code=200, responses=documented(404, 409))
-async def remove_deployment(agent_id: str, deployment_id: str, resources: Resources) -> DeletedAnswer:
+async def remove_deployment(
+    agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
+) -> DeletedAnswer:
     """Delete a preview; production cannot be deleted. A second time changes nothing."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     await in_transaction(resources.sessions, lambda session: delete_deployment(session, wanted, key))

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.auth import PUBLIC
-from api.resources import Resources
+from api.resources import Injected, Resources
 from api.views import PartHealth, Readiness
 
 DATABASE_LIMIT_SECONDS = 2
@@ -24,7 +24,7 @@ async def live() -> dict[str, str]:
 
 
 @get("/health/ready", opt=PUBLIC, responses={503: ResponseSpec(Readiness, generate_examples=False)})
-async def ready(resources: Resources) -> Response[Readiness]:
+async def ready(resources: Injected) -> Response[Readiness]:
     """200 if the database answers, else 503; the broker is the workers' concern and only reported."""
     database, broker = await asyncio.gather(_database(resources), _broker(resources))
     status = "ready" if database.ok else "not ready"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from litestar import Request
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from pydantic import TypeAdapter, ValidationError
 
 from api.conditional import wanted_generation
@@ -20,9 +20,9 @@ MAX_LIMIT = 1000
 # Far beyond any list, and times MAX_LIMIT still an offset that PostgreSQL can count to.
 MAX_PAGE_NUMBER = 10**9
 
-Limit = Annotated[int, Parameter(ge=1, le=MAX_LIMIT, description=f"Rows per page, at most {MAX_LIMIT}.")]
-PageNumber = Annotated[int, Parameter(ge=1, le=MAX_PAGE_NUMBER, description="Pages start at 1.")]
-OrderDirection = Annotated[Direction, Parameter(description="asc or desc.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT, description=f"Rows per page, at most {MAX_LIMIT}.")]
+PageNumber = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE_NUMBER, description="Pages start at 1.")]
+OrderDirection = Annotated[Direction, QueryParameter(description="asc or desc.")]
 
 _MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 

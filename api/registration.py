@@ -3,13 +3,14 @@
 from uuid import uuid4
 
 from litestar import Response, post
+from litestar.params import JSONBody
 
 from api.auth import FOR_AGENTS
 from api.bodies import JsonBody
 from api.conditional import generation_header
 from api.parameters import AnyRequest, traceparent
 from api.problems import documented
-from api.resources import Resources
+from api.resources import Injected, Resources
 from api.views import AgentAnswer, RegisteredAgentAnswer
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 from services.announcement import Announcement, Rejected
@@ -28,7 +29,7 @@ from services.state import State
     responses=documented(409, 410, 413),
 )
 async def register(
-    data: RegisterAgentRequest, request: AnyRequest, resources: Resources
+    data: JSONBody[RegisterAgentRequest], request: AnyRequest, resources: Injected
 ) -> Response[RegisteredAgentAnswer]:
     """A pod announces itself: one agent or one version of it can be reached at this address now.
 
@@ -49,7 +50,7 @@ async def register(
     responses=documented(413),
 )
 async def register_build(
-    data: RegisterBuildRequest, request: AnyRequest, resources: Resources
+    data: JSONBody[RegisterBuildRequest], request: AnyRequest, resources: Injected
 ) -> Response[AgentAnswer]:
     """An agent that was built and has no pod yet; repeat it as often as you like."""
     answer = AgentAnswer.of_state(await _announce(resources, data, traceparent(request)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 
 from api.upstream import upstream_session
 from services.database import Sessions, make_engine, make_sessions
@@ -55,3 +56,7 @@ def provide_resources(state: State) -> Resources:
     resources = state.resources
     assert isinstance(resources, Resources)
     return resources
+
+
+# What a handler's parameter `resources` is annotated with.
+Injected = NamedDependency[Resources]

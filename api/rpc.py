@@ -1,26 +1,27 @@
 """RPC to what serves an agent, by id or name, and to one deployment of it."""
 
 from litestar import HttpMethod, route
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from api.gateway import Forward
 from api.jsonrpc import documented
 from api.parameters import agent_name, agent_uuid, deployment_key
-from api.resources import Resources
+from api.resources import Injected
 from services.routing import route_to_agent, route_to_deployment, route_to_name
 
 METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
 
 
 @route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
-async def rpc(agent_id: str, resources: Resources) -> ASGIApp:
+async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to what serves the agent now: any body, and the agent's answer as it comes."""
     wanted = agent_uuid(agent_id)
     return Forward(resources, lambda session: route_to_agent(session, wanted))
 
 
 @route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
-async def rpc_by_name(name: str, resources: Resources) -> ASGIApp:
+async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to what serves the living agent of this name now."""
     wanted = agent_name(name)
     return Forward(resources, lambda session: route_to_name(session, wanted))
@@ -32,7 +33,7 @@ async def rpc_by_name(name: str, resources: Resources) -> ASGIApp:
     status_code=200,
     responses=documented(),
 )
-async def preview_rpc(agent_id: str, deployment_id: str, resources: Resources) -> ASGIApp:
+async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to this deployment, in production or not."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     return Forward(resources, lambda session: route_to_deployment(session, wanted, key))

@@ -1,0 +1,35 @@
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest_asyncio
+
+from services.settings import Settings
+from tests.integration.api.client import Api, running_api
+from tests.integration.api.pods import Pod, running_pod
+
+Serve = Callable[..., Awaitable[Api]]
+
+
+@pytest_asyncio.fixture
+async def serve(settings: Settings) -> AsyncIterator[Serve]:
+    """Starts an API on this test's database, with the settings that it is given; each call starts another one."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**changes: Any) -> Api:
+            return await stack.enter_async_context(running_api(settings.model_copy(update=changes)))
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def api(serve: Serve) -> Api:
+    """An API as it runs on one's own machine: loopback, no key."""
+    return await serve()
+
+
+@pytest_asyncio.fixture
+async def pod() -> AsyncIterator[Pod]:
+    """A pod that answers everything alike."""
+    async with running_pod() as pod:
+        yield pod
