@@ -3,6 +3,7 @@
 import math
 import re
 from datetime import UTC, datetime
+from ipaddress import IPv6Address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -15,12 +16,16 @@ PATH_PATTERN = r"^[!-\"$->@-~]{1,512}$"
 # https://www.w3.org/TR/trace-context/#traceparent-header
 TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 ADDRESS_MAX_LENGTH = 2048
+HOST_MAX_LENGTH = 253  # of a DNS name
 IMAGE_MAX_LENGTH = 1024
 
 DEFAULT_RPC_PATH = "/api"
 DEFAULT_HEALTH_PATH = "/healthz"
 
 _PRINTABLE = re.compile(r"[!-~]+")
+_HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# Host and port alone: what other readers of URLs take apart in another way is refused, since they dial it.
+_AUTHORITY = re.compile(rf"(?P<host>\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|{_HOST_LABEL}(\.{_HOST_LABEL})*\.?)(:[0-9]*)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -40,6 +45,11 @@ def check_service_address(address: str) -> str:
         raise ValueError("must not carry a query or fragment")
     if not parts.hostname:
         raise ValueError("must name a host")
+    authority = _AUTHORITY.fullmatch(parts.netloc)
+    if authority is None or len(authority["host"]) > HOST_MAX_LENGTH:
+        raise ValueError("must name a host as DNS or as an IP address, IPv6 in brackets")
+    if authority["ipv6"] is not None:
+        IPv6Address(authority["ipv6"])  # says itself what is wrong
     if parts.port == 0:  # .port raises ValueError itself past 65535
         raise ValueError("must not name port 0")
     return address

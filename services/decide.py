@@ -66,6 +66,20 @@ def should_auto_promote(state: State, candidate: DeploymentState) -> Cause | Non
     return None
 
 
+def refusal(agent: AgentState, stored: DeploymentState | None, image: str | None) -> PodiumError | None:
+    """Why the agent cannot have a deployment of the stored one's id with this image (None: any); None if it can."""
+    if stored is None:
+        return None
+    if stored.agent_id != agent.id:
+        # Names are unique among the living: an owner of the same name is an earlier agent that was deleted.
+        return DeploymentDeletedError() if stored.agent_name == agent.name else DeploymentOfAnotherAgent()
+    if stored.expires_at is not None:
+        return DeploymentDeletedError()
+    if image is not None and stored.docker_image is not None and image != stored.docker_image:
+        return ImageConflict()
+    return None
+
+
 def _build(state: State, request: RegisterBuildRequest) -> State:
     agent = state.agent
     described = replace(
@@ -113,9 +127,9 @@ def _deployment(
     agent = state.agent
     deployment_id = metadata.deployment_id or ""
     stored = state.deployments.get(deployment_id)
-    refusal = _refusal(agent, stored, metadata.docker_image)
-    if refusal is not None:
-        return state, Rejected(refusal)
+    error = refusal(agent, stored, metadata.docker_image)
+    if error is not None:
+        return state, Rejected(error)
     if stored is not None and stored.newest is not None and pair <= stored.newest:
         return state, Stale()
     if agent.event_seq == 0:
@@ -136,19 +150,6 @@ def _deployment(
         if cause is not None:
             state = cutover(state, announced.id, cause=cause, actor=AUTOMATION)
     return state, Registered()
-
-
-def _refusal(agent: AgentState, stored: DeploymentState | None, image: str | None) -> PodiumError | None:
-    if stored is None:
-        return None
-    if stored.agent_id != agent.id:
-        # Names are unique among the living: an owner of the same name is an earlier agent that was deleted.
-        return DeploymentDeletedError() if stored.agent_name == agent.name else DeploymentOfAnotherAgent()
-    if stored.expires_at is not None:
-        return DeploymentDeletedError()
-    if image is not None and stored.docker_image is not None and image != stored.docker_image:
-        return ImageConflict()
-    return None
 
 
 def _announced(

@@ -9,12 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.events import AgentDeleted, DeploymentCreated, DeploymentDeleted
 from services.cutover import cutover
+from services.decide import refusal
 from services.errors import (
     AgentDeletedError,
-    DeploymentDeletedError,
     DeploymentNotFound,
-    DeploymentOfAnotherAgent,
-    ImageConflict,
     ProductionCannotBeDeleted,
 )
 from services.promotion import Caller
@@ -128,12 +126,9 @@ async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChang
 
 def _confirmed(state: State, stored: DeploymentState, new: NewDeployment) -> DeploymentState:
     """The stored deployment, if it is the one that is asked for; an image that nobody named yet is filled in."""
-    if stored.agent_id != state.agent.id:
-        raise DeploymentOfAnotherAgent
-    if stored.expires_at is not None:
-        raise DeploymentDeletedError
-    if stored.docker_image not in {None, new.docker_image}:
-        raise ImageConflict
+    error = refusal(state.agent, stored, new.docker_image)
+    if error is not None:
+        raise error
     return replace(stored, docker_image=new.docker_image)
 
 

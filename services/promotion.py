@@ -98,11 +98,12 @@ async def _back(session: AsyncSession, before: State, caller: Caller) -> tuple[S
 
 async def _back_to_legacy(session: AsyncSession, before: State, caller: Caller) -> State:
     _check_living(before)
-    if before.agent.legacy_acp_url is None:
-        raise NothingToRollBackTo("This agent has no legacy address: name a deployment to go back to.")
-    if before.production is None:
+    has_address = before.agent.legacy_acp_url is not None
+    if has_address and before.production is None:
         return before
     _check_generation(before, caller)
+    if not has_address:
+        raise NothingToRollBackTo("This agent has no legacy address: name a deployment to go back to.")
     restored = await last_served(session, before.agent.id, None)
     return _restore(before, None, restored, caller)
 

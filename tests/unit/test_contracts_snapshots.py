@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from contracts import topology
+from contracts.events import (
+    EVENT_TYPES,
+    AgentDeleted,
+    AgentRegistered,
+    CloudEvent,
+    DeploymentCreated,
+    DeploymentDeleted,
+    DeploymentDemoted,
+    DeploymentFailed,
+    DeploymentPromoted,
+    DeploymentPurged,
+    DeploymentReady,
+    EventData,
+    Serving,
+    event_sequence,
+    event_source,
+)
+from contracts.messages import RegisterAgent, RegisterAgentRequest, RegisterBuildRequest
+from tests.factories import ADDRESS, AGENT_ID, NOW
+
+SNAPSHOTS = Path(__file__).parent.parent / "snapshots"
+RENEW = "PODIUM_RENEW_SNAPSHOTS"
+IMAGE = "registry/bot:1"
+OF_AGENT = {"agent_id": str(AGENT_ID), "agent_name": "support-bot"}
+OF_DEPLOYMENT = {**OF_AGENT, "deployment_id": "v2"}
+
+EXAMPLES: list[EventData] = [
+    AgentRegistered(**OF_AGENT, description="Answers mail.", acp_type="async", acp_url=ADDRESS),
+    AgentDeleted(**OF_AGENT, deleted_at=NOW),
+    DeploymentCreated(**OF_DEPLOYMENT, docker_image=IMAGE),
+    DeploymentReady(**OF_DEPLOYMENT, docker_image=IMAGE, acp_url=ADDRESS, rpc_path="/api", is_production=False),
+    DeploymentFailed(**OF_DEPLOYMENT, reason="Three probes failed.", is_production=True),
+    DeploymentPromoted(
+        **OF_DEPLOYMENT,
+        previous=Serving(deployment_id=None, acp_url="http://10.0.0.6:8000", docker_image=None),
+        generation=2,
+        cause="manual",
+        actor="amy",
+        reason="Fixes the greeting.",
+        acp_url=ADDRESS,
+        docker_image=IMAGE,
+        promoted_at=NOW,
+    ),
+    DeploymentDemoted(
+        **OF_DEPLOYMENT,
+        generation=3,
+        cause="legacy",
+        actor="pod",
+        reason=None,
+        acp_url="http://10.0.0.6:8000",
+        demoted_at=NOW,
+    ),
+    DeploymentDeleted(**OF_DEPLOYMENT, expires_at=NOW),
+    DeploymentPurged(**OF_DEPLOYMENT, purged_at=NOW),
+]
+
+
+def on_the_wire(data: EventData) -> dict[str, Any]:
+    """The event as a consumer reads it."""
+    of_deployment = getattr(data, "deployment_id", None)
+    event = CloudEvent(
+        id=UUID(int=7),
+        source=event_source(data.agent_id),
+        type=EVENT_TYPES[type(data)],
+        subject=of_deployment or data.agent_id,
+        time=NOW,
+        sequence=event_sequence(5),
+        generation=2,
+        agentname=data.agent_name,
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        data=json.loads(data.model_dump_json()),
+    )
+    decoded: dict[str, Any] = json.loads(event.model_dump_json())
+    return decoded
+
+
+def matches_snapshot(name: str, content: object, *, renew: bool) -> None:
+    """Compare with the committed file; with the variable set, write it instead."""
+    path = SNAPSHOTS / f"{name}.json"
+    text = json.dumps(json.loads(to_json(content)), indent=2, sort_keys=True) + "\n"
+    if renew:
+        path.write_text(text)
+    stored = path.read_text() if path.exists() else "(no snapshot)"
+    assert text == stored, (
+        f"\nThe wire changed: tests/snapshots/{path.name} no longer holds. Pods and consumers in the field speak the "
+        f"old form.\nIf that is intended, write it anew and have it reviewed:\n\n"
+        f"    {RENEW}=1 .venv/bin/pytest {Path(__file__).relative_to(SNAPSHOTS.parent.parent)}\n"
+    )
+
+
+@pytest.fixture
+def renew() -> bool:
+    """Whether the developer asks for new snapshots."""
+    # The suite's conftest takes PODIUM_* out of the environment, and keeps what it took.
+    from tests.conftest import EXTERNAL  # noqa: PLC0415 - a conftest is importable only while tests run
+
+    return EXTERNAL.get(RENEW) == "1"
+
+
+@pytest.mark.parametrize("model", [RegisterAgent, RegisterAgentRequest, RegisterBuildRequest, CloudEvent])
+def test_the_schema_of_what_crosses_the_wire_changes_on_purpose_only(model: type[BaseModel], *, renew: bool) -> None:
+    """The JSON schema of each message and of the envelope is the committed one."""
+    matches_snapshot(f"schema.{model.__name__}", model.model_json_schema(), renew=renew)
+
+
+@pytest.mark.parametrize("data", EXAMPLES, ids=lambda data: type(data).__name__)
+def test_the_json_of_each_event_changes_on_purpose_only(data: EventData, *, renew: bool) -> None:
+    """Every event reads as the committed one does, field by field."""
+    matches_snapshot(f"event.{type(data).__name__}", on_the_wire(data), renew=renew)
+
+
+def test_every_event_type_has_a_snapshot() -> None:
+    """No event can be added without its form being reviewed."""
+    assert {type(data) for data in EXAMPLES} == EVENT_TYPES.keys()
+
+
+def test_the_broker_s_names_and_arguments_change_on_purpose_only(*, renew: bool) -> None:
+    """A queue declared with other arguments is refused by the broker, so they are the committed ones."""
+    declared = {
+        "exchanges": [topology.REGISTRATIONS_EXCHANGE, topology.EVENTS_EXCHANGE],
+        "queues": {
+            topology.REGISTRATIONS_QUEUE: topology.registrations_arguments(),
+            topology.PARKED_QUEUE: topology.parked_arguments(),
+        },
+        "bindings": {topology.REGISTRATIONS_QUEUE: topology.REGISTRATIONS_BINDING},
+        "keys": {
+            "registration": topology.registration_key("support-bot"),
+            "events": [topology.event_key(name, "support-bot") for name in EVENT_TYPES.values()],
+        },
+    }
+    matches_snapshot("topology", declared, renew=renew)
