@@ -1,12 +1,12 @@
 """The command line."""
 
-import asyncio
 from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from workers.run import WorkerName, run_workers
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 DEFAULT_DATA_DIR = Path(".podium")
 
@@ -43,6 +44,8 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except PodiumError as error:
         _fail(error.message, EXIT_FAILED)
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         _fail(f"PODIUM_{'_'.join(map(str, problem['loc'])).upper()} is not valid: {problem['msg']}.", EXIT_USAGE)
@@ -89,8 +92,13 @@ def migrate() -> None:
 def api(port: Port = None) -> None:
     """Serve the HTTP API, configured by PODIUM_* variables."""
     from api.app import serve  # noqa: PLC0415 - other commands start faster without it
+    from api.auth import StartRefused  # noqa: PLC0415 - as above
 
-    _run(serve(_with_port(_settings("database_url", "secret_key"), port)))
+    settings = _with_port(_settings("database_url", "secret_key"), port)
+    try:
+        _run(serve(settings))
+    except StartRefused as error:
+        _fail(str(error), EXIT_USAGE)
 
 
 @app.command()
@@ -120,7 +128,7 @@ def _with_port(settings: Settings, port: int | None) -> Settings:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(work)
+    uvloop.run(work)
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -24,7 +24,6 @@ AGENT = "hello"
 CONSUMER_QUEUE = "example.consumer"
 STEP_SECONDS = 20.0
 POLL_SECONDS = 0.05
-EXIT_INTERRUPTED = 130
 
 
 class DemoFailed(ServersError):
@@ -92,7 +91,7 @@ async def demo(settings: Settings, say: Say) -> None:
     """Tell the story and end. Raises `ServersError` if anything that it promises does not happen."""
     with _throw_away_folder() as folder:
         if await stopped_early(_demo(settings, folder / "data", say)):
-            raise SystemExit(EXIT_INTERRUPTED)
+            raise KeyboardInterrupt
 
 
 async def _demo(settings: Settings, data_dir: Path, say: Say) -> None:

@@ -1,0 +1,22 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest_asyncio
+
+from services.settings import Settings
+from tests.processes import api_process
+
+
+@pytest_asyncio.fixture
+async def two_apis(settings: Settings, tmp_path: Path) -> AsyncIterator[list[str]]:
+    """The URLs of two API processes on one database."""
+    async with api_process(settings, tmp_path) as first, api_process(settings, tmp_path) as second:
+        yield [first, second]
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    """An HTTP client that opens as many connections as it is asked for."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        yield client

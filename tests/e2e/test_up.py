@@ -1,0 +1,202 @@
+"""`podium up` and `podium demo`, typed as a person types them."""
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from podium.servers.ports import free_ports
+from tests.factories import a_body
+from tests.processes import ROOT
+from tests.waiting import eventually
+
+START_SECONDS = 60
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the servers' unprivileged account can enter."""
+    with tempfile.TemporaryDirectory(prefix="podium-up-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """The environment of somebody who has set nothing of Podium's."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("PODIUM_")}, **more}
+
+
+async def podium(*arguments: str, **environment: str) -> Process:
+    """A `podium` command that has been started."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "podium", *arguments, stdout=PIPE, stderr=STDOUT, cwd=ROOT,
+        env=clean_environment(**environment),
+    )  # fmt: skip
+
+
+async def output(process: Process) -> str:
+    """Everything that a command prints, once it has ended."""
+    printed, _ = await asyncio.wait_for(process.communicate(), START_SECONDS)
+    return printed.decode()
+
+
+async def line_with(process: Process, words: str) -> str:
+    """The first line that has these words; fails with all that was printed if the command ends before."""
+    assert process.stdout is not None
+    printed = ""
+    async with asyncio.timeout(START_SECONDS):
+        while line := (await process.stdout.readline()).decode():
+            printed += line
+            if words in line:
+                return line
+    raise AssertionError(f"ended without {words!r}:\n{printed}")
+
+
+@asynccontextmanager
+async def up(data_dir: Path, port: int, **environment: str) -> AsyncIterator[Process]:
+    """`podium up`, ready; killed hard afterwards if it still runs."""
+    process = await podium("up", "--data-dir", str(data_dir), "--port", str(port), **environment)
+    try:
+        await line_with(process, "Press Ctrl-C")
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await output(process)
+
+
+def processes_of(*marks: str) -> set[int]:
+    """Processes that carry one of these texts in their command line or environment."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                described = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if any(mark.encode() in described for mark in marks):
+                found.add(int(entry.name))
+    return found
+
+
+async def all_gone(*marks: str) -> None:
+    """Wait until no such process is left."""
+
+    async def gone() -> bool:
+        return not processes_of(*marks)
+
+    await eventually(gone, "no process is left", seconds=30)
+
+
+async def test_up_keeps_its_state_and_stops_in_order(folder: Path) -> None:
+    """Ready means ready; `podium.env` tells others the way; after SIGTERM nothing runs and nothing is lost."""
+    data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
+    url = f"http://127.0.0.1:{port}"
+    async with aiohttp.ClientSession() as client:
+        async with up(data_dir, port, MARK=mark) as process:
+            async with client.get(f"{url}/health/ready") as response:
+                assert response.status == 200
+            async with client.post(f"{url}/agents/register", json=a_body("bot", deployment_id="v1")) as response:
+                registered = await response.json()
+            env = data_dir / "podium.env"
+            assert stat.S_IMODE(env.stat().st_mode) == 0o600
+            values = dict(line.split("=", 1) for line in env.read_text().splitlines())
+            assert values.keys() == {"PODIUM_DATABASE_URL", "PODIUM_AMQP_URL", "PODIUM_API_URL", "PODIUM_SECRET_KEY"}
+            assert values["PODIUM_API_URL"] == url
+
+            second = await podium("up", "--data-dir", str(data_dir), "--port", str(free_ports(["api"])["api"]))
+            assert "already running" in await output(second)
+            assert second.returncode == 1
+
+            process.send_signal(signal.SIGTERM)
+            assert "Stopped." in await output(process)
+            assert process.returncode == 0
+        await all_gone(mark, str(data_dir))
+
+        async with up(data_dir, port, MARK=mark) as process:
+            async with client.post(f"{url}/agents/register", json=a_body("bot", deployment_id="v1")) as response:
+                again = await response.json()
+            assert (again["id"], again["agent_api_key"]) == (registered["id"], registered["agent_api_key"])
+            assert again["generation"] == 1
+            process.send_signal(signal.SIGINT)
+            await output(process)
+            assert process.returncode == 0
+    await all_gone(mark, str(data_dir))
+
+
+async def test_nothing_outlives_a_podium_up_that_is_killed_hard(folder: Path) -> None:
+    """After SIGKILL no server, worker or API is left, and the next start finds the directory usable."""
+    data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
+    async with up(data_dir, port, MARK=mark) as process:
+        assert len(processes_of(mark, str(data_dir))) > 4
+        process.kill()
+        await output(process)
+    await all_gone(mark, str(data_dir))
+    async with up(data_dir, port, MARK=mark):
+        pass
+    await all_gone(mark, str(data_dir))
+
+
+async def test_up_ends_with_the_reason_when_a_part_ends(folder: Path) -> None:
+    """A worker that is gone is not papered over: `podium up` stops, says which part ended, and fails."""
+    data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
+    async with up(data_dir, port, MARK=mark) as process:
+        (worker,) = processes_of(mark) & processes_of("podium\0worker")
+        os.kill(worker, signal.SIGKILL)
+        assert "The worker has ended." in await output(process)
+        assert process.returncode == 1
+    await all_gone(mark, str(data_dir))
+
+
+async def test_a_taken_port_is_said_before_anything_is_started(folder: Path) -> None:
+    """The port is checked first, and the answer names the option that helps."""
+    listener = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener:
+        process = await podium("up", "--data-dir", str(folder / "data"), "--port", str(port))
+        printed = await output(process)
+    assert "--port" in printed
+    assert process.returncode == 1
+    assert not (folder / "data").exists()
+
+
+async def test_the_demo_tells_its_story_and_ends() -> None:
+    """`podium demo` shows registration, promotion, preview, cut-over and rollback with real pods, within a minute."""
+    mark, began = uuid4().hex, time.monotonic()
+    process = await podium("demo", MARK=mark)
+    printed = await output(process)
+    assert process.returncode == 0, printed
+    assert time.monotonic() - began < 60
+    told = [line.split("->")[1].strip() for line in printed.splitlines() if "->" in line]
+    assert told == [
+        "Hello from hello-v1.",
+        "Hello from hello-v1.",
+        "Hello from hello-v2.",
+        "hello-v2 is_production=True",
+        "Hello from hello-v2.",
+        "Hello from hello-v1.",
+    ]
+    assert printed.count("podium.deployment.promoted.v1") == 3
+    await all_gone(mark)
+
+
+async def test_an_interrupted_demo_leaves_nothing_behind() -> None:
+    """Ctrl-C in the middle ends everything and says so in the exit code."""
+    mark = uuid4().hex
+    process = await podium("demo", MARK=mark)
+    await line_with(process, "2. A pod of hello-v2")
+    process.send_signal(signal.SIGINT)
+    await output(process)
+    assert process.returncode == 130
+    await all_gone(mark)
