@@ -1,0 +1,182 @@
+# ruff: noqa: S608 - every statement is made of constants of this module
+from typing import NamedTuple
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+A, B, GONE = (f"00000000-0000-4000-8000-00000000000{digit}" for digit in "abc")
+
+# Two living agents and a deleted one; agent a has a production deployment, a preview, a ledger row and an event.
+GOOD = f"""
+INSERT INTO agents (id, name) VALUES ('{A}', 'a'), ('{B}', 'b');
+INSERT INTO agents (id, name, status, deleted_at) VALUES ('{GONE}', 'gone', 'Deleted', now());
+INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at, acp_url, is_production) VALUES
+    ('a1', '{A}', 'Ready', now(), now(), 'http://h', true),
+    ('a2', '{A}', 'Ready', now(), now(), 'http://h', false),
+    ('a3', '{A}', 'Pending', now(), now(), NULL, false),
+    ('b1', '{B}', 'Ready', now(), now(), 'http://h', false);
+UPDATE agents SET production_deployment_id = 'a1', generation = 1, event_seq = 1, status = 'Ready' WHERE id = '{A}';
+INSERT INTO promotions (agent_id, generation, cause, actor, to_deployment_id, to_acp_url, at)
+    VALUES ('{A}', 1, 'first', 'podium', 'a1', 'http://h', '2026-01-01T00:00:00Z');
+INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload)
+    VALUES ('{A}', 'podium.deployment.promoted.v1', '{A}', 'a', 'a1', 1, 1, '{{}}');
+INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Registered');
+INSERT INTO parked (id, key, reason, error, routing_key, headers, body)
+    VALUES ('{A}', 'k', 'malformed', 'why', 'agent.a', '{{}}', '')
+"""
+
+NEW_DEPLOYMENT = "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at) VALUES"
+NEW_PROMOTION = "INSERT INTO promotions (agent_id, generation, cause, actor, at, restored, to_deployment_id) VALUES"
+NEW_EVENT = "INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload) VALUES"
+
+
+class Bad(NamedTuple):
+    """A statement, and the constraint that refuses it."""
+
+    constraint: str
+    statement: str
+
+
+BAD_STATES = [
+    Bad("agents_pkey", f"INSERT INTO agents (id, name) VALUES ('{A}', 'x')"),
+    Bad("agents_name_of_living_key", "INSERT INTO agents (name) VALUES ('a')"),
+    Bad("agents_name_of_living_key", "UPDATE agents SET name = 'a' WHERE name = 'b'"),
+    Bad(
+        "agents_name_of_living_key",
+        "UPDATE agents SET name = 'a', deleted_at = NULL, status = 'Ready' WHERE name = 'gone'",
+    ),
+    *[
+        Bad("agents_name_valid", f"INSERT INTO agents (name) VALUES ('{name}')")
+        for name in ("", "A", "-a", "a-", "a_b", "a.b", "a\n", "a" * 64)
+    ],
+    Bad("agents_status_known", "UPDATE agents SET status = 'Fine' WHERE name = 'a'"),
+    Bad("agents_acp_type_known", "UPDATE agents SET acp_type = 'magic'"),
+    Bad("agents_agent_input_type_known", "UPDATE agents SET agent_input_type = 'video'"),
+    Bad("agents_legacy_error_style_known", "UPDATE agents SET legacy_error_style = 'loud'"),
+    Bad("agents_auto_promote_known", "UPDATE agents SET auto_promote = 'sometimes'"),
+    Bad("agents_counters_consistent", "UPDATE agents SET generation = 2, event_seq = 1"),
+    Bad("agents_counters_consistent", "UPDATE agents SET generation = -1"),
+    Bad("agents_deleted_status", "UPDATE agents SET deleted_at = now() WHERE name = 'b'"),
+    Bad("agents_deleted_status", "UPDATE agents SET status = 'Deleted' WHERE name = 'b'"),
+    Bad("agents_deleted_serves_nothing", "UPDATE agents SET deleted_at = now(), status = 'Deleted' WHERE name = 'a'"),
+    Bad("agents_registered_pair", "UPDATE agents SET registered_at = now()"),
+    Bad("agents_registered_pair", f"UPDATE agents SET registered_message_id = '{A}'"),
+    Bad("agents_production_is_own_deployment", "UPDATE agents SET production_deployment_id = 'b1' WHERE name = 'a'"),
+    Bad("agents_production_is_own_deployment", "UPDATE agents SET production_deployment_id = 'none' WHERE name = 'b'"),
+    Bad("agents_production_is_own_deployment", "DELETE FROM deployments WHERE id = 'a1'"),
+    Bad("deployments_pkey", f"{NEW_DEPLOYMENT} ('a1', '{B}', 'Pending', now(), now())"),
+    *[
+        Bad("deployments_id_valid", f"{NEW_DEPLOYMENT} ('{each}', '{A}', 'Pending', now(), now())")
+        for each in ("", ".a", "-a", "_a", "a b", "a/b", "a\n", "a" * 129)
+    ],
+    Bad("deployments_status_known", "UPDATE deployments SET status = 'Fine'"),
+    Bad("deployments_error_style_known", "UPDATE deployments SET error_style = 'loud'"),
+    Bad("deployments_ready_has_address", "UPDATE deployments SET acp_url = NULL WHERE id = 'a2'"),
+    Bad("deployments_ready_has_address", "UPDATE deployments SET status = 'Ready' WHERE id = 'a3'"),
+    Bad("deployments_production_not_deleted", "UPDATE deployments SET expires_at = now() WHERE id = 'a1'"),
+    Bad("deployments_production_was_ready", "UPDATE deployments SET status = 'Pending' WHERE id = 'a1'"),
+    Bad("deployments_purged_was_deleted", "UPDATE deployments SET purged_at = now() WHERE id = 'a2'"),
+    Bad("deployments_registered_pair", "UPDATE deployments SET registered_at = now()"),
+    Bad("deployments_registered_pair", f"UPDATE deployments SET registered_message_id = '{A}'"),
+    Bad("deployments_agent_id_fkey", f"{NEW_DEPLOYMENT} ('x', '{A[:-1]}f', 'Pending', now(), now())"),
+    Bad("deployments_agent_id_fkey", "DELETE FROM agents WHERE name = 'b'"),
+    Bad("deployments_one_production_key", "UPDATE deployments SET is_production = true WHERE id = 'a2'"),
+    Bad("promotions_pkey", f"{NEW_PROMOTION} ('{A}', 1, 'manual', 'amy', now(), NULL, NULL)"),
+    Bad("promotions_generation_positive", f"{NEW_PROMOTION} ('{A}', 0, 'manual', 'amy', now(), NULL, NULL)"),
+    Bad("promotions_cause_known", f"{NEW_PROMOTION} ('{A}', 2, 'mood', 'amy', now(), NULL, NULL)"),
+    Bad("promotions_agent_id_fkey", f"{NEW_PROMOTION} ('{A[:-1]}f', 1, 'manual', 'amy', now(), NULL, NULL)"),
+    Bad(
+        "promotions_agent_id_at_idx", f"{NEW_PROMOTION} ('{A}', 2, 'manual', 'amy', '2026-01-01T00:00:00Z', NULL, NULL)"
+    ),
+    Bad(
+        "promotions_restored_is_older",
+        f"{NEW_PROMOTION} ('{A}', 2, 'manual', 'amy', now(), 1, NULL)",
+    ),
+    Bad(
+        "promotions_restored_is_older",
+        f"{NEW_PROMOTION} ('{A}', 2, 'rollback', 'amy', now(), 2, NULL)",
+    ),
+    Bad(
+        "promotions_deployment_has_address",
+        f"{NEW_PROMOTION} ('{A}', 2, 'manual', 'amy', now(), NULL, 'a2')",
+    ),
+    Bad("promotions_append_only", "UPDATE promotions SET reason = 'better'"),
+    Bad("promotions_append_only", "DELETE FROM promotions"),
+    Bad("promotions_append_only", "TRUNCATE promotions"),
+    Bad("promotions_append_only", "TRUNCATE agents CASCADE"),
+    Bad("outbox_pkey", "INSERT INTO outbox OVERRIDING SYSTEM VALUE SELECT * FROM outbox"),
+    Bad("outbox_event_id_key", f"{NEW_EVENT} ('{A}', 't', '{A}', 'a', 's', 2, 1, '{{}}')"),
+    Bad("outbox_agent_id_sequence_key", f"{NEW_EVENT} ('{B}', 't', '{A}', 'a', 's', 1, 1, '{{}}')"),
+    Bad("outbox_sequence_positive", f"{NEW_EVENT} ('{B}', 't', '{A}', 'a', 's', 0, 1, '{{}}')"),
+    Bad("outbox_agent_id_fkey", f"{NEW_EVENT} ('{B}', 't', '{A[:-1]}f', 'a', 's', 1, 1, '{{}}')"),
+    Bad(
+        "registrations_pkey",
+        f"INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Stale')",
+    ),
+    Bad("registrations_outcome_known", "UPDATE registrations SET outcome = 'Duplicate'"),
+    Bad("parked_pkey", f"INSERT INTO parked SELECT '{A}', 'other', NULL, NULL, NULL, 'r', 'e', 'k', '{{}}', ''"),
+    Bad("parked_key_key", f"INSERT INTO parked SELECT '{B}', 'k', NULL, NULL, NULL, 'r', 'e', 'k', '{{}}', ''"),
+    Bad("parked_attempts_positive", "UPDATE parked SET attempts = 0"),
+]
+
+# The target that the composite foreign key needs; the primary key refuses its violations first.
+NEVER_FIRST = {"deployments_id_agent_id_key"}
+
+
+async def run(connection: AsyncConnection, statements: str) -> None:
+    """Run several statements."""
+    for statement in statements.split(";\n"):
+        await connection.exec_driver_sql(statement)
+
+
+@pytest.mark.parametrize(
+    "bad", BAD_STATES, ids=lambda bad: f"{bad.constraint}: {bad.statement[:40]}".replace("\n", " ")
+)
+async def test_a_bad_state_cannot_be_stored(migrated: AsyncEngine, bad: Bad) -> None:
+    """Each constraint refuses its bad state under its own name, whoever writes it."""
+    async with migrated.connect() as connection:
+        await run(connection, GOOD)
+        with pytest.raises(DBAPIError) as refused:
+            await run(connection, bad.statement)
+        assert refused.value.orig is not None
+        assert getattr(refused.value.orig.__cause__, "constraint_name", None) == bad.constraint
+        await connection.rollback()
+
+
+async def test_every_constraint_is_shown_to_refuse_something(migrated: AsyncEngine) -> None:
+    """A constraint that is added without a bad state in the table above is noticed here."""
+    async with migrated.connect() as connection:
+        constraints = await connection.scalars(
+            text("""
+            SELECT conname::text FROM pg_constraint
+            WHERE connamespace = 'public'::regnamespace AND contype IN ('c', 'f', 'p', 'u', 'x')
+                AND conrelid <> 'alembic_version'::regclass
+            UNION SELECT indexrelid::regclass::text FROM pg_index
+            WHERE indisunique AND indrelid <> 'alembic_version'::regclass
+                AND indrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)""")
+        )
+        named = set(constraints)
+    assert named - {bad.constraint for bad in BAD_STATES} == NEVER_FIRST
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE agents SET name = 'gone', status = 'Ready' WHERE name = 'b'",
+        "UPDATE deployments SET is_production = true WHERE id = 'b1'",
+        "UPDATE deployments SET expires_at = now() WHERE id = 'a2'",
+        "UPDATE deployments SET status = 'Failed', acp_url = NULL WHERE id = 'a1'",
+        "UPDATE deployments SET expires_at = now(), purged_at = now(), acp_url = NULL WHERE id = 'a2'",
+        f"{NEW_DEPLOYMENT} ('{'a' * 128}', '{B}', 'Pending', now(), now())",
+        "DELETE FROM deployments WHERE id = 'a2'",
+        f"{NEW_PROMOTION} ('{A}', 2, 'agent_deleted', 'amy', now(), NULL, NULL)",
+    ],
+)
+async def test_a_good_state_can_be_stored(migrated: AsyncEngine, statement: str) -> None:
+    """The name of a deleted agent is free, each agent may have a production, and the ledger does not hold previews."""
+    async with migrated.connect() as connection:
+        await run(connection, GOOD)
+        await run(connection, statement)
+        await connection.rollback()

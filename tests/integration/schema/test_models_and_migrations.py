@@ -1,0 +1,58 @@
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.migrate import is_current, migrate
+
+# Alembic's own comparison sees neither CHECK constraints nor the predicate of a partial index, hence the catalogues.
+CATALOGUES = {
+    "columns": """
+        SELECT table_name, column_name, data_type, udt_name, is_nullable, column_default, is_identity,
+            identity_generation, is_generated, collation_name
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+        ORDER BY table_name, column_name""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, contype::text, condeferrable, convalidated,
+            pg_get_constraintdef(oid)
+        FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace AND conrelid <> to_regclass('alembic_version')
+            OR connamespace = 'public'::regnamespace AND to_regclass('alembic_version') IS NULL
+        ORDER BY 1, 2""",
+    "indexes": """
+        SELECT tablename, indexname, indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2""",
+    "triggers": """
+        SELECT tgrelid::regclass::text, tgname, tgenabled::text, pg_get_triggerdef(oid)
+        FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2""",
+    "functions": """
+        SELECT proname, pg_get_functiondef(oid) FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace ORDER BY 1""",
+    "sequences": """
+        SELECT sequencename, data_type::text, start_value, increment_by, cycle FROM pg_sequences
+        WHERE schemaname = 'public' ORDER BY 1""",
+}
+
+
+@pytest.mark.parametrize("catalogue", CATALOGUES)
+async def test_models_and_migrations_make_the_same_schema(
+    migrated: AsyncEngine, modelled: AsyncEngine, catalogue: str
+) -> None:
+    """What the code believes of the tables is what a migrated database has, down to checks, predicates and triggers."""
+    found = []
+    for engine in (migrated, modelled):
+        async with engine.connect() as connection:
+            found.append([tuple(row) for row in await connection.execute(text(CATALOGUES[catalogue]))])
+    assert found[0] == found[1]
+    assert found[0], f"no {catalogue} were found at all"
+
+
+async def test_migrating_again_changes_nothing(engine: AsyncEngine) -> None:
+    """`podium migrate` may run as often as one likes."""
+    before, after = await migrate(engine)
+    assert before == after
+    assert await is_current(engine)
+
+
+async def test_a_database_that_was_not_migrated_is_not_current(modelled: AsyncEngine) -> None:
+    """Readiness can tell that the schema is missing."""
+    assert not await is_current(modelled)
