@@ -21,8 +21,9 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# As a script, this file's own folder is first on the path: its modules would hide others of the same name.
-sys.path[0] = str(ROOT)
+if __name__ == "__main__":
+    # A script's own folder is first on the path, where our modules would hide others of the same name.
+    sys.path[0] = str(ROOT)
 
 from podium import environment
 from podium.servers import apt

@@ -14,16 +14,19 @@ from podium.servers.errors import InstallFailed
 
 Say = Callable[[str], None]
 
-# Asked by Debian's maintainer scripts before any service is started, stopped or restarted.
-POLICY = Path("/usr/sbin/policy-rc.d")
-POLICY_KEPT = Path("/usr/sbin/policy-rc.d.kept-by-podium")
-# Asked by PostgreSQL's packages before they make a database cluster of their own.
-CLUSTER_SETTING = Path("/etc/postgresql-common/createcluster.d/podium-setup.conf")
-# For all checkouts on the machine: two set-ups that save and restore the policy must not overlap.
-LOCK = Path("/run/podium-setup.lock")
+# Of the machine; tests lay one out in a folder.
+ROOT = Path("/")
 
-SYSTEMD_LINKS = Path("/etc/systemd/system")
-ETC = Path("/etc")
+# Asked by Debian's maintainer scripts before any service is started, stopped or restarted.
+POLICY = "usr/sbin/policy-rc.d"
+POLICY_KEPT = "usr/sbin/policy-rc.d.kept-by-podium"
+# Asked by PostgreSQL's packages before they make a database cluster of their own.
+CLUSTER_SETTING = "etc/postgresql-common/createcluster.d/podium-setup.conf"
+# For all checkouts on the machine: two set-ups that save and restore the policy must not overlap.
+LOCK = "run/podium-setup.lock"
+
+SYSTEMD_LINKS = "etc/systemd/system"
+RUNLEVELS = "etc"
 
 DPKG_LOCK_PATIENCE_SECONDS = 600  # a fresh machine may be busy with its own unattended upgrades
 
@@ -45,14 +48,14 @@ class Enabled:
     scripts: frozenset[Path]
 
 
-def install(packages: Sequence[str], say: Say) -> None:
+def install(packages: Sequence[str], say: Say, root: Path = ROOT) -> None:
     """Installs `packages` from freshly read lists; afterwards no service of them runs or is enabled.
 
     Raises:
         InstallFailed: apt-get failed; its own output has said why.
     """
-    with machine_lock(say), services_blocked(), no_cluster_made():
-        before = enabled_now()
+    with machine_lock(say, root), services_blocked(root), no_cluster_made(root):
+        before = enabled_now(root)
         say("Reading the package lists (apt-get update) ...")
         if _apt("update") != 0:
             say("Some package lists could not be read; going on with those that could.")
@@ -60,15 +63,15 @@ def install(packages: Sequence[str], say: Say) -> None:
             say("An earlier installation is unfinished, and finishing it failed; going on.")
         say(f"Installing {' '.join(packages)} (apt-get install) ...")
         failed = _apt("install", "--yes", "--no-install-recommends", *packages) != 0
-        disable(enabled_now(), before, say)
+        disable(enabled_now(root), before, say)
         if failed:
             raise InstallFailed(f"apt-get could not install {' '.join(packages)}; its messages above say why.")
 
 
 @contextlib.contextmanager
-def machine_lock(say: Say, path: Path = LOCK) -> Iterator[None]:
+def machine_lock(say: Say, root: Path) -> Iterator[None]:
     """Waits until no other set-up on this machine is installing."""
-    with path.open("a") as lock:
+    with (root / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -78,8 +81,9 @@ def machine_lock(say: Say, path: Path = LOCK) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def services_blocked(policy: Path = POLICY, kept: Path = POLICY_KEPT) -> Iterator[None]:
+def services_blocked(root: Path) -> Iterator[None]:
     """While inside, packages can start, stop and restart no service; the machine's own policy comes back after."""
+    policy, kept = root / POLICY, root / POLICY_KEPT
     _restore(policy, kept)
     if policy.exists():
         shutil.copy2(policy, kept)
@@ -94,8 +98,9 @@ def services_blocked(policy: Path = POLICY, kept: Path = POLICY_KEPT) -> Iterato
 
 
 @contextlib.contextmanager
-def no_cluster_made(setting: Path = CLUSTER_SETTING) -> Iterator[None]:
+def no_cluster_made(root: Path) -> Iterator[None]:
     """While inside, installing PostgreSQL makes no cluster on port 5432."""
+    setting = root / CLUSTER_SETTING
     missing = [folder for folder in (setting.parent, setting.parent.parent) if not folder.exists()]
     setting.parent.mkdir(parents=True, exist_ok=True)
     setting.write_text("create_main_cluster = false\n", encoding="utf-8")
@@ -108,10 +113,10 @@ def no_cluster_made(setting: Path = CLUSTER_SETTING) -> Iterator[None]:
                 folder.rmdir()
 
 
-def enabled_now(systemd: Path = SYSTEMD_LINKS, etc: Path = ETC) -> Enabled:
+def enabled_now(root: Path) -> Enabled:
     """What would start with the machine now; a policy blocks starting, but packages enable all the same."""
-    units = {link for pattern in ("*.wants/*", "*.requires/*") for link in systemd.glob(pattern)}
-    return Enabled(frozenset(units), frozenset(etc.glob("rc[S2-5].d/S*")))
+    units = {link for pattern in ("*.wants/*", "*.requires/*") for link in (root / SYSTEMD_LINKS).glob(pattern)}
+    return Enabled(frozenset(units), frozenset((root / RUNLEVELS).glob("rc[S2-5].d/S*")))
 
 
 def disable(after: Enabled, before: Enabled, say: Say) -> None:
