@@ -1,14 +1,15 @@
 """What the API takes beyond announcements, and how bodies are read: strictly, whatever content type they claim."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from litestar.dto import AbstractDTO
 from litestar.openapi.spec import OpenAPIType, Operation, Parameter, Reference, RequestBody, Schema
 from litestar.typing import FieldDefinition
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
 
-from contracts.fields import DeploymentId, Image, Text, check_storable
+from contracts.fields import DeploymentId, Image, Text
+from contracts.messages import Facts
 from services.errors import InvalidRequest
 from services.lifecycle import AgentChange, NewDeployment
 from services.state import AutoPromote
@@ -75,15 +76,10 @@ class NewDeploymentRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     docker_image: Image
-    registration_metadata: dict[str, Any] | None = None
+    registration_metadata: Facts | None = None
     sgp_deploy_id: Text | None = None
     helm_release_name: Text | None = None
     id: DeploymentId | None = Field(default=None, description="A new one is made if it is left out.")
-
-    @model_validator(mode="after")
-    def _can_be_stored(self) -> Self:
-        check_storable(self.registration_metadata)
-        return self
 
     def command(self) -> NewDeployment:
         """What the service takes."""

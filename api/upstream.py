@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import io
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from services.settings import Settings
 KEEP_ALIVE_SECONDS = 4
 # A pod that restarts refuses for a moment; each pause is followed by one more attempt.
 RETRY_PAUSES_SECONDS = (0.02, 0.06, 0.18)
+IN_ONE_GO_BYTES = 64 * 1024
 # What the client library would add by itself; an agent sees what its caller sent.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _VALID_STATUSES = range(200, 600)
@@ -134,7 +136,7 @@ async def _attempt(
             response = await session.request(
                 call.method,
                 call.target,
-                data=call.body or None,
+                data=_payload(call.body),
                 headers=call.headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
@@ -146,6 +148,11 @@ async def _attempt(
         response.close()
         raise AgentProtocolError(f"The agent answered with status {response.status}, which is none.")
     return response
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO | None:
+    """The body as the client library wants it: a large one piece by piece, so that others get their turn."""
+    return io.BytesIO(body) if len(body) > IN_ONE_GO_BYTES else body or None
 
 
 def _failure(error: Exception, attempt: _Attempt) -> ForwardingFailure:

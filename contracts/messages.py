@@ -1,9 +1,9 @@
 """What a pod says of itself: the body of `POST /agents/register` and of the message on the queue."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from contracts.fields import (
     AcpType,
@@ -20,6 +20,8 @@ from contracts.fields import (
 )
 
 REGISTRATION_MAX_BYTES = 1024 * 1024
+
+Facts = Annotated[dict[str, Any], AfterValidator(check_storable)]
 
 
 class RegistrationMetadata(BaseModel):
@@ -86,9 +88,4 @@ class RegisterBuildRequest(BaseModel):
     docker_image: Image | None = None
     acp_type: AcpType | None = None
     agent_input_type: InputType | None = None
-    registration_metadata: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _can_be_stored(self) -> Self:
-        check_storable(self.registration_metadata)
-        return self
+    registration_metadata: Facts | None = None
