@@ -33,9 +33,11 @@ format: environment ## Format the code
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-lock: environment ## Choose the newest allowed versions and write both lock files
+lock: environment ## Choose the newest allowed versions and write the lock files
 	$(LOCK) -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile tests/sdk/requirements.in --universal --generate-hashes --python-version 3.12 \
+		-o requirements-sdk.lock
 
 environment:
 	@$(PYTHON) podium/bootstrap.py --servers none

@@ -1,0 +1,19 @@
+"""A pod as the agentex SDK makes it, run with that SDK's own Python: it registers itself when it starts."""
+
+import os
+
+import uvicorn
+from agentex.lib.sdk.fastacp.fastacp import FastACP
+from agentex.types.text_content import TextContent
+
+acp = FastACP.create(acp_type="sync")
+
+
+@acp.on_message_send
+async def handle(params):
+    """Say which version answers, and what it was told."""
+    return TextContent(author="agent", content=f"{os.environ['AGENTEX_DEPLOYMENT_ID']} heard: {params.content.content}")
+
+
+if __name__ == "__main__":
+    uvicorn.run(acp, host="127.0.0.1", port=int(os.environ["ACP_PORT"]), log_level="warning")
