@@ -9,6 +9,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from pydantic_core import from_json
 
+from api.parameters import agent_name
 from api.problems import Forbidden
 from api.resources import Resources, provide_resources
 from services.database import in_transaction
@@ -82,7 +83,7 @@ async def _is_key_of_named_agent(connection: Connection, resources: Resources, g
     if not given.startswith(AGENT_KEY_PREFIX) or not isinstance(connection, Request):
         return False
     try:
-        name = from_json(await connection.body())["name"]
+        name = agent_name(from_json(await connection.body())["name"])
         view = await in_transaction(resources.reads, lambda session: get_agent_by_name(session, name))
     except (ValueError, TypeError, KeyError, AgentNotFound):
         return False

@@ -1,0 +1,182 @@
+"""Who is let in: a key wherever others can reach the API, and no web page of somewhere else without one."""
+
+import socket
+from collections.abc import Mapping
+
+import pytest
+from pydantic import SecretStr
+
+from services.database import Sessions
+from tests.factories import a_body
+from tests.integration.api.client import Api
+from tests.integration.api.conftest import Serve
+from tests.integration.api.pods import Pod
+from tests.waiting import rows
+
+KEY = "a-test's-ключ"
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+async def keyed(serve: Serve) -> Api:
+    """An API with a key."""
+    return await serve(api_key=SecretStr(KEY))
+
+
+async def test_a_key_is_needed_everywhere_but_where_machines_look(serve: Serve) -> None:
+    """401 with the way to authenticate, on RPC routes as a JSON-RPC error."""
+    api = await keyed(serve)
+    agent = (await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)).json
+    path = f"/agents/{agent['id']}"
+    for method, target in (
+        ("GET", "/agents"),
+        ("GET", path),
+        ("DELETE", path),
+        ("PATCH", path),
+        ("GET", "/agents/name/bot"),
+        ("DELETE", "/agents/name/bot"),
+        ("POST", "/agents/register"),
+        ("POST", "/agents/register-build"),
+        ("POST", f"{path}/deployments"),
+        ("GET", f"{path}/deployments"),
+        ("GET", f"{path}/deployments/v1"),
+        ("DELETE", f"{path}/deployments/v1"),
+        ("POST", f"{path}/deployments/v1/promote"),
+        ("POST", f"{path}/rollback"),
+        ("GET", f"{path}/promotions"),
+    ):
+        answer = await api.call(method, target)
+        answer.problem(401, "unauthorized")
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    for target in (f"{path}/rpc", "/agents/name/bot/rpc", f"{path}/deployments/v1/rpc"):
+        for method in ("GET", "POST", "DELETE"):
+            (await api.call(method, target)).rpc_error(401, "unauthorized")
+    for target in ("/health/live", "/health/ready", "/metrics", "/openapi.json", "/schema/openapi.json"):
+        assert (await api.get(target)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (BEARER, 200),
+        ({"authorization": f"bearer {KEY}"}, 200),
+        ({"x-api-key": KEY}, 200),
+        ({"x-api-key": f"{KEY}x"}, 401),
+        ({"x-api-key": KEY[:-1]}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"authorization": KEY}, 401),
+        ({"authorization": "Bearer "}, 401),
+        ({"authorization": "Basic YTpi"}, 401),
+        ({"x-agent-api-key": KEY}, 401),
+        ({"cookie": f"x-api-key={KEY}"}, 401),
+    ],
+)
+async def test_how_a_key_is_given(serve: Serve, headers: Mapping[str, str], status: int) -> None:
+    """As a bearer token or as x-api-key, whole, and in no other way."""
+    api = await keyed(serve)
+    assert (await api.get("/agents", headers=headers)).status == status
+
+
+async def test_an_agents_own_key_lets_its_pods_register_again(serve: Serve) -> None:
+    """Its own pods, nothing else, and only as long as the agent lives; the API's key works in its place."""
+    api = await keyed(serve)
+    bot = (await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)).json
+    other = (await api.post("/agents/register", a_body("other"), headers=BEARER)).json
+    own = {"x-agent-api-key": bot["agent_api_key"]}
+    again = await api.post("/agents/register", a_body("bot", deployment_id="v2"), headers=own)
+    assert again.status == 200
+    assert again.json["agent_api_key"] == bot["agent_api_key"] != other["agent_api_key"]
+    with_api_key = await api.post("/agents/register", a_body("new"), headers={"x-agent-api-key": KEY})
+    assert with_api_key.status == 200
+
+    refused = [
+        await api.post("/agents/register", a_body("other"), headers=own),
+        await api.post("/agents/register", a_body("nobody"), headers=own),
+        await api.call("POST", "/agents/register", data=b"{", headers=own),
+        await api.call("POST", "/agents/register", data=b"[]", headers=own),
+        await api.call("POST", "/agents/register", data=b'{"name": {}}', headers=own),
+        await api.call("POST", "/agents/register", data=b'{"name": "\\u0000"}', headers=own),
+        await api.post("/agents/register-build", {"name": "bot"}, headers=own),
+        await api.get(f"/agents/{bot['id']}", headers=own),
+        await api.post("/agents/register", a_body("bot"), headers={"x-api-key": bot["agent_api_key"]}),
+        await api.post("/agents/register", a_body("bot"), headers={"x-agent-api-key": "pak_" + "0" * 64}),
+    ]
+    for answer in refused:
+        answer.problem(401, "unauthorized")
+    await api.delete(f"/agents/{bot['id']}", headers=BEARER)
+    (await api.post("/agents/register", a_body("bot"), headers=own)).problem(401, "unauthorized")
+
+
+async def test_the_same_key_on_every_process(serve: Serve) -> None:
+    """An agent's key is derived, so that every API process gives out and knows the same one."""
+    one, two = await keyed(serve), await keyed(serve)
+    key = (await one.post("/agents/register", a_body("bot"), headers=BEARER)).json["agent_api_key"]
+    again = await two.post("/agents/register", a_body("bot"), headers={"x-agent-api-key": key})
+    assert again.json["agent_api_key"] == key
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8080"},
+        {"host": "localhost.evil.example"},
+        {"host": "10.0.0.7"},
+        {"host": "0.0.0.0"},  # noqa: S104 - a name to refuse, not a bind
+        {"origin": "https://evil.example"},
+        {"origin": "http://localhost.evil.example"},
+        {"origin": "null"},
+    ],
+)
+async def test_no_page_of_elsewhere_drives_a_keyless_api(api: Api, headers: Mapping[str, str]) -> None:
+    """Neither by a name that resolves to this machine nor by a blind post; nothing happens."""
+    (await api.post("/agents/register", a_body("bot"), headers=headers)).problem(403, "not-local")
+    (await api.get("/agents", headers=headers)).problem(403, "not-local")
+    (await api.post("/agents/name/bot/rpc", {}, headers=headers)).rpc_error(403, "not-local")
+    assert (await api.get("/agents")).json == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "localhost"},
+        {"host": "LocalHost:1"},
+        {"host": "127.0.0.1:99"},
+        {"host": "127.8.8.8"},
+        {"host": "[::1]:8080"},
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://[::1]"},
+    ],
+)
+async def test_this_machine_drives_a_keyless_api(api: Api, headers: Mapping[str, str]) -> None:
+    """By any of its own names."""
+    assert (await api.get("/agents", headers=headers)).status == 200
+
+
+async def test_with_a_key_any_host_and_origin_is_served(serve: Serve) -> None:
+    """A proxy or a console elsewhere has the key to show."""
+    api = await keyed(serve)
+    headers = {**BEARER, "host": "podium.example", "origin": "https://console.example"}
+    assert (await api.get("/agents", headers=headers)).status == 200
+
+
+async def test_who_it_was(serve: Serve, sessions: Sessions) -> None:
+    """The ledger says that it was the key's holder."""
+    api = await keyed(serve)
+    agent = (await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)).json
+    await api.post("/agents/register", a_body("bot", deployment_id="v2"), headers=BEARER)
+    await api.post(f"/agents/{agent['id']}/deployments/v2/promote", headers=BEARER)
+    ledger = await rows(sessions, "SELECT actor FROM promotions ORDER BY generation DESC LIMIT 1")
+    assert ledger[0].actor == "api-key"
+
+
+async def test_served_beyond_this_machine_with_a_key(serve: Serve, pod: Pod) -> None:
+    """A bind for everybody works as long as there is a key; the key never reaches an agent."""
+    api = await serve(host="0.0.0.0", api_key=SecretStr(KEY))  # noqa: S104 - what this test is about
+    local = Api(api.url.replace("0.0.0.0", socket.gethostbyname("localhost")), api.session)  # noqa: S104 - as above
+    registered = await local.post("/agents/register", a_body("bot", acp_url=pod.url), headers=BEARER)
+    assert registered.status == 200
+    for headers in (BEARER, {"x-api-key": KEY}):
+        assert (await local.post("/agents/name/bot/rpc", {"id": 1}, headers=headers)).status == 200
+    for seen in pod.seen:
+        assert not seen.header("authorization")
+        assert not seen.header("x-api-key")
