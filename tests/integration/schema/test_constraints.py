@@ -1,4 +1,3 @@
-# ruff: noqa: S608 - every statement is made of constants of this module
 from typing import NamedTuple
 
 import pytest

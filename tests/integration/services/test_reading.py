@@ -1,0 +1,135 @@
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from services import ledger, lifecycle, promotion, queries
+from services.errors import (
+    AgentDeletedError,
+    AgentNotFound,
+    DeploymentUnavailable,
+    InvalidRequest,
+    NothingServes,
+)
+from services.lifecycle import AgentChange, NewDeployment
+from services.queries import AgentView, Page
+from services.routing import route_to_agent, route_to_deployment, route_to_name
+from tests.factories import a_build, an_id, incoming
+from tests.integration.services.world import AMY, NAME, World
+
+
+async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World) -> None:
+    """Rule 16: by id it reads as Deleted, by name it is unknown, everything else is 410."""
+    await world.register(incoming(deployment_id="v1", acp_url="http://v1"), incoming(acp_url="http://legacy"))
+    agent_id = await world.agent_id()
+    await world.delete_agent()
+    view = await world.do(lambda session: queries.get_agent(session, agent_id))
+    assert (view.agent.status, view.acp_url) == ("Deleted", None)
+    assert (await world.do(lambda session: queries.get_deployment(session, agent_id, "v1"))).expires_at
+    assert await world.do(lambda session: queries.list_agents(session, Page())) == []
+    with pytest.raises(AgentNotFound):
+        await world.do(lambda session: queries.get_agent_by_name(session, NAME))
+    with pytest.raises(AgentNotFound):
+        await world.do(lambda session: route_to_name(session, NAME))
+    for refused in (
+        lambda session: route_to_agent(session, agent_id),
+        lambda session: route_to_deployment(session, agent_id, "v1"),
+        lambda session: promotion.promote(session, agent_id, "v1", AMY),
+        lambda session: promotion.roll_back(session, agent_id, AMY),
+        lambda session: promotion.roll_back(session, agent_id, AMY, to="v1"),
+        lambda session: promotion.roll_back(session, agent_id, AMY, to="legacy"),
+        lambda session: lifecycle.change_agent(session, agent_id, AgentChange(description="x")),
+        lambda session: lifecycle.create_deployment(session, agent_id, NewDeployment(docker_image="bot:1")),
+    ):
+        with pytest.raises(AgentDeletedError):
+            await world.do(refused)
+
+
+async def test_an_unknown_agent_is_not_found(world: World) -> None:
+    """404, whatever one asks of it."""
+    nobody = an_id()
+    for refused in (
+        lambda session: queries.get_agent(session, nobody),
+        lambda session: queries.get_deployment(session, nobody, "v1"),
+        lambda session: queries.list_deployments(session, nobody, Page()),
+        lambda session: route_to_agent(session, nobody),
+        lambda session: route_to_deployment(session, nobody, "v1"),
+        lambda session: lifecycle.delete_agent(session, nobody, AMY),
+        lambda session: lifecycle.delete_deployment(session, nobody, "v1"),
+        lambda session: lifecycle.change_agent(session, nobody, AgentChange()),
+        lambda session: lifecycle.create_deployment(session, nobody, NewDeployment(docker_image="bot:1")),
+    ):
+        with pytest.raises(AgentNotFound):
+            await world.do(refused)
+
+
+async def test_routes_say_why_nothing_can_be_reached(world: World) -> None:
+    """Nothing serves, Failed and Pending are told apart; a preview is reached by its own id, legacy by the agent's."""
+    await world.register(a_build())
+    agent_id = await world.agent_id()
+    with pytest.raises(NothingServes):
+        await world.do(lambda session: route_to_agent(session, agent_id))
+    await world.arrive(acp_url="http://legacy/", rpc_path="/old")
+    route = await world.do(lambda session: route_to_agent(session, agent_id))
+    assert (route.deployment_id, route.rpc_url) == (None, "http://legacy/old")
+    await world.create(id="pending")
+    with pytest.raises(DeploymentUnavailable, match="Pending"):
+        await world.do(lambda session: route_to_deployment(session, agent_id, "pending"))
+    await world.arrive(deployment_id="v1", acp_url="http://v1")
+    route = await world.do(lambda session: route_to_deployment(session, agent_id, "v1"))
+    assert route.rpc_url == "http://v1/api"
+    await world.promote("v1")
+    await world.fail("v1")
+    with pytest.raises(DeploymentUnavailable, match="Failed: probe failed"):
+        await world.do(lambda session: route_to_agent(session, agent_id))
+
+
+async def test_what_served_at_a_time_can_be_read_from_the_ledger(world: World) -> None:
+    """`at` answers with the row that held then; before the first there is none."""
+    await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
+    await world.promote("v2")
+    agent_id, (first, second) = await world.agent_id(), await world.ledger()
+
+    async def served(at: datetime) -> list[str | None]:
+        rows = await world.do(lambda session: ledger.history(session, agent_id, limit=10, at=at))
+        return [row.to_deployment_id for row in rows]
+
+    assert [await served(at) for at in (first.at, second.at)] == [["v1"], ["v2"]]
+    assert await served(second.at - timedelta(microseconds=1)) == ["v1"]
+    assert await served(first.at - timedelta(microseconds=1)) == []
+
+
+async def test_lists_are_paged_newest_first(world: World) -> None:
+    """Pages are disjoint and complete in either direction, by page number and by `after`."""
+    names = [f"bot-{number}" for number in range(5)]
+    for name in names:
+        await world.arrive(name, deployment_id=f"{name}.1")
+
+    async def read(page: Page) -> list[AgentView]:
+        return await world.do(lambda session: queries.list_agents(session, page))
+
+    newest_first = [await read(Page(limit=2, number=number)) for number in (1, 2, 3, 4)]
+    assert [view.agent.name for page in newest_first for view in page] == names[::-1]
+    oldest_first = [await read(Page(limit=2, number=number, direction="asc")) for number in (1, 2, 3)]
+    assert [view.agent.name for page in oldest_first for view in page] == names
+    seen: list[str] = []
+    after = UUID(int=0)
+    while views := await read(Page(limit=2, after=after)):
+        seen += [view.agent.name for view in views]
+        after = views[-1].agent.id
+    assert sorted(seen) == names
+
+
+@pytest.mark.parametrize("order_by", ["mood", "", "name; DROP TABLE agents"])
+async def test_an_order_that_does_not_exist_is_refused_with_its_field(world: World, order_by: str) -> None:
+    """400 with the field named."""
+    await world.arrive(deployment_id="v1")
+    agent_id = await world.agent_id()
+    page = Page(order_by=order_by)
+    for refused in (
+        lambda session: queries.list_agents(session, page),
+        lambda session: queries.list_deployments(session, agent_id, page),
+    ):
+        with pytest.raises(InvalidRequest, match="order_by must be one of") as error:
+            await world.do(refused)
+        assert error.value.field == "order_by"
