@@ -44,7 +44,7 @@ async def running_pod(handler: Handler = plain_answer) -> AsyncIterator[Pod]:
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         headers = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in request.raw_headers]
-        pod.seen.append(Seen(request.method, request.path_qs, headers, await request.read()))
+        pod.seen.append(Seen(request.method, request.path_qs, headers, await request.content.read()))
         return await handler(request)
 
     runner = web.ServerRunner(web.Server(handle, handler_cancellation=True), shutdown_timeout=0.1)

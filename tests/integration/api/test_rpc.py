@@ -1,0 +1,310 @@
+"""What the gateway passes on, in both directions: bytes, headers, chunks, and to which deployment."""
+
+import asyncio
+import gzip
+import io
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from services.database import Sessions
+from tests.integration.api.client import Api
+from tests.integration.api.pods import Handler, Pod, running_pod
+from tests.waiting import eventually
+
+# What parsing and writing anew would change: order, duplicates, spaces, a number beyond 64 bits, escapes, no UTF-8.
+STRANGE_BODY = b' {"id":1,"id":"1", "n": 123456789012345678901234567890.10,"e":"\\u00e9\\/","raw":"\xff\x00"}\r\n'
+
+
+async def test_bodies_pass_byte_for_byte(api: Api) -> None:
+    """In both directions, whatever they are, in one piece or in many, up to the limit."""
+
+    async def echo(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=io.BytesIO(pod.seen[-1].body))
+
+    async def in_chunks() -> AsyncIterator[bytes]:
+        for byte in STRANGE_BODY:
+            yield bytes([byte])
+
+    async with running_pod(echo) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        large = bytes(range(256)) * (4 * 1024 * 4)
+        for data, expected in (
+            (STRANGE_BODY, STRANGE_BODY),
+            (in_chunks(), STRANGE_BODY),
+            (b"[1, 2]", b"[1, 2]"),
+            (io.BytesIO(large), large),
+        ):
+            answer = await api.call("POST", "/agents/name/bot/rpc", data=data)
+            assert answer.status == 200
+            assert answer.body == expected == pod.seen[-1].body
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_methods_and_queries_pass(api: Api, pod: Pod, method: str) -> None:
+    """With no body where there was none, and the query as it was written."""
+    await api.register("bot", "v1", acp_url=f"{pod.url}/base/", rpc_path="/mcp/x%2Fy")
+    answer = await api.call(method, "/agents/name/bot/rpc?a=%2F&a=b+c&%C3%A9=%00&d")
+    assert answer.status == 200
+    [seen] = pod.seen
+    assert (seen.method, seen.target) == (method, "/base/mcp/x%2Fy?a=%2F&a=b+c&%C3%A9=%00&d")
+    assert seen.body == b""
+
+
+async def test_request_headers(api: Api, pod: Pod) -> None:
+    """End-to-end ones pass, repeated ones too; credentials, hops and where the call came from do not."""
+    await api.register("bot", "v1", acp_url=pod.url)
+    stripped = {
+        "Authorization": "Bearer secret",
+        "Cookie": "session=secret",
+        "X-Api-Key": "secret",
+        "X-Agent-Api-Key": "secret",
+        "Proxy-Authorization": "Basic c2VjcmV0",
+        "Forwarded": "for=1.2.3.4",
+        "X-Forwarded-For": "1.2.3.4",
+        "X-Forwarded-Proto": "https",
+        "X-Real-IP": "1.2.3.4",
+        "Via": "1.1 proxy",
+        "Origin": "http://localhost:3000",
+        "Keep-Alive": "timeout=5",
+        "TE": "trailers",
+        "Trailer": "x-sum",
+        "Upgrade": "h2c",
+        "Proxy-Connection": "keep-alive",
+        "Connection": "keep-alive, X-Hop, close",
+        "X-Hop": "1",
+    }
+    passed = [
+        ("Accept", "application/json, text/event-stream"),
+        ("Content-Type", "application/json"),
+        ("Mcp-Session-Id", "abc"),
+        ("Mcp-Param-Region", "eu"),
+        ("A2A-Version", "1.0"),
+        ("Last-Event-ID", "7"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", "a=b"),
+        ("baggage", "k=v"),
+        ("X-Request-ID", "my-id"),
+        ("X-Custom", "first"),
+        ("X-Custom", "second"),
+        ("X-Text", "grüße"),
+    ]
+    await api.call("POST", "/agents/name/bot/rpc", data=b"{}", headers=[*stripped.items(), *passed])
+    [seen] = pod.seen
+    arrived = sorted((name.lower(), value) for name, value in seen.headers if name.lower() != "user-agent")
+    expected = [(name.lower(), value) for name, value in passed if name != "X-Text"]
+    expected += [
+        ("x-text", "grüße".encode().decode("latin-1")),
+        ("host", pod.url.removeprefix("http://")),
+        ("content-length", "2"),
+        ("accept-encoding", "gzip, deflate"),
+    ]
+    assert arrived == sorted(expected)
+
+
+async def test_nothing_is_added_but_a_request_id(api: Api, pod: Pod) -> None:
+    """A caller that says nothing is passed on as one that says nothing."""
+    await api.register("bot", "v1", acp_url=pod.url)
+    host, port = api.host_and_port
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(f"GET /agents/name/bot/rpc HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    await writer.wait_closed()
+    [seen] = pod.seen
+    assert {name.lower() for name, _ in seen.headers} == {"host", "x-request-id"}
+    assert len(seen.header("x-request-id")[0]) == 32
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 302, 401, 404, 418, 500, 503])
+async def test_answers_pass_verbatim(api: Api, status: int) -> None:
+    """Status, repeated headers and encoded bodies; no redirect is followed; the gateway names who answered."""
+    packed = b"" if status == 204 else gzip.compress(b'{"result": 1}', mtime=0)
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        response = web.Response(status=status, body=packed)
+        response.headers.add("X-Many", "one")
+        response.headers.add("X-Many", "two")
+        response.headers.add("Content-Encoding", "gzip")
+        response.headers.add("Location", "http://127.0.0.1:1/")
+        response.headers.add("Mcp-Session-Id", "abc")
+        response.headers.add("Date", "Mon, 01 Jan 2024 00:00:00 GMT")
+        response.headers.add("Server", "an-agent")
+        response.headers.add("Set-Cookie", "a=b")
+        response.headers.add("Keep-Alive", "timeout=9")
+        response.headers.add("Connection", "x-hop")
+        response.headers.add("X-Hop", "1")
+        response.headers.add("X-Podium-Deployment-Id", "forged")
+        response.headers.add("X-Podium-Generation", "99")
+        return response
+
+    async with running_pod(answer) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        got = await api.post("/agents/name/bot/rpc", {}, allow_redirects=False)
+    assert len(pod.seen) == 1
+    assert (got.status, got.body) == (status, packed)
+    assert got.headers.getall("x-many") == ["one", "two"]
+    assert got.headers.getall("date") == ["Mon, 01 Jan 2024 00:00:00 GMT"]
+    assert got.headers.getall("server") == ["an-agent"]
+    assert got.headers["content-encoding"] == "gzip"
+    assert got.headers["location"] == "http://127.0.0.1:1/"
+    assert got.headers["mcp-session-id"] == "abc"
+    for name in ("set-cookie", "keep-alive", "x-hop"):
+        assert name not in got.headers
+    assert got.headers.getall("x-podium-deployment-id") == ["v1"]
+    assert got.headers.getall("x-podium-generation") == ["1"]
+
+
+async def test_chunks_pass_at_once(api: Api) -> None:
+    """Each piece of an answer is there before the agent has made the next one."""
+    go_on = asyncio.Event()
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(3):
+            await go_on.wait()
+            go_on.clear()
+            await response.write(f": comment {number}\n\n".encode())
+        return response
+
+    async with running_pod(stream) as pod, asyncio.timeout(10):
+        await api.register("bot", "v1", acp_url=pod.url)
+        async with api.session.post(f"{api.url}/agents/name/bot/rpc", json={}) as response:
+            assert response.content_type == "text/event-stream"  # the head is here before the first piece
+            for number in range(3):
+                go_on.set()
+                assert await response.content.readany() == f": comment {number}\n\n".encode()
+            assert await response.content.readany() == b""
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["before the first byte", "in the middle of a stream"])
+async def test_a_caller_that_leaves_ends_the_call_to_the_agent(api: Api, *, started: bool) -> None:
+    """Within a second, so that an agent does not work for nobody."""
+    arrived, ended = asyncio.Event(), asyncio.Event()
+
+    async def never_ending(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        try:
+            if started:
+                await response.prepare(request)
+                await response.write(b"piece")
+            arrived.set()
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        return response
+
+    async with running_pod(never_ending) as pod, asyncio.timeout(10):
+        await api.register("bot", "v1", acp_url=pod.url)
+        host, port = api.host_and_port
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(f"POST /agents/name/bot/rpc HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        await arrived.wait()
+        if started:
+            await reader.readuntil(b"piece")
+        assert not ended.is_set()
+        writer.close()
+        async with asyncio.timeout(1):
+            await ended.wait()
+
+
+async def test_every_call_after_a_promote_reaches_the_new_version(api: Api) -> None:
+    """Back and forth many times, with calls under way all the time: none fails, none goes astray."""
+
+    def named(name: str) -> Handler:
+        async def answer(_: web.BaseRequest) -> web.StreamResponse:
+            return web.Response(text=name)
+
+        return answer
+
+    async with running_pod(named("v1")) as one, running_pod(named("v2")) as two:
+        agent = await api.register("bot", "v1", acp_url=one.url)
+        await api.register("bot", "v2", acp_url=two.url)
+        done = False
+        statuses: set[int] = set()
+
+        async def keep_calling() -> None:
+            while not done:
+                statuses.add((await api.post("/agents/name/bot/rpc", {})).status)
+
+        background = [asyncio.create_task(keep_calling()) for _ in range(4)]
+        for _ in range(15):
+            for version in ("v2", "v1"):
+                await api.promote(agent, version)
+                answers = await asyncio.gather(*(api.post("/agents/name/bot/rpc", {}) for _ in range(5)))
+                assert {answer.body.decode() for answer in answers} == {version}
+                assert {answer.headers["x-podium-deployment-id"] for answer in answers} == {version}
+        done = True
+        await asyncio.gather(*background)
+        assert statuses == {200}
+
+
+async def test_previews_are_reached_by_their_own_route_alone(api: Api, sessions: Sessions, pod: Pod) -> None:
+    """Only while they are Ready, only under their agent; production is not touched by any of it."""
+    async with running_pod() as preview:
+        agent = await api.register("bot", "v1", acp_url=pod.url)
+        await api.register("bot", "v2", acp_url=preview.url, rpc_path="/preview")
+        await api.register("other", "o1", acp_url=preview.url)
+        deployments = f"/agents/{agent['id']}/deployments"
+        answer = await api.post(f"{deployments}/v2/rpc", {})
+        assert answer.headers["x-podium-deployment-id"] == "v2"
+        assert [seen.target for seen in preview.seen] == ["/preview"]
+        assert (await api.post(f"{deployments}/v1/rpc", {})).headers["x-podium-deployment-id"] == "v1"
+
+        await api.post(deployments, {"id": "pending", "docker_image": "i"})
+        pending = await api.post(f"{deployments}/pending/rpc", {"id": 3})
+        assert pending.rpc_error(503, "deployment-unavailable")["id"] == 3
+        assert int(pending.headers["retry-after"]) > 0
+        (await api.post(f"{deployments}/o1/rpc", {})).rpc_error(404, "deployment-not-found")
+        (await api.post(f"{deployments}/nowhere/rpc", {})).rpc_error(404, "deployment-not-found")
+        (await api.post(f"{deployments}/a%00b/rpc", {})).rpc_error(404, "deployment-not-found")
+        async with sessions.begin() as session:
+            connection = await session.connection()
+            await connection.exec_driver_sql("UPDATE deployments SET status = 'Failed' WHERE id = 'v2'")
+        (await api.post(f"{deployments}/v2/rpc", {})).rpc_error(503, "deployment-unavailable")
+        await api.delete(f"{deployments}/v2")
+        (await api.post(f"{deployments}/v2/rpc", {})).rpc_error(410, "deployment-deleted")
+        await api.delete(f"/agents/{agent['id']}")
+        (await api.post(f"{deployments}/v1/rpc", {})).rpc_error(410, "agent-deleted")
+        assert (len(preview.seen), len(pod.seen)) == (1, 1)
+
+
+async def test_legacy_agents_are_served_without_a_deployment(api: Api, pod: Pod) -> None:
+    """By the address they registered; a preview beside them takes nothing."""
+    await api.register("bot", acp_url=pod.url, rpc_path="/legacy")
+    await api.register("bot", "v1", acp_url="http://127.0.0.1:1")
+    answer = await api.post("/agents/name/bot/rpc", {})
+    assert answer.status == 200
+    assert "x-podium-deployment-id" not in answer.headers
+    assert answer.headers["x-podium-generation"] == "1"
+    assert pod.seen[0].target == "/legacy"
+
+
+async def test_a_running_stream_outlives_a_promote(api: Api, pod: Pod) -> None:
+    """What was begun with one version ends with it."""
+    finish = asyncio.Event()
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"begun ")
+        await finish.wait()
+        await response.write(b"ended")
+        return response
+
+    async with running_pod(slow) as old, asyncio.timeout(10):
+        agent = await api.register("bot", "v1", acp_url=old.url)
+        await api.register("bot", "v2", acp_url=pod.url)
+        call = asyncio.create_task(api.post("/agents/name/bot/rpc", {}))
+
+        async def begun() -> bool:
+            return bool(old.seen)
+
+        await eventually(begun, "the call arrived")
+        await api.promote(agent, "v2")
+        finish.set()
+        answer = await call
+    assert answer.body == b"begun ended"
+    assert answer.headers["x-podium-deployment-id"] == "v1"
