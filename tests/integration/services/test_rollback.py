@@ -1,0 +1,263 @@
+import os
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.errors import (
+    DeploymentDeletedError,
+    DeploymentNotFound,
+    DeploymentNotReady,
+    GenerationMismatch,
+    NothingToRollBackTo,
+    PodiumError,
+)
+from services.promotion import Caller
+from tests.factories import a_build, ago, incoming
+from tests.integration.services.world import AMY, World
+from tests.model import LEGACY, Cutover, rollback_target
+
+SEEDS = [1, 2, 3, int(os.environ.get("FRESH_SEED") or random.SystemRandom().randrange(10**6))]
+
+
+async def served_in_turn(world: World, *versions: str) -> None:
+    """These versions served one after another; the last one serves."""
+    await world.register(*[incoming(deployment_id=version) for version in versions])
+    for version in versions[1:]:
+        await world.promote(version)
+
+
+async def test_a_rollback_goes_back_to_what_served_before(world: World) -> None:
+    """Rule 17: one more generation, with cause `rollback` and the generation that it restored."""
+    await served_in_turn(world, "v1", "v2")
+    state = await world.roll_back(caller=Caller(actor="amy", reason="Rude."))
+    assert state.agent.production_deployment_id == "v1"
+    last = (await world.ledger())[-1]
+    assert (last.cause, last.restored, last.actor, last.reason) == ("rollback", 1, "amy", "Rude.")
+    event = (await world.events())[-1]
+    assert (event.type, event.payload["cause"]) == ("podium.deployment.promoted.v1", "rollback")
+
+
+async def test_rolling_back_twice_goes_back_twice(world: World) -> None:
+    """Rule 17: a rollback row stands for the row it restored, so the second one goes on from there, not back again."""
+    await served_in_turn(world, "v1", "v2", "v3")
+    await world.roll_back()
+    assert await world.production() == "v2"
+    await world.roll_back()
+    assert await world.production() == "v1"
+    with pytest.raises(NothingToRollBackTo):
+        await world.roll_back()
+
+
+async def test_a_rollback_after_new_promotes_goes_back_to_what_served_before_them(world: World) -> None:
+    """Rule 17: v1 v2 v3, back (v2), v4, back (v2), back (v1): what was rolled back from is never returned to."""
+    await served_in_turn(world, "v1", "v2", "v3")
+    await world.roll_back()
+    await world.arrive(deployment_id="v4")
+    await world.promote("v4")
+    for expected in ("v2", "v1"):
+        await world.roll_back()
+        assert await world.production() == expected
+
+
+async def test_a_rollback_skips_what_cannot_serve(world: World) -> None:
+    """Rule 17: deleted and Failed versions are passed over, and so is what serves now."""
+    await served_in_turn(world, "v1", "v2", "v3", "v4")
+    await world.delete("v3")
+    await world.fail("v2")
+    await world.roll_back()
+    assert await world.production() == "v1"
+    assert (await world.ledger())[-1].restored == 1
+
+
+async def test_a_migrated_agent_can_return_to_its_legacy_address(world: World) -> None:
+    """Rule 17: by walking back; what serves is today's legacy address, and `demoted` announces it."""
+    await world.arrive(acp_url="http://legacy", registered_at=ago(60))
+    await world.arrive(deployment_id="v1")
+    await world.promote("v1")
+    assert await world.arrive(acp_url="http://today", registered_at=ago(30)) == "Shadowed"
+    state = await world.roll_back()
+    assert state.agent.production_deployment_id is None
+    last = (await world.ledger())[-1]
+    assert (last.to_acp_url, last.restored) == ("http://today", 1)
+    event = (await world.events())[-1]
+    assert (event.type, event.payload["cause"]) == ("podium.deployment.demoted.v1", "rollback")
+    assert event.payload["acp_url"] == "http://today"
+    with pytest.raises(NothingToRollBackTo):
+        await world.roll_back()
+
+
+async def test_a_rollback_to_legacy_by_name(world: World) -> None:
+    """Rule 17: `legacy` goes there directly, also from further away; where it serves already nothing changes."""
+    await world.arrive(acp_url="http://legacy")
+    await served_in_turn(world, "v1", "v2")
+    await world.promote("v1")
+    await world.roll_back(to="legacy")
+    assert await world.causes() == [
+        ("legacy", "legacy"),
+        ("manual", "v2"),
+        ("manual", "v1"),
+        ("rollback", "legacy"),
+    ]
+    before = await world.contents(without=frozenset({"agents"}))
+    await world.roll_back(to="legacy", caller=Caller(actor="amy", if_generation=99))
+    assert await world.contents(without=frozenset({"agents"})) == before
+
+
+async def test_a_legacy_address_that_never_served_can_be_gone_to(world: World) -> None:
+    """Rule 17: a Shadowed address is usable by name, with no generation to restore."""
+    await world.arrive(deployment_id="v1")
+    assert await world.arrive(acp_url="http://legacy", registered_at=ago(60)) == "Shadowed"
+    await world.roll_back(to="legacy")
+    last = (await world.ledger())[-1]
+    assert (last.to_acp_url, last.restored) == ("http://legacy", None)
+    await world.roll_back()
+    assert await world.production() == "v1"
+
+
+async def test_without_a_legacy_address_there_is_no_way_to_it(world: World) -> None:
+    """Rule 17: 409, after If-Match was checked as in rule 10."""
+    await world.arrive(deployment_id="v1")
+    with pytest.raises(NothingToRollBackTo):
+        await world.roll_back(to="legacy")
+    with pytest.raises(GenerationMismatch):
+        await world.roll_back(to="legacy", caller=Caller(actor="amy", if_generation=99))
+
+
+async def test_a_rollback_to_a_named_version(world: World) -> None:
+    """Rule 17: it stands for the version's last time; to one that never served it restores none."""
+    await served_in_turn(world, "v1", "v2", "v3")
+    await world.arrive(deployment_id="v4")
+    await world.roll_back(to="v1")
+    await world.roll_back(to="v4")
+    assert [(row.to_deployment_id, row.restored) for row in (await world.ledger())[-2:]] == [("v1", 1), ("v4", None)]
+    await world.roll_back()
+    assert await world.production() == "v1"
+
+
+@pytest.mark.parametrize(
+    ("to", "expected"),
+    [
+        ("unknown", DeploymentNotFound),
+        ("mail-1", DeploymentNotFound),
+        ("deleted", DeploymentDeletedError),
+        ("pending", DeploymentNotReady),
+    ],
+)
+async def test_a_named_target_is_checked_as_a_promote_s(world: World, to: str, expected: type[PodiumError]) -> None:
+    """Rule 17: 404, 410, in production already, 412, 409, in this order; a refusal pauses nothing."""
+    await served_in_turn(world, "v1", "deleted", "v2")
+    await world.arrive("mail-bot", deployment_id="mail-1")
+    await world.delete("deleted")
+    await world.create(id="pending")
+    before = await world.contents()
+    with pytest.raises(expected):
+        await world.roll_back(to=to)
+    old = Caller(actor="amy", if_generation=1)
+    with pytest.raises(GenerationMismatch if to == "pending" else expected):
+        await world.roll_back(to=to, caller=old)
+    assert await world.contents() == before
+    await world.roll_back(to="v2", caller=old)
+    assert (await world.agent()).generation == 3
+
+
+async def test_if_match_guards_a_rollback(world: World) -> None:
+    """Rule 17: rolled back by somebody else meanwhile, a rollback at the old generation is refused."""
+    await served_in_turn(world, "v1", "v2", "v3")
+    looked_at = Caller(actor="amy", if_generation=3)
+    await world.roll_back(caller=looked_at)
+    with pytest.raises(GenerationMismatch):
+        await world.roll_back(caller=looked_at)
+    assert await world.production() == "v2"
+
+
+async def test_an_agent_that_never_served_has_no_way_back(world: World) -> None:
+    """Rule 17: none usable is 409, and nothing is paused by it."""
+    await world.register(a_build())
+    before = await world.contents()
+    with pytest.raises(NothingToRollBackTo):
+        await world.roll_back()
+    assert await world.contents() == before
+
+
+async def test_a_failed_production_can_be_rolled_back_from(world: World) -> None:
+    """Rule 15: a Failed production keeps the pointer, and the agent is Ready once it is left."""
+    await served_in_turn(world, "v1", "v2")
+    await world.fail("v2")
+    assert (await world.agent()).status == "Failed"
+    await world.roll_back()
+    assert ((await world.agent()).status, await world.production()) == ("Ready", "v1")
+
+
+@dataclass
+class Story:
+    """What a random history has done so far, in the words of the model."""
+
+    history: list[Cutover] = field(default_factory=lambda: [Cutover(LEGACY)])
+    usable: set[str] = field(default_factory=lambda: {LEGACY, "v1", "v2", "v3", "v4"})
+
+    @property
+    def serves(self) -> str | None:
+        """What serves now."""
+        return self.history[-1].to
+
+    def last_time(self, to: str) -> int | None:
+        """The generation that a rollback to this target by name restores."""
+        for generation in range(len(self.history), 0, -1):
+            if self.history[generation - 1].to == to:
+                return self.history[generation - 1].restored or generation
+        return None
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_random_histories_roll_back_as_the_walk_says(world: World, seed: int) -> None:
+    """Rule 17: after any promotes, rollbacks, deletions, failures and legacy deployments, the walk gives the target."""
+    rng = random.Random(seed)  # noqa: S311 - a reproducible history, not a secret
+    story = Story()
+    await world.arrive(acp_url="http://legacy-0", registered_at=ago(60))
+    await world.register(*[incoming(deployment_id=f"v{n}", registered_at=ago(50)) for n in (1, 2, 3, 4)])
+    for step in range(25):
+        await _one_step(world, story, rng, step)
+        ledger = await world.ledger()
+        actual = [Cutover(row.to_deployment_id or LEGACY, row.restored) for row in ledger]
+        assert actual == story.history, f"seed {seed}, step {step}"
+
+
+async def _one_step(world: World, story: Story, rng: random.Random, step: int) -> None:
+    alive = sorted(story.usable - {LEGACY})
+    what = rng.choice(["back"] * 5 + ["promote"] * 4 + ["to"] * 2 + ["legacy", "fail", "delete"])
+    if what == "back":
+        restored = rollback_target(story.history, story.serves, story.usable.__contains__)
+        if restored is None:
+            with pytest.raises(NothingToRollBackTo):
+                await world.roll_back()
+            return
+        await world.roll_back()
+        story.history.append(Cutover(story.history[restored - 1].to, restored))
+    elif what == "to":
+        to = rng.choice([*alive, LEGACY])
+        await world.roll_back(to=to)
+        if to != story.serves:
+            story.history.append(Cutover(to, story.last_time(to)))
+    elif what == "promote" and alive:
+        version = rng.choice(alive)
+        await world.promote(version, caller=AMY)
+        if version != story.serves:
+            story.history.append(Cutover(version))
+    elif what == "legacy":
+        # Half a second later each time and always after the last promote, yet within the tolerance for clocks.
+        assert (
+            await world.arrive(acp_url=f"http://legacy-{step + 1}", registered_at=ago(-10 - step / 2)) == "Registered"
+        )
+        story.history.append(Cutover(LEGACY))
+    elif what in {"fail", "delete"} and len(alive) > 2:
+        await _lose(world, story, rng.choice(alive), what)
+
+
+async def _lose(world: World, story: Story, version: str, what: str) -> None:
+    """One version can serve no more; production cannot be deleted, so it fails."""
+    if what == "fail" or version == story.serves:
+        await world.fail(version)
+    else:
+        await world.delete(version)
+    story.usable.discard(version)
