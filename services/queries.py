@@ -90,6 +90,14 @@ async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: s
     return DeploymentState(**row._mapping)  # noqa: SLF001 - public, for all its underscore
 
 
+async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentState:
+    """The deployment of this id, deleted or not, of whichever agent. Raises `DeploymentNotFound`."""
+    row = (await session.execute(DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
+    if row is None:
+        raise DeploymentNotFound("There is no deployment of this id.")
+    return DeploymentState(**row._mapping)  # noqa: SLF001 - public, for all its underscore
+
+
 async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentState]:
     """One page of the agent's living deployments. Raises `AgentNotFound`, and `InvalidRequest` for a bad order."""
     order = _ordering(DEPLOYMENT_ORDER, page)
