@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
-from api import agents, deployments, health, openapi, registration, rpc
+from api import agents, deployments, health, lookup, openapi, registration, registrations, rpc
 from api.auth import check_bind, check_caller
 from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
@@ -45,6 +45,8 @@ def create_app(settings: Settings) -> Litestar:
             *registration.ROUTES,
             *agents.ROUTES,
             *deployments.ROUTES,
+            *registrations.ROUTES,
+            *lookup.ROUTES,
             *rpc.ROUTES,
             *health.ROUTES,
             *openapi.ROUTES,
