@@ -6,10 +6,10 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test lint format lock environment servers-for-tests
+.PHONY: help setup demo up test lint format contracts lock environment servers-for-tests
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## Make .venv and get PostgreSQL and RabbitMQ, if they are not there
 	@$(PYTHON) podium/bootstrap.py --servers run
@@ -32,6 +32,9 @@ lint: environment ## Check style, types and the direction of imports
 format: environment ## Format the code
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+contracts: environment ## Write contracts/asyncapi.json and contracts/schemas anew from the models
+	@$(BIN)/python -m podium.asyncapi
 
 lock: environment ## Choose the newest allowed versions and write the lock files
 	$(LOCK) -o requirements.lock

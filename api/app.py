@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
-from api import agents, deployments, health, lookup, openapi, registration, registrations, rpc
+from api import agents, asyncapi, deployments, health, lookup, openapi, registration, registrations, rpc
 from api.auth import check_bind, check_caller
 from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> Litestar:
             *rpc.ROUTES,
             *health.ROUTES,
             *openapi.ROUTES,
+            *asyncapi.ROUTES,
             metrics_route(registry),
         ],
         dependencies={"resources": Provide(provide_resources, sync_to_thread=False)},
