@@ -1,0 +1,47 @@
+// Announces one version of an agent and ends: all that a pod owes to Podium. Needs amqplib (npm ci).
+//
+// PODIUM_AMQP_URL=amqp://... AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://10.0.0.7:8000 \
+// node publish.mjs
+
+import { randomUUID } from 'node:crypto';
+import { setTimeout } from 'node:timers/promises';
+import amqp from 'amqplib';
+
+const { AGENT_NAME: name, ACP_URL, AGENTEX_DEPLOYMENT_ID, PODIUM_AMQP_URL } = process.env;
+const body = {
+  name,
+  acp_url: ACP_URL,
+  message_id: randomUUID(),
+  registered_at: new Date().toISOString(),
+  registration_metadata: { deployment_id: AGENTEX_DEPLOYMENT_ID },
+};
+const content = Buffer.from(JSON.stringify(body));
+
+async function publish() {
+  const connection = await amqp.connect(PODIUM_AMQP_URL, { timeout: 10_000 });
+  connection.on('error', () => {}); // told by what fails because of it
+  try {
+    const channel = await connection.createConfirmChannel();
+    let unroutable = false;
+    channel.on('error', () => {}); // as above
+    channel.on('return', () => { unroutable = true; });
+    const options = { contentType: 'application/json', persistent: true, mandatory: true };
+    channel.publish('podium.registrations', `agent.${name}`, content, options);
+    await channel.waitForConfirms();
+    if (unroutable) throw new Error('no queue is bound to podium.registrations');
+  } finally {
+    await connection.close().catch(() => {});
+  }
+}
+
+// Until the broker confirms: the same message each time, so that Podium counts it once.
+for (let announced = false; !announced; ) {
+  try {
+    await publish();
+    announced = true;
+  } catch (error) {
+    console.log(`Not announced yet, trying again: ${error.message}`);
+    await setTimeout(1000);
+  }
+}
+console.log(`Announced ${name}.`);

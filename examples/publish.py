@@ -1,0 +1,43 @@
+"""Announces one version of an agent and ends: all that a pod owes to Podium. Needs aio-pika.
+
+PODIUM_AMQP_URL=amqp://... AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://10.0.0.7:8000 \
+python -m examples.publish
+"""
+
+import asyncio
+import json
+import os
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from aio_pika import DeliveryMode, Message, connect
+from aio_pika.exceptions import AMQPError
+
+
+async def main() -> None:
+    """Publish until the broker confirms: the same message each time, so that Podium counts it once."""
+    name = os.environ["AGENT_NAME"]
+    body = {
+        "name": name,
+        "acp_url": os.environ["ACP_URL"],
+        "message_id": str(uuid4()),
+        "registered_at": datetime.now(UTC).isoformat(),
+        "registration_metadata": {"deployment_id": os.environ["AGENTEX_DEPLOYMENT_ID"]},
+    }
+    message = Message(json.dumps(body).encode(), content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT)
+    while True:
+        try:
+            async with asyncio.timeout(10), await connect(os.environ["PODIUM_AMQP_URL"]) as connection:
+                channel = await connection.channel(on_return_raises=True)  # mandatory has no effect without it
+                exchange = await channel.get_exchange("podium.registrations")
+                await exchange.publish(message, f"agent.{name}", mandatory=True)
+        except (AMQPError, OSError) as error:
+            print(f"Not announced yet, trying again: {error!r}", flush=True)  # noqa: T201 - its output
+            await asyncio.sleep(1)
+        else:
+            print(f"Announced {name}.", flush=True)  # noqa: T201 - its output
+            return
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,3 @@
+from tests.integration.workers.conftest import registrar, relay
+
+__all__ = ["registrar", "relay"]
