@@ -1,15 +1,45 @@
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import Sessions
+from services.database import Sessions, make_engine, make_sessions
+from services.settings import Settings
+from tests.conftest import TestServers
+from tests.databases import a_database, empty
 from tests.integration.services.world import World
 from tests.invariants import assert_invariants
 
+MOST_AT_ONCE = 20
+
+
+@pytest_asyncio.fixture(scope="session")
+async def settings(servers: TestServers, template: str) -> AsyncIterator[Settings]:
+    """Settings that point to the one database of these tests; each test finds it empty."""
+    async with a_database(servers.database_url, template) as url:
+        yield Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+
+
+@pytest_asyncio.fixture(scope="session")
+async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    """An engine on that database."""
+    engine = make_engine(settings, application_name="tests", pool_size=MOST_AT_ONCE)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sessions(engine: AsyncEngine) -> Sessions:
+    """Sessions on that database."""
+    return make_sessions(engine)
+
 
 @pytest_asyncio.fixture
-async def world(sessions: Sessions) -> AsyncIterator[World]:
-    """An empty database; whatever the test did to it, the invariants must hold at its end."""
+async def world(sessions: Sessions, engine: AsyncEngine) -> AsyncIterator[World]:
+    """An empty database; whatever the test does to it, the invariants must hold at its end."""
+    await empty(engine)
     world = World(sessions)
     yield world
     await world.do(assert_invariants)
