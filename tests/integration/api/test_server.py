@@ -1,0 +1,94 @@
+"""The process around the application: it starts, and it ends in order."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from services.settings import Settings
+from tests.factories import a_body
+from tests.integration.api.pods import running_pod
+from tests.waiting import eventually
+
+PROGRAM = """
+import asyncio
+from api.app import serve
+from services.settings import Settings
+asyncio.run(serve(Settings()))
+"""
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def api_process(settings: Settings, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`serve` in a process of its own."""
+    environment = {
+        **os.environ,
+        "PODIUM_DATABASE_URL": settings.database_url.get_secret_value(),
+        "PODIUM_SECRET_KEY": "secret",
+        "PODIUM_PORT": str(port),
+    }
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, env=environment)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_call_under_way_ends_before_the_process_does(settings: Settings, number: signal.Signals) -> None:
+    """Told to stop, it takes no more calls, finishes those it has, and ends with 0."""
+    finish = asyncio.Event()
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"begun ")
+        await finish.wait()
+        await response.write(b"ended")
+        return response
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with (
+        running_pod(slow) as pod,
+        api_process(settings, port) as process,
+        aiohttp.ClientSession() as session,
+        asyncio.timeout(30),
+    ):
+
+        async def answers() -> bool:
+            with suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/health/ready") as response:
+                    return response.status == 200
+            return False
+
+        async def is_closed() -> bool:
+            return not await answers()
+
+        await eventually(answers, "the API is ready")
+        async with session.post(f"{url}/agents/register", json=a_body("bot", acp_url=pod.url)) as registered:
+            assert registered.status == 200
+        async with session.post(f"{url}/agents/name/bot/rpc", json={}) as response:
+            assert await response.content.readany() == b"begun "
+            process.send_signal(number)
+            await eventually(is_closed, "no more calls are taken")
+            finish.set()
+            assert await response.content.read() == b"ended"
+        assert await process.wait() == 0
