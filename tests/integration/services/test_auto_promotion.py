@@ -108,3 +108,12 @@ async def test_a_pre_created_deployment_is_considered_when_its_pod_comes(world: 
         "deployment.ready",
         "deployment.promoted",
     ]
+
+
+async def test_a_pre_created_deployment_overtakes_a_serving_one_under_always(world: World) -> None:
+    """Rule 9: made Ready by a newer message than the one that made production Ready, it serves; one flag at a time."""
+    await with_policy(world, "always")
+    await world.create(id="v2")
+    await world.arrive(deployment_id="v1", registered_at=ago(20))
+    await world.arrive(deployment_id="v2", registered_at=ago(10))
+    assert await world.causes() == [("always", "v1"), ("always", "v2")]
