@@ -28,8 +28,9 @@ COMMAND_TIMEOUT_MARGIN_SECONDS = 5
 DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
 LOCK_NOT_AVAILABLE = "55P03"
-# Connection exception, insufficient resources, operator intervention: the server's state, not the statement's fault.
-SERVER_STATE_CLASSES = ("08", "53", "57")
+# The server's state, not the statement's fault: connection exception, read-only (a standby, before or after a
+# fail-over), session ended while idle, no authorization, no such database, insufficient resources, operator.
+SERVER_STATES = ("08", "25006", "25P03", "28", "3D", "53", "57")
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +108,7 @@ def translate(error: Exception) -> Exception:
         return LostRace()
     if state == LOCK_NOT_AVAILABLE:
         return Busy()
-    if error.connection_invalidated or (isinstance(state, str) and state.startswith(SERVER_STATE_CLASSES)):
+    if error.connection_invalidated or (isinstance(state, str) and state.startswith(SERVER_STATES)):
         return Unavailable()
     cause = getattr(error.orig, "__cause__", None)
     domain_error = CONSTRAINT_ERRORS.get(getattr(cause, "constraint_name", None) or "")

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -58,14 +59,31 @@ async def test_reading_and_other_agents_do_not_wait_for_a_lock(world: World, imp
         await impatient.promote("w2", "other")
 
 
-async def test_a_database_that_cannot_be_reached_is_unavailable(settings: Settings) -> None:
-    """Rule 10: nothing listens there: 503 with retry-after."""
-    nowhere = make_url(settings.database_url.get_secret_value()).set(port=1).render_as_string(hide_password=False)
-    engine = make_engine(settings.model_copy(update={"database_url": SecretStr(nowhere)}), application_name="tests")
+@pytest.mark.parametrize(
+    "elsewhere",
+    [{"port": 1}, {"database": "no_such_database"}, {"username": "nobody"}, {"host": "no.such.host.invalid"}],
+)
+async def test_a_database_that_cannot_be_reached_is_unavailable(settings: Settings, elsewhere: dict[str, Any]) -> None:
+    """Rule 10: whatever keeps us out (nothing listens, no such database, role or host), it is 503 with retry-after."""
+    url = make_url(settings.database_url.get_secret_value()).set(**elsewhere).render_as_string(hide_password=False)
+    engine = make_engine(settings.model_copy(update={"database_url": SecretStr(url)}), application_name="tests")
     with pytest.raises(Unavailable) as refused:
         await in_transaction(make_sessions(engine), lambda session: promotion.promote(session, an_id(), "v1", AMY))
     assert (refused.value.status, refused.value.retry_after_seconds) == (503, 2)
     await engine.dispose()
+
+
+async def test_a_standby_is_unavailable_for_changes(world: World) -> None:
+    """Rule 10: during a fail-over the server reads but does not write; nobody is told 500 for that."""
+    await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
+    agent_id = await world.agent_id()
+
+    async def on_a_standby(session: AsyncSession) -> None:
+        await session.execute(text("SET TRANSACTION READ ONLY"))
+        await promotion.promote(session, agent_id, "v2", AMY)
+
+    with pytest.raises(Unavailable):
+        await world.do(on_a_standby)
 
 
 async def test_a_connection_that_breaks_midway_is_unavailable_and_leaves_nothing(world: World) -> None:
