@@ -1,91 +1,99 @@
 """The command line."""
 
+import sys
 from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import uvloop
 from pydantic import ValidationError
-from rich.console import Console
 
-from podium import logs
+from podium.commands import InOrder, operator_commands
+from podium.commands.exits import ExitCode, Failure, epilog
 from podium.servers import Purpose, ServersError, ensure_servers
 from services.errors import PodiumError
-from services.settings import Settings
-from workers.run import WorkerName, run_workers
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 DEFAULT_DATA_DIR = Path(".podium")
 
 app = typer.Typer(
     name="podium",
+    cls=InOrder,
     help="The control plane for versioned deployments of AI agents.",
-    no_args_is_help=True,
+    epilog=epilog(),
+    invoke_without_command=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataDir = Annotated[Path, typer.Option(help="Where all state is kept.")]
-Version = Annotated[bool, typer.Option("--version", help="Say which version this is.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API. Default: PODIUM_PORT, else 8080.", min=1, max=65535)]
 
 
 def main() -> None:
     """Run the command line; whatever goes wrong is one sentence and an exit code."""
     try:
-        app()
+        code = app(prog_name="podium", standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(_usage(error), ExitCode.USAGE)
+    except typer.Abort:
+        _fail("Stopped; nothing was changed.", ExitCode.FAILED)
+    except Failure as failure:
+        _fail(failure.sentence, failure.code)
     except ServersError as error:
         _fail(str(error), error.exit_code)
     except PodiumError as error:
-        _fail(error.message, EXIT_FAILED)
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        _fail(error.message, ExitCode.FAILED)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        _fail(f"PODIUM_{'_'.join(map(str, problem['loc'])).upper()} is not valid: {problem['msg']}.", EXIT_USAGE)
+        _fail(f"PODIUM_{'_'.join(map(str, problem['loc'])).upper()} is not valid: {problem['msg']}.", ExitCode.USAGE)
+    raise SystemExit(code if isinstance(code, int) else ExitCode.DONE)
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def podium(
-    *, show_version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False
+    context: typer.Context,
+    *,
+    show_version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     """The control plane for versioned deployments of AI agents."""
     if show_version:
         typer.echo(f"podium {version('podium')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
 def up(data_dir: DataDir = DEFAULT_DATA_DIR, port: Port = None) -> None:
-    """Run everything on this machine until Ctrl-C: PostgreSQL, RabbitMQ, workers and API."""
+    """Run everything on this machine until Ctrl-C.
+
+    That is PostgreSQL, RabbitMQ, the workers and the API.
+    """
     from podium.up import up as run_up  # noqa: PLC0415 - other commands start faster without it
 
     ensure_servers(Purpose.RUN, typer.echo)
-    _run(run_up(_with_port(Settings(), port), data_dir, typer.echo))
+    _run(run_up(_with_port(_settings(), port), data_dir, typer.echo))
 
 
 @app.command()
 def demo() -> None:
-    """Start the whole system with sample agents, show what it does, and end."""
+    """Show what it does: the whole system with sample agents."""
     from podium.demo import demo as run_demo  # noqa: PLC0415 - other commands start faster without it
 
     ensure_servers(Purpose.RUN, typer.echo)
-    _run(run_demo(Settings(), typer.echo))
+    _run(run_demo(_settings(), typer.echo))
 
 
 @app.command()
 def migrate() -> None:
-    """Bring the database's schema and the broker's queues to what this version needs."""
+    """Bring database and broker to what this version needs."""
     from podium.migration import migrate_all  # noqa: PLC0415 - other commands start faster without it
 
-    settings = _settings("database_url", "amqp_url")
-    _run(migrate_all(settings, typer.echo))
+    _run(migrate_all(_required("database_url", "amqp_url"), typer.echo))
 
 
 @app.command()
@@ -94,43 +102,73 @@ def api(port: Port = None) -> None:
     from api.app import serve  # noqa: PLC0415 - other commands start faster without it
     from api.auth import StartRefused  # noqa: PLC0415 - as above
 
-    settings = _with_port(_settings("database_url", "secret_key"), port)
+    settings = _with_port(_required("database_url", "secret_key"), port)
     try:
         _run(serve(settings))
     except StartRefused as error:
-        _fail(str(error), EXIT_USAGE)
+        _fail(str(error), ExitCode.USAGE)
 
 
 @app.command()
 def worker(
     names: Annotated[
-        list[WorkerName] | None, typer.Argument(help="Which workers to run; all of them if not named.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which workers to run; all of them if not named.")
     ] = None,
 ) -> None:
-    """Run workers in this process, configured by PODIUM_* variables; several processes side by side are safe."""
-    _run(run_workers(_settings("database_url", "amqp_url"), names or WorkerName))
+    """Run workers, configured by PODIUM_* variables.
+
+    Several processes side by side are safe.
+    """
+    from workers.run import WorkerName, run_workers  # noqa: PLC0415 - other commands start faster without it
+
+    unknown = set(names or ()) - set(WorkerName)
+    if unknown:
+        known = ", ".join(WorkerName)
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the workers are {known}.", param_hint="NAME")
+    wanted = [WorkerName(name) for name in names or WorkerName]
+    _run(run_workers(_required("database_url", "amqp_url"), wanted))
 
 
-def _settings(*required: str) -> Settings:
+operator_commands(app)
+
+
+def _settings() -> "Settings":
+    from services.settings import Settings  # noqa: PLC0415 - commands that ask the API start faster without it
+
+    return Settings()
+
+
+def _required(*names: str) -> "Settings":
     """The settings of the environment; ends the program if one of these is not set."""
-    settings = Settings()
+    from podium import logs  # noqa: PLC0415 - commands that ask the API start faster without it
+
+    settings = _settings()
     logs.configure(settings)
-    for name in required:
+    for name in names:
         if not getattr(settings, name).get_secret_value():
-            meaning = Settings.model_fields[name].description
+            meaning = type(settings).model_fields[name].description
             hint = "'podium up' writes what it uses to .podium/podium.env."
-            _fail(f"PODIUM_{name.upper()} is not set ({meaning}); {hint}", EXIT_USAGE)
+            _fail(f"PODIUM_{name.upper()} is not set ({meaning}); {hint}", ExitCode.USAGE)
     return settings
 
 
-def _with_port(settings: Settings, port: int | None) -> Settings:
+def _with_port(settings: "Settings", port: int | None) -> "Settings":
     return settings if port is None else settings.model_copy(update={"port": port})
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
+    import uvloop  # noqa: PLC0415 - commands that ask the API start faster without it
+
     uvloop.run(work)
 
 
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the call, on one line, and where to read how it is right."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "podium"
+    return f"{' '.join(error.format_message().split())} See '{path} --help'."
+
+
 def _fail(sentence: str, code: int) -> None:
-    errors.print(f"podium: {sentence}", markup=False)
+    sys.stderr.write(f"podium: {sentence}\n")
     raise SystemExit(code)

@@ -1,0 +1,197 @@
+"""The HTTP API as the command line uses it: answers as JSON, refusals as one sentence with an exit code."""
+
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import quote, urlsplit
+from uuid import UUID
+
+import aiohttp
+from pydantic_core import from_json
+from yarl import URL
+
+from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, check_service_address
+from podium.commands.exits import ExitCode, Failure, code_of_status
+
+CONNECT_SECONDS = 5
+# Longer than the longest wait of the API itself, so that its own answer is what one sees.
+ANSWER_SECONDS = 60
+GENERATION_HEADER = "x-podium-generation"
+PROBLEM_TYPE = "application/problem+json"
+
+Json = dict[str, Any]
+
+
+class Refused(Failure):
+    """The API said no; `reason` is the stable word for why."""
+
+    def __init__(self, sentence: str, status: int, reason: str) -> None:
+        super().__init__(sentence, code_of_status(status))
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the API answered: its JSON, and the generation that the change left the agent at."""
+
+    body: Any
+    generation: int | None
+
+
+class Api:
+    """A Podium API. Everything raises `Refused` for a refusal and `Failure` where nobody answers."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self._session = session
+
+    async def get(self, path: str, **query: str | int | None) -> Any:  # noqa: ANN401 - JSON
+        """The answer to a question."""
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        return (await self.call("GET", path, params=given)).body
+
+    async def call(self, method: str, path: str, **options: Any) -> Answer:  # noqa: ANN401 - as aiohttp takes them
+        """One request and its whole answer."""
+        async with self.request(method, path, **options) as response:
+            content = await response.read()
+            self._raise_refusal(response, content)
+            generation = response.headers.get(GENERATION_HEADER)
+            return Answer(self._json(response, content), int(generation) if generation else None)
+
+    async def change(self, path: str, body: Json, *, if_generation: int | None = None) -> Answer:
+        """Post JSON; with a generation, only if the agent is still at it."""
+        headers = {} if if_generation is None else {"if-match": f'"{if_generation}"'}
+        return await self.call("POST", path, json=body, headers=headers)
+
+    async def readiness(self) -> Json:
+        """The API's parts and whether each answers, also while it is not ready."""
+        async with self.request("GET", "/health/ready") as response:
+            content = await response.read()
+            if response.status != 503:  # noqa: PLR2004 - HTTP Service Unavailable, which says what is missing
+                self._raise_refusal(response, content)
+            parts: Json = self._json(response, content).get("parts", {})
+            return parts
+
+    async def agent(self, name_or_id: str) -> Json:
+        """The agent of this name or id."""
+        if is_agent_id(name_or_id):
+            try:
+                return await self._object(f"/agents/{name_or_id}")
+            except Refused as refusal:
+                if refusal.code != ExitCode.NOT_FOUND:
+                    raise
+        try:
+            return await self._object(f"/agents/name/{agent_segment(name_or_id)}")
+        except Refused as refusal:
+            if refusal.reason != "agent-not-found":
+                raise
+            raise Refused(
+                f"There is no agent {name_or_id!r}: 'podium agents' lists all, and "
+                f"'podium registrations --agent {name_or_id}' says what became of its announcements.",
+                404,
+                refusal.reason,
+            ) from None
+
+    async def deployment(self, deployment_id: str) -> Json:
+        """The deployment of this id, of whichever agent."""
+        try:
+            return await self._object(f"/deployments/{deployment_segment(deployment_id)}")
+        except Refused as refusal:
+            if refusal.reason != "deployment-not-found":
+                raise
+            raise Refused(
+                f"There is no deployment {deployment_id!r}: 'podium deployments AGENT' lists those of an agent, and "
+                "'podium registrations' says what became of announcements.",
+                404,
+                refusal.reason,
+            ) from None
+
+    @asynccontextmanager
+    async def request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:  # noqa: ANN401 - as aiohttp takes them
+        """One request; its answer may still be on its way."""
+        try:
+            async with self._session.request(method, URL(f"{self.url}{path}", encoded=True), **options) as response:
+                yield response
+        except (aiohttp.ClientError, OSError) as error:
+            raise Failure(f"Podium at {self.url} {_why(error)}", ExitCode.UNAVAILABLE) from error
+
+    async def _object(self, path: str) -> Json:
+        answer: Json = await self.get(path)
+        return answer
+
+    def _raise_refusal(self, response: aiohttp.ClientResponse, content: bytes) -> None:
+        if response.ok:
+            return
+        if response.content_type != PROBLEM_TYPE:
+            raise Failure(f"{self.url} answered HTTP {response.status}, but not as Podium does: check --api-url.")
+        problem = from_json(content)
+        sentence = problem["detail"]
+        if response.status == 401:  # noqa: PLR2004 - HTTP Unauthorized
+            sentence = f"{self.url} takes callers with a valid key only: pass --api-key or set PODIUM_API_KEY."
+        raise Refused(sentence, response.status, problem["type"].rpartition(":")[2])
+
+    def _json(self, response: aiohttp.ClientResponse, content: bytes) -> Any:  # noqa: ANN401 - JSON
+        if response.content_type != "application/json":
+            raise Failure(f"{self.url} answers, but not as Podium does: check --api-url.")
+        return from_json(content)
+
+
+@asynccontextmanager
+async def open_api(url: str, key: str | None = None) -> AsyncIterator[Api]:
+    """The API at this address; nothing is connected to before it is asked."""
+    try:
+        host = urlsplit(check_service_address(url)).hostname or ""
+    except ValueError as error:
+        raise Failure(f"The API's address {url!r} {error}: see --api-url.", ExitCode.USAGE) from None
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    trace = os.environ.get("TRACEPARENT", "")
+    if re.fullmatch(TRACEPARENT_PATTERN, trace):
+        headers["traceparent"] = trace
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+    # A proxy is never the way to this machine itself.
+    proxies = not _is_loopback(host)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=proxies) as session:
+        yield Api(url, session)
+
+
+def is_agent_id(text: str) -> bool:
+    """Whether this can be an agent's id. It can be a name all the same."""
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def agent_segment(name: str) -> str:
+    """The name as a part of a path. Raises `Failure` for what can be none."""
+    return _segment(name, AGENT_NAME_PATTERN, "is no agent's name or id: small letters, digits and hyphens")
+
+
+def deployment_segment(deployment_id: str) -> str:
+    """The deployment id as a part of a path. Raises `Failure` for what can be none."""
+    return _segment(deployment_id, DEPLOYMENT_ID_PATTERN, "is no deployment id: letters, digits, '.', '_' and '-'")
+
+
+def _segment(text: str, pattern: str, complaint: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise Failure(f"{text!r} {complaint}.", ExitCode.USAGE)
+    return quote(text, safe="")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "does not answer in time: try again, or ask 'podium doctor'."
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "cannot be reached: is it running ('podium up'), and is --api-url right?"
+    return f"broke the connection off ({type(error).__name__}): try again."
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,79 @@
+"""`podium agents`: which there are, and what serves one of them."""
+
+from typing import Annotated, Any
+
+import typer
+
+from podium.commands.calling import Call, Limit, Page, command
+from podium.commands.tables import Column, facts
+from podium.commands.wording import age, local, serves
+
+COLUMNS = [
+    Column("AGENT", folds=True),
+    Column("STATUS"),
+    Column("SERVES", least=24, folds=True),
+    Column("GENERATION", leaves=2),
+    Column("AGE", leaves=1),
+    Column("DESCRIPTION", least=20, leaves=3),
+]
+
+
+@command
+async def agents(
+    call: Call,
+    agent: Annotated[
+        str | None, typer.Argument(metavar="[AGENT]", help="Show this one, by name or id.", show_default=False)
+    ] = None,
+    limit: Limit = 50,
+    page: Page = 1,
+) -> None:
+    """List agents, newest first, or show one of them."""
+    if agent is not None:
+        await _show(call, agent)
+        return
+    async with call.screen.progress("Asking for agents"):
+        found = await call.api.get("/agents", limit=limit, page_number=page)
+    call.screen.rows(found, [each["name"] for each in found], COLUMNS, [_row(each) for each in found])
+    if not found:
+        call.screen.remark(
+            "There are no agents yet: 'podium register' announces one." if page == 1 else "No more agents."
+        )
+    if len(found) == limit:
+        call.screen.remark(f"There may be more: --page {page + 1}.")
+
+
+async def _show(call: Call, name_or_id: str) -> None:
+    async with call.screen.progress("Asking for the agent"):
+        agent = await call.api.agent(name_or_id)
+    call.screen.one(agent, agent["name"], facts(_facts(agent)))
+
+
+def _row(agent: dict[str, Any]) -> list[str]:
+    return [
+        agent["name"],
+        agent["status"],
+        serves(agent),
+        str(agent["generation"]),
+        age(agent["created_at"]),
+        agent["description"],
+    ]
+
+
+def _facts(agent: dict[str, Any]) -> list[tuple[str, str]]:
+    paused = ", paused until somebody promotes" if agent["auto_promote_paused"] else ""
+    pairs = [
+        ("agent", agent["name"]),
+        ("id", agent["id"]),
+        ("status", agent["status"]),
+        ("because", agent["status_reason"]),
+        ("serves", serves(agent)),
+        ("address", agent["acp_url"]),
+        ("generation", str(agent["generation"])),
+        ("auto-promote", f"{agent['auto_promote']}{paused}"),
+        ("type", agent["acp_type"]),
+        ("image", agent["docker_image"]),
+        ("description", agent["description"]),
+        ("created", local(agent["created_at"])),
+        ("deleted", local(agent["deleted_at"]) if agent["deleted_at"] else None),
+    ]
+    return [(name, value) for name, value in pairs if value]
