@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from podium.commands import InOrder, operator_commands
 from podium.commands.exits import ExitCode, Failure, epilog
+from podium.commands.plain import plain
 from podium.servers import Purpose, ServersError, ensure_servers
 from services.errors import PodiumError
 
@@ -40,9 +41,9 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(_usage(error), ExitCode.USAGE)
     except typer.Abort:
-        _fail("Stopped; nothing was changed.", ExitCode.FAILED)
+        _fail("Interrupted.", ExitCode.INTERRUPTED)
     except Failure as failure:
-        _fail(failure.sentence, failure.code)
+        _fail(plain(failure.sentence), failure.code)
     except ServersError as error:
         _fail(str(error), error.exit_code)
     except PodiumError as error:

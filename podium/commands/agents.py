@@ -11,7 +11,7 @@ from podium.commands.wording import age, local, serves
 COLUMNS = [
     Column("AGENT", folds=True),
     Column("STATUS"),
-    Column("SERVES", least=24, folds=True),
+    Column("SERVES", least=36, folds=True),
     Column("GENERATION", leaves=2),
     Column("AGE", leaves=1),
     Column("DESCRIPTION", least=20, leaves=3),

@@ -49,7 +49,5 @@ class ErrorWatch:
 
 def _message(error: object) -> str:
     """What an error object says, whatever shape it has."""
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        code = error.get("code")
-        return f"{error['message']} ({code})" if code is not None else str(error["message"])
-    return str(error)
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else str(error)

@@ -11,11 +11,10 @@ from podium.commands.waiting import until
 PAGE = 1000
 
 
-async def choose(call: Call, agent: Json, wait: timedelta) -> str:
-    """The id of the newest Ready deployment, which may be in production already; waits so long for a preview.
+async def choose(call: Call, agent: Json, wait: timedelta) -> str | None:
+    """The id of the newest Ready preview, waited for so long; None if production is newer than all that are Ready.
 
-    Never one that is older than production: to go back is to roll back, or to name it. Raises `Failure` if there is
-    none.
+    Raises `Failure` if nothing is in production either, or the time is over.
     """
 
     async def newer() -> Json | None:
@@ -25,7 +24,7 @@ async def choose(call: Call, agent: Json, wait: timedelta) -> str:
     if found is not None:
         return str(found["id"])
     if agent["production_deployment_id"] is not None and not wait:
-        return str(agent["production_deployment_id"])
+        return None
     raise _none(agent, wait)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from podium.client import Answer, Api, Json
 from podium.commands.calling import Call
-from podium.commands.wording import served
+from podium.commands.wording import served, serves
 
 # Others may have changed what serves between our change and this look.
 LEDGER_ROWS = 50
@@ -12,24 +12,42 @@ LEDGER_ROWS = 50
 
 async def report(call: Call, agent: Json, answer: Answer, now: str) -> None:
     """Say what served before and what serves now; `agent` is as it was before, `now` names what was asked for."""
-    changed = answer.generation != agent["generation"]
-    row = await _ledger_row(call.api, agent["id"], answer.generation) if changed else None
-    summary: dict[str, Any] = {
+    if answer.generation == agent["generation"]:
+        report_unchanged(call, agent)
+        return
+    row = await _ledger_row(call.api, agent["id"], answer.generation)
+    serving, before = now, "unknown"
+    if row is not None:
+        serving = served(row["to_deployment_id"], row["to_acp_url"])
+        before = served(row["from_deployment_id"], row["from_acp_url"])
+    summary = {
+        **_summary(agent, changed=True),
+        "generation": answer.generation,
+        "deployment_id": row["to_deployment_id"] if row else None,
+        "acp_url": row["to_acp_url"] if row else None,
+        "previous": _previous(row) if row else None,
+    }
+    shown = f"{agent['name']}: {serving} serves now, {before} served before (generation {answer.generation})."
+    call.screen.one(summary, serving, shown)
+
+
+def report_unchanged(call: Call, agent: Json) -> None:
+    """Say that what was asked for is so already."""
+    serving = serves(agent)
+    shown = f"Nothing changed: {serving} serves {agent['name']} already (generation {agent['generation']})."
+    call.screen.one(_summary(agent, changed=False), serving, shown)
+
+
+def _summary(agent: Json, *, changed: bool) -> dict[str, Any]:
+    return {
         "agent": agent["name"],
         "agent_id": agent["id"],
         "changed": changed,
-        "generation": answer.generation,
-        "deployment_id": row["to_deployment_id"] if row else agent["production_deployment_id"],
-        "acp_url": row["to_acp_url"] if row else agent["acp_url"],
-        "previous": _previous(row) if row else None,
+        "generation": agent["generation"],
+        "deployment_id": agent["production_deployment_id"],
+        "acp_url": agent["acp_url"],
+        "previous": None,
     }
-    serving = served(summary["deployment_id"], summary["acp_url"]) if row or not changed else now
-    if not changed:
-        shown = f"Nothing changed: {serving} serves {agent['name']} already (generation {answer.generation})."
-    else:
-        before = served(row["from_deployment_id"], row["from_acp_url"]) if row else "something else"
-        shown = f"{agent['name']}: {serving} serves now, {before} did before (generation {answer.generation})."
-    call.screen.one(summary, serving, shown)
 
 
 async def _ledger_row(api: Api, agent_id: str, generation: int | None) -> Json | None:

@@ -7,7 +7,7 @@ from rich.text import Text
 from podium.commands.calling import Call, command
 from podium.commands.checks import Check, Verdict
 from podium.commands.exits import ExitCode, Failure
-from podium.commands.tables import plain
+from podium.commands.plain import plain
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 

@@ -13,7 +13,7 @@ from podium.commands.wording import NOTHING, local, moment, served
 COLUMNS = [
     Column("SINCE"),
     Column("FOR"),
-    Column("SERVED", least=16, folds=True),
+    Column("SERVED", least=18, folds=True),
     Column("WHY", least=16, folds=True),
     Column("BY", least=8, leaves=1),
     Column("GENERATION", leaves=2),
@@ -48,7 +48,8 @@ async def history(
     async with call.screen.progress("Reading the ledger"):
         found = await call.api.agent(agent)
         rows, next_row = await _then(call, found["id"], at) if at else await _page(call, found["id"], limit, page)
-    ends = [next_row, *rows[:-1]]
+    # What follows a row of the list is the row above it.
+    ends = [next_row, *rows][: len(rows)]
     shown = [_row(row, end) for row, end in zip(rows, ends, strict=True)]
     call.screen.rows(rows, [served(row["to_deployment_id"], row["to_acp_url"]) for row in rows], COLUMNS, shown)
     if not rows:

@@ -1,5 +1,6 @@
 """`podium promote` and `podium rollback`: what serves an agent changes, or it is said why it does not."""
 
+import signal
 import sys
 from datetime import timedelta
 from typing import Annotated
@@ -8,6 +9,8 @@ import typer
 
 from podium.commands.calling import AgentArgument, Call, IfGeneration, Reason, command
 from podium.commands.durations import parse_duration
+from podium.commands.exits import Failure
+from podium.commands.wording import serves
 
 Wait = Annotated[
     timedelta | None,
@@ -34,20 +37,24 @@ async def promote(
 ) -> None:
     """Put a deployment into production.
 
-    The next call of the agent reaches it. Promoting what is in production already changes nothing.
+    The next call of the agent reaches it. Where none is named, it is the newest that is Ready, never one that is
+    older than production: to go back, name it or roll back.
     """
     from podium.commands.choosing import choose  # noqa: PLC0415 - --help starts faster without it
-    from podium.commands.cutover import report  # noqa: PLC0415 - as above
+    from podium.commands.cutover import report, report_unchanged  # noqa: PLC0415 - as above
     from podium.commands.waiting import Goal, wait_for  # noqa: PLC0415 - as above
 
     found = await call.api.agent(agent)
     if deployment is None:
         _require_answer(yes=yes)
         deployment = await choose(call, found, wait or timedelta(0))
+        if deployment is None:
+            report_unchanged(call, found)
+            return
         # What was shown and agreed to is what is promoted, and from the state in which it was shown.
         if_generation = found["generation"] if if_generation is None else if_generation
         if not yes:
-            _ask(f"Promote {deployment} to production of {found['name']}?")
+            _ask(f"Promote {deployment} in place of {serves(found)}, which serves {found['name']} now?")
     elif wait is not None:
         await wait_for(call, deployment, Goal.READY, wait)
     async with call.screen.progress(f"Promoting {deployment}"):
@@ -88,5 +95,11 @@ def _require_answer(*, yes: bool) -> None:
 
 
 def _ask(question: str) -> None:
-    if not typer.confirm(question, err=True):
-        raise typer.Abort
+    # While an event loop runs, Ctrl-C would be noticed after the answer only.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        agreed = typer.confirm(question, err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if not agreed:
+        raise Failure("Not promoted; nothing was changed.")

@@ -6,12 +6,12 @@ import typer
 
 from podium.commands.calling import Call, Limit, Page, command
 from podium.commands.tables import Column
-from podium.commands.wording import local
+from podium.commands.wording import clock
 
 COLUMNS = [
     Column("RECEIVED"),
-    Column("AGENT", leaves=3),
-    Column("DEPLOYMENT", leaves=2, folds=True),
+    Column("AGENT", least=12, leaves=2, folds=True),
+    Column("DEPLOYMENT", least=12, leaves=1, folds=True),
     Column("OUTCOME"),
     Column("WHY", least=24, folds=True),
 ]
@@ -67,7 +67,7 @@ def _row(row: dict[str, Any], *, with_agent: bool) -> list[str]:
     why = row["reason"] or MEANINGS.get(row["outcome"], "")
     times = f" ({row['attempts']} times)" if row["attempts"] > 1 else ""
     named = [row["agent_name"] or "-"] if with_agent else []
-    return [local(row["received_at"]), *named, row["deployment_id"] or "-", row["outcome"], why + times]
+    return [clock(row["received_at"]), *named, row["deployment_id"] or "-", row["outcome"], why + times]
 
 
 def _nothing(wanted: str | None) -> str:

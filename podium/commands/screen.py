@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from podium.commands.tables import Column, plain, table
+from podium.commands.plain import plain
+from podium.commands.tables import Column, table
 
 # Nobody misses a spinner that would only flash.
 PROGRESS_AFTER_SECONDS = 0.7

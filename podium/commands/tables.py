@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from rich.table import Table
 from rich.text import Text
 
+from podium.commands.plain import plain
+
 GAP = 2
 LEAST_FOLDED = 12
 
@@ -66,11 +68,6 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Table:
     for name, value in pairs:
         shown.add_row(name, Text(plain(value), style=STYLES.get(value, "")))
     return shown
-
-
-def plain(text: str) -> str:
-    """The text on one line and without characters that a terminal obeys: much of it was written by strangers."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[_Fitted]:

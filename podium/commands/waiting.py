@@ -39,11 +39,12 @@ async def wait_for(call: Call, deployment_id: str, goal: Goal, timeout: timedelt
     if found is not None:
         return found
     state = f"it is {seen['status']}" if seen is not None else "no pod has announced it"
-    raise Failure(
-        f"{deployment_id} was not {goal} within {short(timeout)}, {state}: "
-        "'podium registrations' says what became of its announcements.",
-        ExitCode.TIMED_OUT,
+    advice = (
+        "'podium registrations' says what became of its announcements"
+        if goal is Goal.READY
+        else f"'podium deployments show {deployment_id}' says more"
     )
+    raise Failure(f"{deployment_id} was not {goal} within {short(timeout)}, {state}: {advice}.", ExitCode.TIMED_OUT)
 
 
 async def until(

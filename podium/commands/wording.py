@@ -20,6 +20,12 @@ def local(text: str | None) -> str:
     return found.astimezone().strftime("%Y-%m-%d %H:%M:%S") if found else "-"
 
 
+def clock(text: str) -> str:
+    """A time of the API, of today without its date."""
+    date, _, time = local(text).partition(" ")
+    return time if date == f"{datetime.now().astimezone():%Y-%m-%d}" else f"{date} {time}"
+
+
 def age(text: str | None) -> str:
     """How long ago a time of the API is."""
     found = moment(text)
