@@ -1,0 +1,103 @@
+"""`make bench`: Podium beside the usual way and beside what the servers can do, both numbers of each ratio.
+
+    python -m tests.benchmarks [--runs 3] [--output results.json]
+
+Caveats: one machine runs the servers, the load and what is measured, so the numbers compare programs and say little
+about any program alone; the backlog is published before the clock starts; the peers do less than Podium does.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from podium.servers import private_servers
+from tests.benchmarks.measure import Bench
+
+AGENTS = 400
+PEER_AGENTS = 40
+SESSIONS = 64
+PROMOTES_EACH = 40
+COMMITS = 20_000
+LATENCY_SAMPLES = 300
+
+console = Console()
+
+
+def main(runs: int, output: Path | None) -> None:
+    """Measure everything `runs` times, print the table after each, write all of it as JSON."""
+    with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter
+        results = asyncio.run(run(runs, folder))
+    if output is not None:
+        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
+        output.write_text(json.dumps({"machine": machine, "runs": results}, indent=2) + "\n")
+
+
+async def run(runs: int, folder: Path) -> list[dict[str, float]]:
+    """The figures of each run."""
+    results: list[dict[str, float]] = []
+    async with private_servers(folder / "servers") as servers:
+        bench = Bench(servers, folder)
+        for number in range(1, runs + 1):
+            results.append(await _measure(bench))
+            console.print(_table(results[-1], f"run {number} of {runs}"))
+    return results
+
+
+async def _measure(bench: Bench) -> dict[str, float]:
+    steps: dict[str, Callable[[], Awaitable[float]]] = {
+        "registrations": lambda: bench.registrations_per_second(AGENTS),
+        "usual_way": lambda: bench.peer_registrations_per_second("faststream_orm", PEER_AGENTS),
+        "raw_consume": lambda: bench.peer_registrations_per_second("raw_consume", AGENTS),
+        "promotes": lambda: bench.promotes_per_second(SESSIONS, PROMOTES_EACH),
+        "commits": lambda: bench.commits_per_second(SESSIONS, COMMITS),
+    }
+    found: dict[str, float] = {}
+    for name, step in steps.items():
+        with console.status(f"measuring {name} ..."):
+            found[name] = await step()
+    with console.status("measuring the way of an event ..."):
+        latencies = await bench.event_latencies_ms(LATENCY_SAMPLES)
+    percentiles = statistics.quantiles(latencies, n=100)
+    return {**found, "event_p50_ms": percentiles[49], "event_p99_ms": percentiles[98]}
+
+
+def _table(found: dict[str, float], title: str) -> Table:
+    table = Table(title=title)
+    for heading in ("work", "Podium", "compared with", "", "ratio", "target"):
+        table.add_column(heading, justify="left" if heading in {"work", "compared with"} else "right")
+    rows = [
+        (
+            "registrations/s, one worker process",
+            "registrations",
+            "handler + ORM session each",
+            "usual_way",
+            25.0,
+        ),
+        ("the same", "registrations", "raw consume, no database", "raw_consume", 0.6),
+        ("promotes/s, 64 sessions, 64 agents", "promotes", "single-row commits/s", "commits", 0.25),
+    ]
+    for work, ours, peer, theirs, target in rows:
+        ratio = found[ours] / found[theirs]
+        table.add_row(work, f"{found[ours]:,.0f}", peer, f"{found[theirs]:,.0f}", f"{ratio:.2f}x", f">= {target}x")
+    table.add_row("publish -> event, idle, p50", f"{found['event_p50_ms']:.1f} ms", "-", "", "", "<= 15 ms")
+    table.add_row("publish -> event, idle, p99", f"{found['event_p99_ms']:.1f} ms", "-", "", "", "<= 50 ms")
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure Podium beside its peers.")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=None, help="write all numbers to this file as JSON")
+    options = parser.parse_args()
+    main(options.runs, options.output)
