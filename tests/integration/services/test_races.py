@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 from services import lifecycle, promotion
 from services.errors import DeploymentDeletedError, PodiumError, ProductionCannotBeDeleted
 from services.registration import Incoming, register_batch
-from tests.factories import ago, incoming
+from services.store import lock_agent
+from tests.factories import ago, an_id, incoming
 from tests.integration.services.world import AMY, NAME, World
 
 ROUNDS = 15
@@ -155,6 +156,20 @@ async def test_a_newer_registration_that_waited_for_its_agent_s_deletion_makes_a
     assert await world.production() == "v3"
 
 
+async def test_a_batch_whose_agent_is_deleted_before_it_is_locked_runs_again(world: World) -> None:
+    """The agent was there when missing ones were inserted and is gone when it is to be locked: a new one is made."""
+    await two_versions(world)
+    agent_id = await world.agent_id()
+    async with world.uncommitted() as session:
+        await lock_agent(session, agent_id)
+        waiting = asyncio.create_task(world.arrive(deployment_id="v3", registered_at=ago(-20)))
+        await world.until_blocked()
+        await lifecycle.delete_agent(session, agent_id, AMY)
+    assert await waiting == "Registered"
+    assert (await world.agent()).id != agent_id
+    assert await world.causes() == [("first", "v3")]
+
+
 async def test_a_deletion_that_waited_for_a_registration_takes_the_new_deployment_along(world: World) -> None:
     """Rule 16: no living deployment stays behind in a deleted agent."""
     await two_versions(world)
@@ -192,6 +207,18 @@ async def test_one_message_delivered_to_two_workers_at_once_has_one_effect(world
         ("Rejected", None),
     ]
     assert [each.attempts for each in await world.parked()] == [1]
+
+
+async def test_one_message_id_used_by_two_agents_at_once_is_decided_once(world: World) -> None:
+    """Rule 3: a message is its id; who comes second under the same one is a Duplicate and leaves nothing behind."""
+    message_id = str(an_id())
+    first = incoming("bot-a", deployment_id="a1", message_id=message_id)
+    outcome = await one_after_the_other(
+        world, registering(first), world.arrive("bot-b", deployment_id="b1", message_id=message_id)
+    )
+    assert outcome == "Duplicate"
+    contents = await world.contents()
+    assert (len(contents["agents"]), len(contents["deployments"]), len(contents["registrations"])) == (1, 1, 1)
 
 
 async def test_new_names_in_opposite_order_do_not_deadlock(world: World) -> None:
