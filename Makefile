@@ -39,6 +39,8 @@ contracts: environment ## Write contracts/asyncapi.json and contracts/schemas an
 lock: environment ## Choose the newest allowed versions and write the lock files
 	$(LOCK) -o requirements.lock
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile --group build --universal --generate-hashes --python-version 3.11 \
+		-c requirements-dev.lock -o requirements-build.lock
 	$(BIN)/uv pip compile tests/sdk/requirements.in --universal --generate-hashes --python-version 3.12 \
 		-o requirements-sdk.lock
 

@@ -1,0 +1,142 @@
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, TypeAdapter
+from pydantic.fields import FieldInfo
+from typer.exceptions import TyperException
+
+from contracts.events import EVENT_TYPES, CloudEvent, DeploymentPromoted, event_source
+from contracts.messages import RegisterAgent, RegistrationMetadata
+from services.settings import Settings
+from tests.commands import assert_is_command, variables
+from tests.documents import blocks, podium_commands
+from tests.processes import ROOT
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPERATIONS = ROOT / "docs" / "operations.md"
+CONTRACTS = ROOT / "docs" / "contracts.md"
+SETTINGS = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end of settings -->)", re.DOTALL)
+RENEW = "PODIUM_RENEW_SNAPSHOTS"
+# Addresses of the command line alone, which no process of Podium reads as a setting.
+OF_THE_COMMAND_LINE = {"PODIUM_API_URL"}
+
+
+def id_of(document: Path) -> str:
+    """`docs/operations.md`."""
+    return str(document.relative_to(ROOT))
+
+
+def settings_table() -> str:
+    """Every setting as a line of a table."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        lines.append(f"| `PODIUM_{name.upper()}` | {default_of(field)} | {meaning_of(field)} |")
+    return "\n".join(lines) + "\n"
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default as it would be written into the variable."""
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, SecretStr):
+        return "-"
+    if isinstance(value, timedelta):
+        value = TypeAdapter(timedelta).dump_python(value, mode="json")
+    return f"`{value}`" if value not in {None, ""} else "-"
+
+
+def meaning_of(field: FieldInfo) -> str:
+    """The description; where there is none, what may be chosen."""
+    patterns = [each.pattern for each in field.metadata if getattr(each, "pattern", None)]
+    text = field.description or ", ".join(patterns).strip("^$()").replace("|", " or ")
+    return text.replace("|", r"\|")
+
+
+def test_the_operations_guide_lists_every_setting() -> None:
+    """Each variable with its default and meaning, as `Settings` has them."""
+    from tests.conftest import EXTERNAL  # noqa: PLC0415 - a conftest is importable only while tests run
+
+    text = OPERATIONS.read_text()
+    renewed = SETTINGS.sub(lambda found: f"{found[1]}\n{settings_table()}{found[3]}", text)
+    assert settings_table() in renewed, "the markers around the table are gone"
+    if EXTERNAL.get(RENEW) == "1":
+        OPERATIONS.write_text(renewed)
+        text = renewed
+    assert text == renewed, (
+        "\nThe settings have changed and docs/operations.md does not say so; write its table anew and read it:\n\n"
+        f"    {RENEW}=1 .venv/bin/pytest {Path(__file__).relative_to(ROOT)}\n"
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=id_of)
+def test_every_podium_command_shown_exists(document: Path) -> None:
+    """Whoever copies a command from a document is not told that there is no such command or option."""
+    for arguments in podium_commands(document):
+        assert_is_command(arguments)
+
+
+@pytest.mark.parametrize("wrong", ["publish", "promote", "promote bot --by amy", "deployments wait", "api --port http"])
+def test_a_wrong_command_is_found(wrong: str) -> None:
+    """One that does not exist, an argument missing, an option unknown, a value that is none."""
+    with pytest.raises(TyperException):
+        assert_is_command(wrong.split())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=id_of)
+def test_every_variable_named_exists(document: Path) -> None:
+    """Whoever sets a variable that a document names has set something."""
+    named = set(re.findall(r"\bPODIUM_[A-Z_]*[A-Z]\b", document.read_text()))
+    assert named <= variables() | OF_THE_COMMAND_LINE
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=id_of)
+def test_every_file_referred_to_is_there(document: Path) -> None:
+    """No link and no path of this repository leads nowhere."""
+    text = document.read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
+    for path in re.findall(r"(?:deploy|examples|contracts|docs|tests)/[\w./-]*\.[a-z]+\b", text):
+        assert (ROOT / path).exists(), path
+
+
+def sources() -> Iterator[str]:
+    """The text of every module of Podium."""
+    for package in ("services", "workers", "api", "podium"):
+        yield from (path.read_text() for path in (ROOT / package).rglob("*.py"))
+
+
+def test_every_log_action_and_metric_to_watch_exists() -> None:
+    """An alert on a documented action or metric can fire."""
+    text = OPERATIONS.read_text()
+    code = "\n".join(sources())
+    actions = set(re.findall(r"`((?:registrar|relay|request|rpc|transaction)\.[a-z_]+)`", text))
+    assert actions
+    assert all(f'action="{action}"' in code for action in actions), actions
+    metrics = set(re.findall(r"`(podium_http_[a-z_]+)`", text))
+    assert metrics
+    # A counter's name gets its ending when it is shown.
+    assert all(f'"{metric.removesuffix("_total")}"' in code for metric in metrics), metrics
+
+
+def test_the_contracts_guide_names_every_event_and_every_field() -> None:
+    """No type of event, no field of its data and none of an announcement is missing."""
+    text = CONTRACTS.read_text()
+    for data, event_type in EVENT_TYPES.items():
+        [row] = [line for line in text.splitlines() if line.startswith(f"| `{event_type}`")]
+        own = data.model_fields.keys() - {"agent_id", "agent_name", "deployment_id"}
+        assert {field for field in own if f"`{field}`" not in row} == set(), event_type
+    for field in RegisterAgent.model_fields:
+        assert f"| `{field}` |" in text, field
+    for field in RegistrationMetadata.model_fields:
+        assert f"`….{field}`" in text, field
+
+
+def test_what_the_contracts_guide_shows_is_valid() -> None:
+    """Whoever copies its announcement is understood, and its event is one that Podium could send."""
+    announcement, event = blocks(CONTRACTS, "json")
+    assert RegisterAgent.model_validate_json(announcement).deployment_id
+    shown = CloudEvent.model_validate_json(event)
+    assert shown.source == event_source(str(shown.data["agent_id"]))
+    DeploymentPromoted.model_validate(shown.data)
