@@ -109,6 +109,16 @@ def an_announcement(*, seconds: float = -60, message_id: UUID | None = None, **f
     return Announcement(request, request.message_id, request.registered_at)
 
 
+def told(state: State) -> list[str]:
+    """The events of a decision."""
+    return [event.type.removeprefix("podium.").removesuffix(".v1") for event in state.events]
+
+
+def causes(state: State) -> list[str]:
+    """The cut-overs of a decision."""
+    return [row.cause for row in state.ledger]
+
+
 def a_build(name: str = "support-bot", **fields: Any) -> Incoming:
     """An agent without a pod, as the API hands it over."""
     return Incoming(Announcement(RegisterBuildRequest(name=name, **fields), uuid4(), None))

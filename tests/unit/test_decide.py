@@ -3,33 +3,12 @@ from uuid import UUID
 
 import pytest
 
-from contracts.messages import RegisterBuildRequest
-from services.announcement import Announcement, Duplicate, Outcome, Registered, Rejected, Shadowed, Stale
+from services.announcement import Duplicate, Outcome, Registered, Rejected, Stale
 from services.decide import CLOCK_TOLERANCE, decide, effective_time
-from services.state import State
-from tests.factories import (
-    NOW,
-    a_deployment,
-    a_state,
-    an_agent,
-    an_announcement,
-    an_id,
-    in_production,
-    moment,
-)
+from tests.factories import NOW, a_deployment, a_state, an_agent, an_announcement, causes, in_production, moment, told
 
 OTHER_AGENT = UUID(int=99)
 LOW, HIGH = UUID(int=1), UUID(int=2)
-
-
-def told(state: State) -> list[str]:
-    """The events of a decision."""
-    return [event.type.removeprefix("podium.").removesuffix(".v1") for event in state.events]
-
-
-def causes(state: State) -> list[str]:
-    """The cut-overs of a decision."""
-    return [row.cause for row in state.ledger]
 
 
 def reason(outcome: Outcome) -> str:
@@ -139,93 +118,6 @@ def test_a_known_message_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "announced", "of_agent", "kept"),
-    [
-        (None, None, None, None),
-        (None, None, "agent:1", "agent:1"),
-        (None, "bot:1", "agent:1", "bot:1"),
-        (None, "bot:1", None, "bot:1"),
-        ("bot:1", None, "agent:1", "bot:1"),
-        ("bot:1", "bot:1", "agent:1", "bot:1"),
-        ("bot:1", "bot:2", "bot:2", "image-conflict"),
-    ],
-)
-def test_the_first_image_named_stays(
-    stored: str | None, announced: str | None, of_agent: str | None, kept: str | None
-) -> None:
-    """Rule 6: no image keeps the stored one, else takes the agent's; the first named fills in, another is refused."""
-    state = a_state(an_agent(docker_image=of_agent), a_deployment("v1", docker_image=stored))
-    after, outcome = decide(state, an_announcement(deployment_id="v1", docker_image=announced))
-    if kept == "image-conflict":
-        assert reason(outcome) == kept
-        assert after == state
-    else:
-        assert after.deployments["v1"].docker_image == kept
-
-
-def test_metadata_of_a_newer_registration_is_merged() -> None:
-    """Rule 6: newer facts lie on top of older ones, which stay where nothing new is said."""
-    stored = a_deployment("v1", registration_metadata={"git": {"commit": "a"}, "team": "mail"})
-    message = an_announcement(deployment_id="v1", registration_metadata={"git": {"branch": "main"}})
-    after, _ = decide(a_state(None, stored), message)
-    expected = {"deployment_id": "v1", "git": {"branch": "main"}, "team": "mail"}
-    assert after.deployments["v1"].registration_metadata == expected
-
-
-def test_a_new_address_replaces_all_of_the_old_one() -> None:
-    """Paths and error style belong to the address: not named again, they are the defaults again."""
-    stored = a_deployment("v1", rpc_path="/old", health_path="/old", error_style="jsonrpc")
-    after, _ = decide(a_state(None, stored), an_announcement(deployment_id="v1", acp_url="http://new"))
-    version = after.deployments["v1"]
-    address = (version.acp_url, version.rpc_path, version.health_path, version.error_style)
-    assert address == ("http://new", "/api", "/healthz", "http")
-
-
-def test_a_deployment_s_registration_leaves_the_agent_s_own_fields_alone() -> None:
-    """Rule 8: a preview cannot change how its agent describes itself, nor where it serves as a legacy agent."""
-    agent = an_agent(
-        description="Mine.",
-        acp_type="sync",
-        agent_input_type="text",
-        docker_image="agent:1",
-        registration_metadata={"mine": True},
-        legacy_acp_url="http://old",
-        legacy_rpc_path="/old",
-        generation=1,
-        registered_at=moment(-60),
-        registered_message_id=LOW,
-        status="Ready",
-    )
-    message = an_announcement(
-        deployment_id="v1",
-        description="Theirs.",
-        acp_type="agentic",
-        agent_input_type="json",
-        docker_image="bot:1",
-        rpc_path="/new",
-        team="theirs",
-        seconds=0,
-    )
-    after, outcome = decide(a_state(agent), message)
-    assert outcome == Registered()
-    assert after.agent.event_seq == agent.event_seq + 2
-    after_apart_from_events = {name: getattr(after.agent, name) for name in _fields(after) if name != "event_seq"}
-    assert after_apart_from_events == {name: getattr(agent, name) for name in _fields(after) if name != "event_seq"}
-
-
-def test_a_new_agent_takes_its_description_from_whoever_made_it() -> None:
-    """The first deployment of a new agent describes it, since nobody else has."""
-    message = an_announcement(deployment_id="v1", description="Answers mail.", acp_type="sync")
-    after, _ = decide(a_state(an_agent(event_seq=0)), message)
-    assert (after.agent.description, after.agent.acp_type, after.agent.legacy_acp_url) == (
-        "Answers mail.",
-        "sync",
-        None,
-    )
-    assert told(after) == ["agent.registered", "deployment.created", "deployment.ready", "deployment.promoted"]
-
-
-@pytest.mark.parametrize(
     ("stored", "seconds", "status", "events"),
     [
         (
@@ -286,109 +178,9 @@ def test_a_serving_deployment_tells_of_a_new_address_alone(change: dict[str, Any
     assert told(preview) == []
 
 
-LEGACY_AGENT: dict[str, Any] = {
-    "legacy_acp_url": "http://old",
-    "registered_at": moment(-900),
-    "registered_message_id": LOW,
-    "generation": 1,
-    "event_seq": 1,
-    "status": "Ready",
-}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "url", "status", "outcome", "serves"),
-    [
-        (-601, "http://new", "Ready", Shadowed(), "v1"),
-        (-600, "http://new", "Ready", Shadowed(), "v1"),
-        (-599, "http://new", "Ready", Registered(), None),
-        (-599, "http://old", "Ready", Shadowed(), "v1"),
-        (-599, "http://old", "Failed", Registered(), None),
-        (-601, "http://old", "Failed", Shadowed(), "v1"),
-        (-601, "http://new", "Failed", Shadowed(), "v1"),
-        (-599, "http://new", "Failed", Registered(), None),
-    ],
-)
-def test_when_a_legacy_message_takes_over(
-    seconds: float, url: str, status: str, outcome: Outcome, serves: str | None
-) -> None:
-    """Rule 12: only if published after the promote, and with a new URL or while production is not Ready."""
-    state = in_production(agent=an_agent(**LEGACY_AGENT), status=status)
-    after, actual = decide(state, an_announcement(seconds=seconds, acp_url=url))
-    assert actual == outcome
-    assert after.agent.production_deployment_id == serves
-    assert after.agent.legacy_acp_url == url
-    assert causes(after) == ([] if serves else ["legacy"])
-    assert after.agent.generation == (1 if serves else 2)
-    news = ["agent.registered"] if url == "http://new" else []
-    assert told(after) == (news if serves else ["deployment.demoted", *news])
-
-
-def test_a_shadowed_message_is_still_the_newest() -> None:
-    """Rule 12: the pair is written, so that an even older message cannot bring back an older URL."""
-    state = in_production(agent=an_agent(**LEGACY_AGENT))
-    state, _ = decide(state, an_announcement(seconds=-700, acp_url="http://newer"))
-    state, outcome = decide(state, an_announcement(seconds=-800, acp_url="http://older"))
-    assert outcome == Stale()
-    assert state.agent.legacy_acp_url == "http://newer"
-
-
-def test_a_legacy_agent_s_first_address_and_each_new_one_is_a_generation() -> None:
-    """What serves changes with the legacy URL; `agent.registered` announces it, since no deployment moves."""
-    state, _ = decide(a_state(an_agent(event_seq=0)), an_announcement(acp_url="http://one", seconds=-60))
-    assert (state.agent.generation, state.agent.status, told(state)) == (1, "Ready", ["agent.registered"])
-    state, _ = decide(state, an_announcement(acp_url="http://one", seconds=-50))
-    assert (state.agent.generation, len(state.events)) == (1, 1)
-    state, _ = decide(state, an_announcement(acp_url="http://one", seconds=-40, rpc_path="/new"))
-    assert (state.agent.generation, len(state.events)) == (1, 2)
-    state, _ = decide(state, an_announcement(acp_url="http://two", seconds=-30))
-    assert (state.agent.generation, causes(state)) == (2, ["legacy", "legacy"])
-    assert [event.generation for event in state.events] == [1, 1, 2]
-    assert state.events[-1].data.model_dump()["acp_url"] == "http://two"
-
-
-def test_what_a_legacy_message_leaves_out_stays() -> None:
-    """Description, types, image and metadata are kept where a message is silent; silence is no news."""
-    agent = an_agent(
-        **LEGACY_AGENT,
-        description="Answers mail.",
-        acp_type="sync",
-        agent_input_type="text",
-        docker_image="bot:1",
-        registration_metadata={"team": "mail"},
-    )
-    after, _ = decide(a_state(agent), an_announcement(acp_url="http://old"))
-    kept = {name for name in _fields(after) if getattr(after.agent, name) == getattr(agent, name)}
-    assert _fields(after) - kept == {"registered_at", "registered_message_id"}
-    assert told(after) == []
-
-
-def test_a_build_makes_an_agent_that_nothing_serves() -> None:
-    """`register-build` tells of a new agent once; repeated, it is idempotent; no pair is written."""
-    build = RegisterBuildRequest(name="support-bot", docker_image="bot:1", registration_metadata={"git": "a"})
-    state, outcome = decide(a_state(an_agent(event_seq=0)), Announcement(build, an_id(), None))
-    assert outcome == Registered()
-    assert (state.agent.status, state.agent.docker_image, state.agent.newest) == ("BuildOnly", "bot:1", None)
-    assert told(state) == ["agent.registered"]
-    again, _ = decide(state, Announcement(build, an_id(), None))
-    assert again == state
-
-
-def test_a_first_deployment_of_a_build_serves_with_the_build_s_image() -> None:
-    """Rule 6: a pod that names no image runs what was built; its agent is Ready then."""
-    agent = an_agent(docker_image="bot:1")
-    state, _ = decide(a_state(agent), an_announcement(deployment_id="v1"))
-    assert (state.agent.status, state.agent.production_deployment_id) == ("Ready", "v1")
-    assert state.deployments["v1"].docker_image == "bot:1"
-
-
 def test_a_trace_travels_from_the_message_to_its_events() -> None:
     """Every event of a decision carries the trace context of what asked for it."""
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     state = a_state(an_agent(event_seq=0), traceparent=traceparent)
     after, _ = decide(state, an_announcement(deployment_id="v1"))
     assert [event.traceparent for event in after.events] == [traceparent] * 4
-
-
-def _fields(state: State) -> set[str]:
-    return set(type(state.agent).__dataclass_fields__)

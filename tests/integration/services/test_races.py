@@ -2,18 +2,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
-from structlog.testing import capture_logs
 
 from services import lifecycle, promotion
-from services.errors import DeploymentDeletedError, PodiumError, ProductionCannotBeDeleted
+from services.errors import DeploymentDeletedError, ProductionCannotBeDeleted
 from services.registration import Incoming, register_batch
 from services.store import lock_agent
 from tests.factories import ago, an_id, incoming
-from tests.integration.services.world import AMY, NAME, World
-
-ROUNDS = 15
+from tests.integration.services.world import AMY, NAME, World, settled
 
 Work = Callable[[AsyncSession], Awaitable[Any]]
 
@@ -22,22 +18,10 @@ async def one_after_the_other(world: World, first: Work, second: Awaitable[Any])
     """What becomes of `second` when it comes while `first` is not committed yet; a refusal is returned."""
     async with world.uncommitted() as session:
         await first(session)
-        waiting = asyncio.create_task(_settled(second))
+        waiting = asyncio.create_task(settled(second))
         await world.until_blocked()
         assert not waiting.done()
     return await waiting
-
-
-async def _settled(work: Awaitable[Any]) -> Any:
-    try:
-        return await work
-    except PodiumError as refused:
-        return refused
-
-
-async def two_versions(world: World, name: str = NAME) -> None:
-    """v1 in production, v2 a Ready preview."""
-    await world.register(incoming(name, deployment_id=f"{name}.v1"), incoming(name, deployment_id=f"{name}.v2"))
 
 
 V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
@@ -50,7 +34,7 @@ def registering(*batch: Incoming) -> Work:
 
 async def test_a_promote_waits_for_another_and_decides_on_what_that_left(world: World) -> None:
     """Rule 1: the second promote demotes what the first one put into production, not what it saw before it waited."""
-    await two_versions(world)
+    await world.two_versions()
     await world.arrive(deployment_id="v3")
     agent_id = await world.agent_id()
     state = await one_after_the_other(
@@ -62,7 +46,7 @@ async def test_a_promote_waits_for_another_and_decides_on_what_that_left(world: 
 
 async def test_a_registration_that_waited_for_a_promote_does_not_undo_it(world: World) -> None:
     """Rule 2: production re-registers while another version is promoted: its flag stays down, its address is new."""
-    await two_versions(world)
+    await world.two_versions()
     agent_id = await world.agent_id()
     outcome = await one_after_the_other(
         world,
@@ -76,7 +60,7 @@ async def test_a_registration_that_waited_for_a_promote_does_not_undo_it(world: 
 
 async def test_a_promote_that_waited_for_a_registration_serves_the_new_address(world: World) -> None:
     """Rule 1: the promote's event and ledger row name the address that the pod has announced meanwhile."""
-    await two_versions(world)
+    await world.two_versions()
     message = incoming(deployment_id=V2, acp_url="http://new")
     await one_after_the_other(world, registering(message), world.promote(V2))
     assert (await world.ledger())[-1].to_acp_url == "http://new"
@@ -85,7 +69,7 @@ async def test_a_promote_that_waited_for_a_registration_serves_the_new_address(w
 
 async def test_a_promote_that_waited_for_a_deletion_is_refused(world: World) -> None:
     """Rule 7: 410; production is never a deleted deployment."""
-    await two_versions(world)
+    await world.two_versions()
     agent_id = await world.agent_id()
     refused = await one_after_the_other(
         world, lambda session: lifecycle.delete_deployment(session, agent_id, V2), world.promote(V2)
@@ -96,7 +80,7 @@ async def test_a_promote_that_waited_for_a_deletion_is_refused(world: World) -> 
 
 async def test_a_deletion_that_waited_for_a_promote_is_refused(world: World) -> None:
     """Rule 13: 409; the preview became production meanwhile."""
-    await two_versions(world)
+    await world.two_versions()
     agent_id = await world.agent_id()
     refused = await one_after_the_other(
         world, lambda session: promotion.promote(session, agent_id, V2, AMY), world.delete(V2)
@@ -131,7 +115,7 @@ async def test_two_first_deployments_at_once_make_one_promotion(world: World) ->
 
 async def test_a_registration_that_waited_for_its_agent_s_deletion_is_stale(world: World) -> None:
     """Rule 16: it was published before the deletion, so it neither revives the agent nor founds a new one."""
-    await two_versions(world)
+    await world.two_versions()
     agent_id, sent = await world.agent_id(), ago(0)
     outcome = await one_after_the_other(
         world,
@@ -144,7 +128,7 @@ async def test_a_registration_that_waited_for_its_agent_s_deletion_is_stale(worl
 
 async def test_a_newer_registration_that_waited_for_its_agent_s_deletion_makes_a_new_agent(world: World) -> None:
     """Rule 16: published after the deletion, it finds the name free."""
-    await two_versions(world)
+    await world.two_versions()
     agent_id = await world.agent_id()
     outcome = await one_after_the_other(
         world,
@@ -158,7 +142,7 @@ async def test_a_newer_registration_that_waited_for_its_agent_s_deletion_makes_a
 
 async def test_a_batch_whose_agent_is_deleted_before_it_is_locked_runs_again(world: World) -> None:
     """The agent was there when missing ones were inserted and is gone when it is to be locked: a new one is made."""
-    await two_versions(world)
+    await world.two_versions()
     agent_id = await world.agent_id()
     async with world.uncommitted() as session:
         await lock_agent(session, agent_id)
@@ -172,7 +156,7 @@ async def test_a_batch_whose_agent_is_deleted_before_it_is_locked_runs_again(wor
 
 async def test_a_deletion_that_waited_for_a_registration_takes_the_new_deployment_along(world: World) -> None:
     """Rule 16: no living deployment stays behind in a deleted agent."""
-    await two_versions(world)
+    await world.two_versions()
     await one_after_the_other(world, registering(incoming(deployment_id="v3")), world.delete_agent())
     assert (await world.deployment("v3")).expires_at is not None
 
@@ -237,90 +221,3 @@ async def test_new_names_in_opposite_order_do_not_deadlock(world: World) -> None
         await session.rollback()
     await asyncio.gather(*waiting)
     assert len((await world.contents())["agents"]) == 3
-
-
-@pytest.mark.parametrize("deployments", ["one", "many"])
-@pytest.mark.parametrize("agents", ["one", "many"])
-async def test_concurrent_first_registrations(world: World, agents: str, deployments: str) -> None:
-    """50 pods of new agents at once, in batches of 50 and of 1: nobody is refused, each agent is promoted once."""
-    names = [NAME] if agents == "one" else [f"bot-{number}" for number in range(5)]
-    messages = [
-        incoming(name, deployment_id=f"{name}.{number if deployments == 'many' else 0}", acp_url=f"http://h{number}")
-        for number in range(50 // len(names))
-        for name in names
-    ]
-    half = len(messages) // 2
-    singles = [[message] for message in messages[:half]]
-    batches = [messages[half:], list(reversed(messages)), *singles]
-    with capture_logs() as logs:
-        decided = await asyncio.gather(*[world.register(*batch) for batch in batches])
-    assert {outcome for outcomes in decided for outcome in outcomes} <= {"Registered", "Duplicate", "Stale"}
-    assert not [entry for entry in logs if "deadlock" in entry.get("cause", "")]
-    contents = await world.contents()
-    assert len(contents["agents"]) == len(names)
-    assert len(contents["deployments"]) == (50 if deployments == "many" else len(names))
-    for name in names:
-        assert [cause for cause, _ in await world.causes(name)] == ["first"]
-        assert (await world.told(name)).count("deployment.promoted") == 1
-
-
-async def _rounds(world: World, left: Callable[[str], Awaitable[Any]], right: Callable[[str], Awaitable[Any]]) -> None:
-    """Let the two meet without a fixed order, each round with an agent of its own; only refusals may come of it."""
-    names = [f"bot-{number}" for number in range(ROUNDS)]
-    for name in names:
-        await two_versions(world, name)
-    for number, name in enumerate(names):
-        pair = (left(name), right(name)) if number % 2 else (right(name), left(name))
-        await asyncio.gather(*map(_settled, pair))
-
-
-async def test_promotes_and_registrations_meet_in_any_order(world: World) -> None:
-    """Rule 2: whichever comes first, the promoted version serves, at its newest address."""
-
-    async def re_register(name: str) -> None:
-        await world.arrive(name, deployment_id=f"{name}.v1", acp_url="http://new")
-        await world.arrive(name, deployment_id=f"{name}.v2", acp_url="http://new")
-
-    await _rounds(world, lambda name: world.promote(f"{name}.v2", name), re_register)
-    for number in range(ROUNDS):
-        assert await world.production(f"bot-{number}") == f"bot-{number}.v2"
-        assert (await world.deployment(f"bot-{number}.v2")).acp_url == "http://new"
-
-
-async def test_promotes_and_deletions_meet_in_any_order(world: World) -> None:
-    """Rule 13: either the preview is deleted and the promote is 410, or it serves and the deletion is 409."""
-    await _rounds(world, lambda name: world.promote(f"{name}.v2", name), lambda name: world.delete(f"{name}.v2", name))
-    for number in range(ROUNDS):
-        deleted = (await world.deployment(f"bot-{number}.v2")).expires_at is not None
-        assert await world.production(f"bot-{number}") == f"bot-{number}.{'v1' if deleted else 'v2'}"
-
-
-async def test_registrations_and_agent_deletions_meet_in_any_order(world: World) -> None:
-    """Rule 16: the new deployment is deleted with its agent, or came too late, or serves a new agent."""
-    await _rounds(
-        world,
-        lambda name: world.arrive(name, deployment_id=f"{name}.v3", registered_at=ago(-20)),
-        world.delete_agent,
-    )
-    rows = await world.inbox()
-    assert {row.outcome for row in rows} == {"Registered"}
-
-
-async def test_many_promotes_at_once_all_succeed(world: World) -> None:
-    """Rule 10: 60 promotes of 6 versions at once, each has its turn: generations without gaps, one event each."""
-    await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
-    await asyncio.gather(*[world.promote(f"v{number % 6}") for number in range(60)])
-    assert (await world.told()).count("deployment.promoted") == (await world.agent()).generation
-
-
-async def test_of_many_promotes_with_one_if_match_one_changes_anything(world: World) -> None:
-    """Rule 10: the winner's target answers the same to all who ask for it; all others are 412."""
-    await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
-    looked_at = promotion.Caller(actor="amy", if_generation=1)
-    targets = [f"v{number % 5 + 1}" for number in range(30)]
-    settled = await asyncio.gather(*[_settled(world.promote(target, caller=looked_at)) for target in targets])
-    winner = await world.production()
-    assert (await world.agent()).generation == 2
-    for target, result in zip(targets, settled, strict=True):
-        reason = result.reason if isinstance(result, PodiumError) else "ok"
-        assert reason == ("ok" if target == winner else "generation-mismatch")

@@ -15,7 +15,7 @@ from services.errors import (
 from services.promotion import Caller
 from tests.factories import a_build, ago, incoming
 from tests.integration.services.world import AMY, World
-from tests.model import LEGACY, Cutover, rollback_target
+from tests.walk import LEGACY, Cutover, rollback_target
 
 SEEDS = [1, 2, 3, int(os.environ.get("FRESH_SEED") or random.SystemRandom().randrange(10**6))]
 

@@ -16,7 +16,8 @@ from services.parking import Envelope
 from services.registration import Incoming, read_message
 from tests.factories import a_body, a_build
 from tests.integration.services.world import World
-from tests.model import Message, assert_matches
+from tests.model import assert_matches
+from tests.sequential import Message
 
 FRESH_SEED = int(os.environ.get("FRESH_SEED") or random.SystemRandom().randrange(10**6))
 POLICIES = {"bot-first": None, "bot-legacy": None, "bot-always": "always", "bot-never": "never", "bot-built": "first"}

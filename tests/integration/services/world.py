@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services import lifecycle, promotion
 from services.database import Sessions, in_transaction
+from services.errors import PodiumError
 from services.lifecycle import AgentChange, NewDeployment
 from services.models import Agent, Base, Deployment, OutboxEvent, Parked, Promotion, Registration
 from services.promotion import Caller
@@ -105,6 +106,10 @@ class World:
         """Set a deployment Failed, as a verdict on its health does."""
         await self.do(lambda session: session.execute(_FAIL, {"id": deployment_id}))
 
+    async def two_versions(self, name: str = NAME) -> None:
+        """A new agent with `<name>.v1` in production and `<name>.v2` as a Ready preview."""
+        await self.register(incoming(name, deployment_id=f"{name}.v1"), incoming(name, deployment_id=f"{name}.v2"))
+
     async def agent(self, name: str = NAME) -> Agent:
         """The newest agent of this name, deleted or not."""
         newest = select(Agent).where(Agent.name == name).order_by(Agent.created_at.desc()).limit(1)
@@ -175,3 +180,11 @@ async def _one(session: AsyncSession, query: Any) -> Any:
 
 async def _all(session: AsyncSession, query: Any) -> Any:
     return list(await session.scalars(query))
+
+
+async def settled(work: Awaitable[Any]) -> Any:
+    """What comes of it; a refusal is returned, not raised."""
+    try:
+        return await work
+    except PodiumError as refused:
+        return refused
