@@ -1,7 +1,7 @@
 """The command line."""
 
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,10 +34,13 @@ DataDir = Annotated[Path, typer.Option(help="Where all state is kept.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API. Default: PODIUM_PORT, else 8080.", min=1, max=65535)]
 
 
-def main() -> None:
-    """Run the command line; whatever goes wrong is one sentence and an exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, with the arguments of the process by default; raises `SystemExit` in any case.
+
+    Whatever goes wrong is one sentence and an exit code.
+    """
     try:
-        code = app(prog_name="podium", standalone_mode=False)
+        code = app(arguments, prog_name="podium", standalone_mode=False)
     except typer.TyperException as error:
         _fail(_usage(error), ExitCode.USAGE)
     except typer.Abort:

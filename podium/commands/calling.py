@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
@@ -70,6 +71,8 @@ async def _run(work: Callable[..., Awaitable[None]], shared: dict[str, Any], giv
     from podium.client import open_api  # noqa: PLC0415 - completion and --help start faster without it
     from podium.commands.screen import Screen  # noqa: PLC0415 - as above
 
+    # What libraries have to say is said by the commands themselves, in a sentence.
+    logging.getLogger().addHandler(logging.NullHandler())
     found = environment()
     screen = Screen(as_json=shared["json"], quiet=shared["quiet"])
     async with open_api(api_url(shared["api_url"], found), shared["api_key"] or found.get("PODIUM_API_KEY")) as api:

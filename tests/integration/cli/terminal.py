@@ -1,0 +1,149 @@
+"""Podium's commands as people and scripts type them, in processes of their own."""
+
+import asyncio
+import io
+import json
+import os
+import pty
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, chdir, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from podium.cli import main
+from tests.processes import ROOT
+
+PATIENCE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The answer for programs."""
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line that a failure is."""
+        (line,) = self.err.splitlines()
+        assert line.startswith("podium: ")
+        return line.removeprefix("podium: ")
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A shell in a folder of its own, with these variables."""
+
+    folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    async def started(self, *arguments: str, **variables: str) -> Process:
+        """A command that runs; its output goes nowhere near a terminal."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "podium", *arguments,
+            stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=self.folder, env=self._environment(variables),
+        )  # fmt: skip
+
+    async def run(self, *arguments: str, stdin: str = "", **variables: str) -> Ran:
+        """A command that has ended."""
+        process = await self.started(*arguments, **variables)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            out, err = await process.communicate(stdin.encode())
+        assert process.returncode is not None
+        return Ran(process.returncode, out.decode(), err.decode())
+
+    async def done(self, *arguments: str, stdin: str = "", **variables: str) -> Ran:
+        """A command that has ended well."""
+        ran = await self.run(*arguments, stdin=stdin, **variables)
+        assert ran.code == 0, ran
+        return ran
+
+    async def quick(self, *arguments: str, **variables: str) -> Ran:
+        """The same without a process of its own, for what is not about processes: a tenth of the time."""
+        return await asyncio.to_thread(self._within, arguments, variables)
+
+    def _within(self, arguments: Sequence[str], variables: Mapping[str, str]) -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            patch.dict(os.environ, self._environment(variables), clear=True),
+            patch("sys.stdin", io.StringIO()),
+            chdir(self.folder),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(arguments)
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, out.getvalue(), err.getvalue())
+
+    @asynccontextmanager
+    async def typed(self, *arguments: str, **variables: str) -> AsyncIterator["Typed"]:
+        """A command at a real terminal of 60 columns."""
+        ours, theirs = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "podium", *arguments,
+            stdin=theirs, stdout=theirs, stderr=theirs, cwd=self.folder,
+            env=self._environment({"TERM": "xterm-256color", "COLUMNS": "60", **variables}),
+        )  # fmt: skip
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        try:
+            yield Typed(process, ours)
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            os.close(ours)
+
+    def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        ours = ("PODIUM_", "AGENT", "ACP_", "GIT_", "NO_COLOR", "COLUMNS", "TRACEPARENT")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return {**inherited, "PYTHONPATH": str(ROOT), **self.variables, **variables}
+
+
+@dataclass
+class Typed:
+    """A command at a terminal, and everything that it has shown."""
+
+    process: Process
+    terminal: int
+    shown: str = ""
+
+    async def until(self, words: str) -> None:
+        """Wait until it has shown these words."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while words not in self.shown:
+                self._read()
+                await asyncio.sleep(0.02)
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self.terminal, text.encode())
+
+    async def end(self) -> int:
+        """Its exit code."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while self.process.returncode is None:
+                self._read()
+                await asyncio.sleep(0.02)
+        self._read()
+        return self.process.returncode
+
+    def _read(self) -> None:
+        # An empty terminal, or one whose other end is closed.
+        with suppress(BlockingIOError, OSError):
+            while chunk := os.read(self.terminal, 65536):
+                self.shown += chunk.decode(errors="replace").replace("\r\n", "\n")

@@ -1,0 +1,77 @@
+"""`podium doctor` against real servers, well and unwell."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from contracts import topology
+from services.database import Sessions
+from services.settings import Settings
+from tests.integration.api.client import Api
+from tests.integration.cli.terminal import Terminal
+from tests.processes import worker_process
+from tests.waiting import eventually, rows
+
+
+@pytest.fixture
+def doctor(terminal: Terminal, settings: Settings) -> Terminal:
+    """A shell with all settings, strong secrets among them."""
+    more = {
+        "PODIUM_DATABASE_URL": settings.database_url.get_secret_value(),
+        "PODIUM_SECRET_KEY": "0123456789abcdef0123456789abcdef",
+    }
+    return Terminal(terminal.folder, {**terminal.variables, **more})
+
+
+async def findings(doctor: Terminal, **variables: str) -> list[dict[str, Any]]:
+    """Everything that is not well."""
+    ran = await doctor.quick("doctor", "--json", **variables)
+    assert ran.code == int(any(check["verdict"] == "failed" for check in ran.json)), ran
+    return [check for check in ran.json if check["verdict"] != "ok"]
+
+
+async def test_a_system_that_works_has_nothing_against_it(
+    doctor: Terminal, settings: Settings, broker: AbstractConnection, tmp_path: Path
+) -> None:
+    """Every line is ok, and the exit code says so."""
+    async with worker_process(settings, tmp_path, "registrar"):
+
+        async def taken() -> bool:
+            channel = await broker.channel()
+            queue = await channel.get_queue(topology.REGISTRATIONS_QUEUE)
+            return bool(queue.declaration_result.consumer_count)
+
+        await eventually(taken, "a registrar takes registrations")
+        ran = await doctor.done("doctor")
+    assert {line.split()[0] for line in ran.out.splitlines()} == {"ok"}
+    assert {line.split()[1] for line in ran.out.splitlines()} == {"settings", "PostgreSQL", "RabbitMQ", "API"}
+
+
+async def test_what_is_wrong_with_the_broker_is_told_apart(doctor: Terminal, broker: AbstractConnection) -> None:
+    """Nobody takes registrations; a queue of another shape; no queue at all, which is not made by looking."""
+    (nobody,) = await findings(doctor)
+    assert (nobody["finding"], nobody["part"]) == ("nobody takes registrations", "RabbitMQ")
+    other, _ = await findings(doctor, PODIUM_DELIVERY_LIMIT="7")
+    assert "x-delivery-limit" in other["finding"]
+    await (await broker.channel()).queue_delete(topology.REGISTRATIONS_QUEUE)
+    for _ in range(2):
+        (missing,) = await findings(doctor)
+        assert missing["finding"] == f"the queue {topology.REGISTRATIONS_QUEUE} is not there"
+        assert "podium migrate" in missing["advice"]
+
+
+async def test_what_is_wrong_with_the_database_is_told_apart(doctor: Terminal, sessions: Sessions, api: Api) -> None:
+    """Not there, not migrated, read-only."""
+    url = doctor.variables["PODIUM_DATABASE_URL"]
+    absent, *_ = await findings(doctor, PODIUM_DATABASE_URL=f"{url}_not_there")
+    assert "does not exist" in absent["finding"]
+    database = url.rpartition("/")[2]
+    async with sessions() as session:
+        connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        await connection.exec_driver_sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+    standby, *_ = await findings(doctor)
+    assert "read-only transaction" in standby["finding"]
+    assert await rows(sessions, "SELECT 1 FROM agents") == []
+    assert (await api.get("/health/live")).status == 200

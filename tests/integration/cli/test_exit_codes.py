@@ -1,0 +1,127 @@
+"""How commands fail: one line that says what to do, and an exit code that means something."""
+
+import asyncio
+
+from aiohttp import web
+from pydantic import SecretStr
+
+from services.settings import Settings
+from tests.integration.api.client import Api, running_api
+from tests.integration.api.pods import refused_address, running_pod
+from tests.integration.cli.terminal import Ran, Terminal
+
+FAILED, USAGE, TIMED_OUT, NOT_FOUND, CONFLICT, UNAVAILABLE = 1, 2, 3, 4, 5, 6
+
+
+async def fails(terminal: Terminal, command: str, code: int, *words: str, **variables: str) -> Ran:
+    """A command that fails so, and says these words in its one line."""
+    ran = await terminal.quick(*command.split(), **variables)
+    assert (ran.code, ran.out) == (code, ""), ran
+    for word in words:
+        assert word in ran.error
+    return ran
+
+
+async def test_each_kind_of_failure_has_its_code(api: Api, terminal: Terminal) -> None:
+    """Wrong calls, things that are not there, things that cannot be now, and waits that end."""
+    agent = await api.register("bot", "v1")
+    await api.post(f"/agents/{agent['id']}/deployments", {"id": "v2", "docker_image": "bot:2"})
+    await api.register("bot", "v0")
+    await api.delete(f"/agents/{agent['id']}/deployments/v0")
+    for command, code, words in [
+        ("promote bot", USAGE, "--yes"),
+        ("agents --nonsense", USAGE, "--nonsense"),
+        ("agents Not_A_Name", USAGE, "Not_A_Name"),
+        ("agents --api-url localhost:1", USAGE, "http://"),
+        ("agents nobody", NOT_FOUND, "podium registrations --agent nobody"),
+        ("deployments show v9", NOT_FOUND, "podium registrations"),
+        ("promote bot v0", NOT_FOUND, "deleted"),
+        ("promote bot v2", CONFLICT, "Pending"),
+        ("promote bot v2 --if-generation 7", CONFLICT, "generation 1, not 7"),
+        ("rollback bot", CONFLICT, "promote"),
+        ("deployments delete v1", CONFLICT, "promote another one first"),
+        ("deployments wait v2 --timeout 0.2s", TIMED_OUT, "it is Pending"),
+        ("deployments wait v9 --timeout 0.2s", TIMED_OUT, "no pod has announced it"),
+    ]:
+        await fails(terminal, command, code, words)
+
+
+async def test_an_api_that_is_away_is_told_from_one_that_is_not_podium(terminal: Terminal) -> None:
+    """The one will be back; the other is a wrong address."""
+    async with refused_address() as away, running_pod(plain_page) as stranger:
+        await fails(terminal, "agents", UNAVAILABLE, "podium up", PODIUM_API_URL=away)
+        await fails(terminal, "agents", FAILED, "--api-url", PODIUM_API_URL=stranger.url)
+
+
+async def plain_page(_: web.BaseRequest) -> web.StreamResponse:
+    """What some other server answers."""
+    return web.Response(text="<html>", content_type="text/html")
+
+
+async def test_a_key_that_is_needed_is_asked_for(settings: Settings, terminal: Terminal) -> None:
+    """And taken from the environment or the option."""
+    async with running_api(settings.model_copy(update={"api_key": SecretStr("the key")})) as api:
+        await fails(terminal, "agents", FAILED, "PODIUM_API_KEY", PODIUM_API_URL=api.url)
+        assert (await terminal.quick("agents", PODIUM_API_URL=api.url, PODIUM_API_KEY="the key")).code == 0
+        assert (await terminal.quick("agents", "--api-url", api.url, "--api-key", "the key")).code == 0
+
+
+async def test_errors_of_a_call_are_told_from_those_of_the_gateway(api: Api, terminal: Terminal) -> None:
+    """What the agent answered failed (1); an agent that cannot be reached may be there later (6)."""
+
+    async def in_pieces(request: web.BaseRequest) -> web.StreamResponse:
+        stream = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        await stream.prepare(request)
+        await stream.write(b'{"result": 1}\n')
+        await stream.write(b'{"error": {"code": -1, "message": "no \\u001b[31m such tool"}}\n')
+        return stream
+
+    async with running_pod(in_pieces) as pod, refused_address() as away:
+        await api.register("bot", "v1", acp_url=pod.url)
+        await api.register("gone", "g1", acp_url=away)
+        answered = await terminal.run("rpc", "bot", "message/stream")
+        assert (answered.code, len(answered.out.splitlines())) == (FAILED, 2)
+        assert answered.error == "The agent answered with an error: no  [31m such tool"
+        refused = await terminal.run("rpc", "gone", "--body", "-", stdin='{"id": 7, "method": "x"}')
+        assert (refused.code, '"id":7' in refused.out) == (UNAVAILABLE, True)
+
+
+async def test_an_answer_is_printed_as_it_comes(api: Api, terminal: Terminal) -> None:
+    """The first piece is there while the agent still works on the second."""
+    go_on = asyncio.Event()
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        await stream.write(b"first\n")
+        await go_on.wait()
+        await stream.write(b"second")
+        return stream
+
+    async with running_pod(slow) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        process = await terminal.started("rpc", "bot", "x")
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            assert await process.stdout.readline() == b"first\n"
+            go_on.set()
+            assert await process.stdout.read() == b"second"
+            assert await process.wait() == 0
+
+
+async def test_an_answer_that_breaks_off_is_no_success(api: Api, terminal: Terminal) -> None:
+    """What came is printed; whoever reads it is told that there was more."""
+
+    async def breaks(request: web.BaseRequest) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        await stream.write(b'{"result":')
+        assert request.transport is not None
+        request.transport.abort()
+        return stream
+
+    async with running_pod(breaks) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        ran = await terminal.run("rpc", "bot", "x")
+        assert (ran.code, ran.out) == (FAILED, '{"result":')
+        assert "do not repeat it blindly" in ran.error

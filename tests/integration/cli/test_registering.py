@@ -1,0 +1,134 @@
+"""`podium register` against brokers as they are: away, back, without queues; as a sidecar, and over HTTP."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from yarl import URL
+
+from contracts.messages import RegisterAgent
+from contracts.topology import REGISTRATIONS_QUEUE
+from podium.servers.ports import free_ports
+from tests.integration.api.client import Api
+from tests.integration.cli.terminal import Terminal
+from tests.waiting import eventually
+
+POD = ["--name", "bot", "--acp-url", "http://10.0.0.7:8000", "--deployment", "v1"]
+
+
+async def next_message(broker: AbstractConnection) -> AbstractIncomingMessage:
+    """The next registration on the queue."""
+    channel = await broker.channel()
+    queue = await channel.get_queue(REGISTRATIONS_QUEUE)
+    found: list[AbstractIncomingMessage] = []
+
+    async def arrived() -> bool:
+        message = await queue.get(no_ack=True, fail=False)
+        found.extend([message] if message is not None else [])
+        return message is not None
+
+    await eventually(arrived, "a registration on the queue")
+    await channel.close()
+    return found[0]
+
+
+@asynccontextmanager
+async def way_to(host: str, port: int, listen: int) -> AsyncIterator[None]:
+    """The broker at another port, while inside."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, port)
+        both = [asyncio.create_task(pump(reader, back)), asyncio.create_task(pump(there, writer))]
+        tasks.update(both)
+        await asyncio.wait(both)
+
+    async with await asyncio.start_server(join, "127.0.0.1", listen):
+        yield
+        await asyncio.wait(tasks, timeout=10)
+
+
+async def line_of(stream: asyncio.StreamReader | None) -> str:
+    """The next line that a running command prints."""
+    assert stream is not None
+    async with asyncio.timeout(20):
+        return (await stream.readline()).decode()
+
+
+async def test_a_broker_that_is_away_is_waited_for(terminal: Terminal, broker: AbstractConnection) -> None:
+    """It says so once, tries again under the same id, and ends when the broker has confirmed."""
+    url = URL(terminal.variables["PODIUM_AMQP_URL"])
+    assert url.host is not None
+    assert url.port is not None
+    port = free_ports(["broker"])["broker"]
+    away = str(url.with_port(port))
+    process = await terminal.started("register", *POD, PODIUM_AMQP_URL=away, TRACEPARENT=f"00-{'a' * 32}-{'b' * 16}-01")
+    told = await line_of(process.stderr)
+    assert f"127.0.0.1:{port} cannot be used" in told
+    assert str(url.password) not in told
+    async with way_to(url.host, url.port, port):
+        out, _ = await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == 0
+        assert b"confirmed by the broker" in out
+    message = await next_message(broker)
+    announced = RegisterAgent.model_validate_json(message.body)
+    assert (announced.name, announced.deployment_id) == ("bot", "v1")
+    assert message.routing_key == "agent.bot"
+    assert message.headers["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+async def test_a_broker_without_queues_is_no_success(terminal: Terminal, broker: AbstractConnection) -> None:
+    """A message that nobody would get is not confirmed, however long one waits."""
+    channel = await broker.channel()
+    await channel.queue_delete(REGISTRATIONS_QUEUE)
+    ran = await terminal.quick("register", *POD, "--timeout", "1s", "--json")
+    assert ran.code == 3
+    assert "podium migrate" in ran.error
+    nothing = await terminal.quick("register", *POD, "--timeout", "1s", PODIUM_AMQP_URL="")
+    assert nothing.code == 2
+    assert "--http" in nothing.error
+
+
+async def test_a_sidecar_announces_anew_until_it_is_told_to_stop(
+    terminal: Terminal, broker: AbstractConnection
+) -> None:
+    """Each round is a message of its own; SIGTERM is an orderly end."""
+    process = await terminal.started("register", *POD, "--every", "1s", "--quiet")
+    messages = [await next_message(broker) for _ in range(2)]
+    process.send_signal(signal.SIGTERM)
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, err) == (0, b"")
+    announced = [RegisterAgent.model_validate_json(message.body) for message in messages]
+    assert out.decode().split()[:2] == [str(each.message_id) for each in announced]
+    assert announced[0].message_id != announced[1].message_id
+    assert announced[0].registered_at < announced[1].registered_at
+
+
+async def test_over_http_the_answer_is_final(api: Api, terminal: Terminal) -> None:
+    """Registered is done; refused is refused, and not tried again."""
+    registered = await terminal.quick("register", *POD, "--http", "--image", "bot:1", "--fact", "team=emea", "--json")
+    assert registered.json["confirmed_by"] == "api"
+    stored = (await api.get("/deployments/v1")).json
+    assert stored["registration_metadata"]["team"] == "emea"
+    refused = await terminal.quick("register", *POD, "--http", "--image", "bot:2", "--json")
+    assert refused.code == 5
+    assert "another image" in refused.error
+    told = await terminal.quick("registrations", "bot")
+    assert [line.split()[2] for line in told.out.splitlines()] == ["OUTCOME", "Rejected", "Registered"]
+
+
+async def test_a_pod_that_cannot_be_announced_is_told_why(terminal: Terminal) -> None:
+    """Before anything is sent, in the words in which it was set."""
+    unnamed = await terminal.quick("register", ACP_URL="http://10.0.0.7", ACP_PORT="8000")
+    assert (unnamed.code, "AGENT_NAME" in unnamed.error) == (2, True)
+    bad = await terminal.quick("register", AGENT_NAME="bot", ACP_URL="10.0.0.7")
+    assert (bad.code, "ACP_URL" in bad.error) == (2, True)
