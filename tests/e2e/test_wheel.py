@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,22 +12,22 @@ from podium.asyncapi import contract_files
 from services.settings import Settings
 from tests.commands import project_version
 from tests.processes import ROOT, environment
+from tests.unit.test_dockerfile import copied
+
+PIP: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built as the Dockerfile builds it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        "wheel",
-        "--quiet",
-    ]
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT], check=True)
+    """The wheel of this checkout, built as the Dockerfile builds it: from what it copies, by the locked backend."""
+    checkout, folder = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
+    for name in copied():
+        source, target = ROOT / name, checkout / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+        else:
+            shutil.copy(source, target)
+    subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, checkout], check=True)
     [wheel] = folder.glob("*.whl")
     return wheel
 
@@ -36,18 +37,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `podium` of an environment that has the locked packages and the wheel, and never saw this checkout."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        folder,
-        "--disable-pip-version-check",
-        "--no-input",
-        "install",
-    ]
-    subprocess.run([*pip, "--quiet", "--require-hashes", "-r", ROOT / "requirements.lock"], check=True)
-    subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    install = [*PIP, "--python", folder, "install"]
+    subprocess.run([*install, "--require-hashes", "-r", ROOT / "requirements.lock"], check=True)
+    subprocess.run([*install, "--no-deps", "--no-index", wheel], check=True)
     return folder / "bin" / "podium"
 
 
