@@ -1,0 +1,59 @@
+"""Two worker processes and a real broker: any order of delivery, several times over, ends as the rules say."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from aio_pika import Message
+from aio_pika.abc import AbstractConnection
+
+from contracts import topology
+from services.database import Sessions
+from services.settings import Settings
+from tests.broker import a_consumer, ready_messages
+from tests.invariants import assert_invariants
+from tests.model import assert_matches
+from tests.processes import worker_process
+from tests.shuffle import FRESH_SEED, Shuffle
+from tests.waiting import eventually, rows
+
+
+@pytest.mark.parametrize("seed", [1, FRESH_SEED])
+async def test_shuffled_deliveries_to_two_workers_end_as_the_model_says(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, seed: int
+) -> None:
+    """Rules 3 and 14: each message 1 to 3 times, in random order; rows and ledger match, events are in order."""
+    shuffle = Shuffle(random.Random(seed))  # noqa: S311 - a reproducible order, not a secret
+    shuffle.fill()
+    consumer = await a_consumer(broker)
+    async with (
+        worker_process(settings, tmp_path, "registrar", PODIUM_BATCH_SIZE="7"),
+        worker_process(settings, tmp_path, "registrar relay", PODIUM_BATCH_SIZE="50"),
+    ):
+        channel = await broker.channel(on_return_raises=True)
+        exchange = await channel.get_exchange(topology.REGISTRATIONS_EXCHANGE)
+        for batch in shuffle.deliveries():
+            envelopes = [incoming.envelope for incoming in batch if incoming.envelope is not None]
+            await asyncio.gather(*(exchange.publish(Message(each.body), each.routing_key) for each in envelopes))
+
+        async def decided_and_told() -> bool:
+            decided = await rows(sessions, "SELECT 1 FROM registrations")
+            waiting = await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
+            return len(decided) == len(shuffle.messages) and not waiting
+
+        await eventually(decided_and_told, "every message decided and every event published", seconds=60)
+    assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
+    assert await ready_messages(broker, topology.PARKED_QUEUE) == 0
+    async with sessions() as session:
+        try:
+            await assert_matches(session, shuffle.messages)
+            await assert_invariants(session)
+        except AssertionError as difference:
+            difference.add_note(f"Run it again with FRESH_SEED={seed}.")
+            raise
+    told = {(row.source, row.sequence) for row in await rows(sessions, _TOLD)}
+    assert {(event.source, int(event.sequence)) for event in consumer.once()} == told
+
+
+_TOLD = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"
