@@ -116,7 +116,7 @@ def api(port: Port = None) -> None:
 @app.command()
 def worker(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which workers to run; all of them if not named.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Which workers to run; all of them if not named.")
     ] = None,
 ) -> None:
     """Run workers, configured by PODIUM_* variables.

@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import quote, urlsplit
-from uuid import UUID
+from urllib.parse import urlsplit
 
 import aiohttp
 from pydantic_core import from_json
 from yarl import URL
 
-from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, check_service_address
+from contracts.fields import TRACEPARENT_PATTERN, check_service_address
 from podium.commands.exits import ExitCode, Failure, code_of_status
+from podium.commands.segments import agent_segment, deployment_segment, is_agent_id
 
 CONNECT_SECONDS = 5
 # Longer than the longest wait of the API itself, so that its own answer is what one sees.
@@ -127,17 +127,27 @@ class Api:
         if response.ok:
             return
         if response.content_type != PROBLEM_TYPE:
-            raise Failure(f"{self.url} answered HTTP {response.status}, but not as Podium does: check --api-url.")
-        problem = from_json(content)
-        sentence = problem["detail"]
+            raise self._stranger(f"HTTP {response.status}")
+        problem = self._parsed(content)
         if response.status == 401:  # noqa: PLR2004 - HTTP Unauthorized
             sentence = f"{self.url} takes callers with a valid key only: pass --api-key or set PODIUM_API_KEY."
-        raise Refused(sentence, response.status, problem["type"].rpartition(":")[2])
+        else:
+            sentence = problem.get("detail") or f"{self.url} answered HTTP {response.status}."
+        raise Refused(sentence, response.status, str(problem.get("type")).rpartition(":")[2])
 
     def _json(self, response: aiohttp.ClientResponse, content: bytes) -> Any:  # noqa: ANN401 - JSON
         if response.content_type != "application/json":
-            raise Failure(f"{self.url} answers, but not as Podium does: check --api-url.")
-        return from_json(content)
+            raise self._stranger(response.content_type)
+        return self._parsed(content)
+
+    def _parsed(self, content: bytes) -> Any:  # noqa: ANN401 - JSON
+        try:
+            return from_json(content)
+        except ValueError:
+            raise self._stranger("broken JSON") from None
+
+    def _stranger(self, what: str) -> Failure:
+        return Failure(f"{self.url} answers with {what}, not as Podium does: check --api-url.")
 
 
 @asynccontextmanager
@@ -156,30 +166,6 @@ async def open_api(url: str, key: str | None = None) -> AsyncIterator[Api]:
     proxies = not _is_loopback(host)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=proxies) as session:
         yield Api(url, session)
-
-
-def is_agent_id(text: str) -> bool:
-    """Whether this can be an agent's id. It can be a name all the same."""
-    try:
-        return str(UUID(text)) == text.lower()
-    except ValueError:
-        return False
-
-
-def agent_segment(name: str) -> str:
-    """The name as a part of a path. Raises `Failure` for what can be none."""
-    return _segment(name, AGENT_NAME_PATTERN, "is no agent's name or id: small letters, digits and hyphens")
-
-
-def deployment_segment(deployment_id: str) -> str:
-    """The deployment id as a part of a path. Raises `Failure` for what can be none."""
-    return _segment(deployment_id, DEPLOYMENT_ID_PATTERN, "is no deployment id: letters, digits, '.', '_' and '-'")
-
-
-def _segment(text: str, pattern: str, complaint: str) -> str:
-    if not re.fullmatch(pattern, text):
-        raise Failure(f"{text!r} {complaint}.", ExitCode.USAGE)
-    return quote(text, safe="")
 
 
 def _why(error: Exception) -> str:

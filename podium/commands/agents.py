@@ -22,7 +22,7 @@ COLUMNS = [
 async def agents(
     call: Call,
     agent: Annotated[
-        str | None, typer.Argument(metavar="[AGENT]", help="Show this one, by name or id.", show_default=False)
+        str | None, typer.Argument(metavar="AGENT", help="Show this one, by name or id.", show_default=False)
     ] = None,
     limit: Limit = 50,
     page: Page = 1,

@@ -25,7 +25,8 @@ about = Examination("PostgreSQL")
 
 _TABLES = sorted(Base.metadata.tables)
 _DENIED = text(
-    "SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE NOT has_table_privilege(name, 'SELECT, INSERT')"
+    "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
+    "WHERE NOT (has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT'))"
 )
 # Fails wherever nothing can be written, and touches no row.
 _WRITE = text("UPDATE agents SET updated_at = updated_at WHERE false")

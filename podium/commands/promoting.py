@@ -26,7 +26,7 @@ async def promote(
     deployment: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DEPLOYMENT]", help="Default: the newest Ready preview, after asking.", show_default=False
+            metavar="DEPLOYMENT", help="Default: the newest Ready preview, after asking.", show_default=False
         ),
     ] = None,
     *,
@@ -83,7 +83,7 @@ async def rollback(
 
 
 def _segment(deployment_id: str) -> str:
-    from podium.client import deployment_segment  # noqa: PLC0415 - --help starts faster without it
+    from podium.commands.segments import deployment_segment  # noqa: PLC0415 - --help starts faster without it
 
     return deployment_segment(deployment_id)
 

@@ -27,7 +27,7 @@ MEANINGS = {
 @command
 async def registrations(
     call: Call,
-    named: Annotated[str | None, typer.Argument(metavar="[AGENT]", help="As --agent.", show_default=False)] = None,
+    named: Annotated[str | None, typer.Argument(metavar="AGENT", help="As --agent.", show_default=False)] = None,
     *,
     agent: Annotated[
         str | None, typer.Option(metavar="AGENT", help="Only those of this agent; its name need not exist yet.")
@@ -51,7 +51,7 @@ async def registrations(
 
 
 async def _rows(call: Call, wanted: str | None, limit: int, page: int) -> list[dict[str, Any]]:
-    from podium.client import agent_segment, is_agent_id  # noqa: PLC0415 - --help starts faster without it
+    from podium.commands.segments import agent_segment, is_agent_id  # noqa: PLC0415 - --help starts faster without it
 
     rows: list[dict[str, Any]]
     if wanted is not None and is_agent_id(wanted):

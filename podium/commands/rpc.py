@@ -21,9 +21,9 @@ HEADERS = {
     "accept": "application/json, text/event-stream, */*;q=0.5",
 }
 
-Method = Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Such as message/send.", show_default=False)]
+Method = Annotated[str | None, typer.Argument(metavar="METHOD", help="Such as message/send.", show_default=False)]
 Params = Annotated[
-    str | None, typer.Argument(metavar="[PARAMS]", help="JSON, or - to read it from stdin.", show_default=False)
+    str | None, typer.Argument(metavar="PARAMS", help="JSON, or - to read it from stdin.", show_default=False)
 ]
 
 
@@ -144,7 +144,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _path(agent_id: str, deployment: str | None) -> str:
-    from podium.client import deployment_segment  # noqa: PLC0415 - --help starts faster without it
+    from podium.commands.segments import deployment_segment  # noqa: PLC0415 - --help starts faster without it
 
     if deployment is None:
         return f"/agents/{agent_id}/rpc"

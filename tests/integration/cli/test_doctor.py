@@ -1,10 +1,15 @@
 """`podium doctor` against real servers, well and unwell."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aio_pika.abc import AbstractConnection
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from contracts import topology
 from services.database import Sessions
@@ -62,11 +67,28 @@ async def test_what_is_wrong_with_the_broker_is_told_apart(doctor: Terminal, bro
         assert "podium migrate" in missing["advice"]
 
 
+@asynccontextmanager
+async def reader(sessions: Sessions) -> AsyncIterator[tuple[str, str]]:
+    """Name and password of a user who may only read."""
+    name = f"reader_{uuid4().hex}"
+    async with sessions() as session, session.begin():
+        await session.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'"))
+        await session.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}"))
+    yield name, name
+    async with sessions() as session, session.begin():
+        await session.execute(text(f"DROP OWNED BY {name}"))
+        await session.execute(text(f"DROP ROLE {name}"))
+
+
 async def test_what_is_wrong_with_the_database_is_told_apart(doctor: Terminal, sessions: Sessions, api: Api) -> None:
-    """Not there, not migrated, read-only."""
+    """Not there; a user who may not write; a server that does not."""
     url = doctor.variables["PODIUM_DATABASE_URL"]
     absent, *_ = await findings(doctor, PODIUM_DATABASE_URL=f"{url}_not_there")
     assert "does not exist" in absent["finding"]
+    async with reader(sessions) as (user, password):
+        theirs = make_url(url).set(username=user, password=password).render_as_string(hide_password=False)
+        forbidden, *_ = await findings(doctor, PODIUM_DATABASE_URL=theirs)
+    assert "may not write to agents, deployments" in forbidden["finding"]
     database = url.rpartition("/")[2]
     async with sessions() as session:
         connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
