@@ -198,9 +198,9 @@ class OutboxEvent(Base):
     __tablename__ = "outbox"
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    event_id: Mapped[UUID] = mapped_column(unique=True)
+    event_id: Mapped[UUID]
     type: Mapped[str]
-    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id"))
+    agent_id: Mapped[UUID]  # written under this agent's lock alone: a foreign key would only cost time
     agent_name: Mapped[str]
     subject: Mapped[str]
     sequence: Mapped[int]

@@ -23,16 +23,17 @@ INSERT_DEPLOYMENTS = text("""
 INSERT INTO deployments (
     id, agent_id, docker_image, registration_metadata, status, status_reason, status_changed_at, acp_url, rpc_path,
     health_path, error_style, sgp_deploy_id, helm_release_name, registered_at, registered_message_id,
-    first_registered_at, created_at, ready_at)
+    first_registered_at, created_at, ready_at, is_production, promoted_at)
 SELECT
     id, agent_id, docker_image, registration_metadata, status, status_reason, status_changed_at, acp_url, rpc_path,
     health_path, error_style, sgp_deploy_id, helm_release_name, registered_at, registered_message_id,
-    first_registered_at, created_at, ready_at
+    first_registered_at, created_at, ready_at, is_production, promoted_at
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
     id text, agent_id uuid, docker_image text, registration_metadata jsonb, status text, status_reason text,
     status_changed_at timestamptz, acp_url text, rpc_path text, health_path text, error_style text,
     sgp_deploy_id text, helm_release_name text, registered_at timestamptz, registered_message_id uuid,
-    first_registered_at timestamptz, created_at timestamptz, ready_at timestamptz)
+    first_registered_at timestamptz, created_at timestamptz, ready_at timestamptz, is_production boolean,
+    promoted_at timestamptz)
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 """)
@@ -59,16 +60,10 @@ FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
 WHERE d.id = r.id
 """)
 
-# Demote, then promote: one statement that moves the flag can trip the partial unique index half-way.
+# Demote before anything is promoted: one statement that moves the flag can trip the partial unique index half-way.
 DEMOTE = text("""
 UPDATE deployments AS d SET is_production = false
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text)
-WHERE d.id = r.id
-""")
-
-PROMOTE = text("""
-UPDATE deployments AS d SET is_production = r.is_production, promoted_at = r.promoted_at
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, is_production boolean, promoted_at timestamptz)
 WHERE d.id = r.id
 """)
 
@@ -83,21 +78,45 @@ SERVING_COLUMNS = (
     "deleted_at",
 )
 
-UPDATE_AGENTS_SERVING = text("""
-UPDATE agents AS a SET
-    production_deployment_id = r.production_deployment_id,
-    generation = r.generation,
-    event_seq = r.event_seq,
-    status = r.status,
-    status_reason = r.status_reason,
-    auto_promote_paused = r.auto_promote_paused,
-    promote_requested_at = r.promote_requested_at,
-    deleted_at = r.deleted_at,
-    updated_at = r.updated_at
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    id uuid, production_deployment_id text, generation bigint, event_seq bigint, status text, status_reason text,
-    auto_promote_paused boolean, promote_requested_at timestamptz, deleted_at timestamptz, updated_at timestamptz)
-WHERE a.id = r.id
+# Everything that makes a change of what serves, and its events: one round trip for one promote as for a whole batch.
+CHANGE_SERVING = text("""
+WITH promoted AS (
+    UPDATE deployments AS d SET is_production = r.is_production, promoted_at = r.promoted_at
+    FROM jsonb_to_recordset(CAST(:deployments AS jsonb)) AS r(id text, is_production boolean, promoted_at timestamptz)
+    WHERE d.id = r.id
+), serving AS (
+    UPDATE agents AS a SET
+        production_deployment_id = r.production_deployment_id,
+        generation = r.generation,
+        event_seq = r.event_seq,
+        status = r.status,
+        status_reason = r.status_reason,
+        auto_promote_paused = r.auto_promote_paused,
+        promote_requested_at = r.promote_requested_at,
+        deleted_at = r.deleted_at,
+        updated_at = r.updated_at
+    FROM jsonb_to_recordset(CAST(:agents AS jsonb)) AS r(
+        id uuid, production_deployment_id text, generation bigint, event_seq bigint, status text, status_reason text,
+        auto_promote_paused boolean, promote_requested_at timestamptz, deleted_at timestamptz, updated_at timestamptz)
+    WHERE a.id = r.id
+), ledger AS (
+    INSERT INTO promotions (
+        agent_id, generation, cause, actor, reason, restored, at, from_deployment_id, from_acp_url, from_docker_image,
+        to_deployment_id, to_acp_url, to_docker_image)
+    SELECT
+        agent_id, generation, cause, actor, reason, restored, at, from_deployment_id, from_acp_url, from_docker_image,
+        to_deployment_id, to_acp_url, to_docker_image
+    FROM jsonb_to_recordset(CAST(:ledger AS jsonb)) AS r(
+        agent_id uuid, generation bigint, cause text, actor text, reason text, restored bigint, at timestamptz,
+        from_deployment_id text, from_acp_url text, from_docker_image text,
+        to_deployment_id text, to_acp_url text, to_docker_image text)
+)
+INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload, traceparent)
+SELECT event_id, type, agent_id, agent_name, subject, sequence, generation, payload, traceparent
+FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS r(
+    event_id uuid, type text, agent_id uuid, agent_name text, subject text, sequence bigint, generation bigint,
+    payload jsonb, traceparent text)
+ORDER BY agent_id, sequence
 """)
 
 DESCRIBED_COLUMNS = (
@@ -135,28 +154,6 @@ FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
     legacy_acp_url text, legacy_rpc_path text, legacy_health_path text, legacy_error_style text,
     registered_at timestamptz, registered_message_id uuid, auto_promote text, updated_at timestamptz)
 WHERE a.id = r.id
-""")
-
-INSERT_PROMOTIONS = text("""
-INSERT INTO promotions (
-    agent_id, generation, cause, actor, reason, restored, at, from_deployment_id, from_acp_url, from_docker_image,
-    to_deployment_id, to_acp_url, to_docker_image)
-SELECT
-    agent_id, generation, cause, actor, reason, restored, at, from_deployment_id, from_acp_url, from_docker_image,
-    to_deployment_id, to_acp_url, to_docker_image
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    agent_id uuid, generation bigint, cause text, actor text, reason text, restored bigint, at timestamptz,
-    from_deployment_id text, from_acp_url text, from_docker_image text,
-    to_deployment_id text, to_acp_url text, to_docker_image text)
-""")
-
-INSERT_OUTBOX = text("""
-INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload, traceparent)
-SELECT event_id, type, agent_id, agent_name, subject, sequence, generation, payload, traceparent
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    event_id uuid, type text, agent_id uuid, agent_name text, subject text, sequence bigint, generation bigint,
-    payload jsonb, traceparent text)
-ORDER BY agent_id, sequence
 """)
 
 INSERT_AGENTS = text("""

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pydantic_core import to_json
-from sqlalchemy import Select, TextClause, any_, bindparam, func, select
+from sqlalchemy import Row, Select, TextClause, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -27,6 +27,8 @@ DEPLOYMENT_COLUMNS = [
     Agent.name.label("agent_name") if field.name == "agent_name" else getattr(Deployment, field.name)
     for field in fields(DeploymentState)
 ]
+
+_DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState)]
 
 _NAMES = bindparam("names", type_=ARRAY(Text))
 _AGENT_IDS = bindparam("agent_ids", type_=ARRAY(Uuid))
@@ -52,6 +54,20 @@ _FACTS = (
     )
     .outerjoin(Promotion, (Promotion.agent_id == Agent.id) & (Promotion.generation == Agent.generation))
     .where(Agent.id == any_(_AGENT_IDS))
+)
+_Owner = aliased(Agent)
+_FACTS_AND_NAMED = (
+    select(
+        func.clock_timestamp().label("now"),
+        Promotion.at.label("last_cutover_at"),
+        _Owner.name.label("agent_name"),
+        *(column for column in DEPLOYMENT_COLUMNS if column.name != "agent_name"),
+    )
+    .select_from(Agent)
+    .outerjoin(Promotion, (Promotion.agent_id == Agent.id) & (Promotion.generation == Agent.generation))
+    .outerjoin(Deployment, Deployment.id == any_(_DEPLOYMENT_IDS))
+    .outerjoin(_Owner, _Owner.id == Deployment.agent_id)
+    .where(Agent.id == bindparam("agent_id"))
 )
 DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).join(Agent, Agent.id == Deployment.agent_id)
 _NAMED = DEPLOYMENTS.where(Deployment.id == any_(_DEPLOYMENT_IDS))
@@ -88,21 +104,20 @@ async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[U
 async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[str, DeploymentState]:
     """Deployments by id, of whichever agent."""
     rows = await session.execute(_NAMED, {"deployment_ids": sorted(set(ids))})
-    return {row.id: DeploymentState(**row._mapping) for row in rows}  # noqa: SLF001 - public, for all its underscore
+    return {row.id: _deployment(row) for row in rows}
 
 
 async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> State:
     """The agent, locked, with its production deployment and the named ones. Raises `AgentNotFound`."""
     agent = await lock_agent(session, agent_id)
-    facts = (await load_facts(session, [agent_id]))[agent_id]
     pointer = agent.production_deployment_id
-    ids = {*deployment_ids, pointer} if pointer is not None else set(deployment_ids)
+    ids = [*deployment_ids, pointer] if pointer is not None else list(deployment_ids)
+    rows = (await session.execute(_FACTS_AND_NAMED, {"agent_id": agent_id, "deployment_ids": ids})).all()
     return State(
         agent=agent,
-        deployments=await load_deployments(session, ids) if ids else {},
-        now=facts.now,
-        last_cutover_at=facts.last_cutover_at,
-        name_deleted_at=facts.name_deleted_at,
+        deployments={row.id: _deployment(row) for row in rows if row.id is not None},
+        now=rows[0].now,
+        last_cutover_at=rows[0].last_cutover_at,
     )
 
 
@@ -132,15 +147,20 @@ async def save(
     changed_agents = [(before, after) for before, after in agents if before != after]
     changed = sorted(((b, a) for b, a in deployments if b != a), key=lambda pair: pair[1].id)
     new = [after for before, after in changed if before is None]
+    known = [(before, after) for before, after in changed if before is not None]
+    await _write(session, sql.DEMOTE, [a for b, a in known if b.is_production and not a.is_production])
     if new and await _write(session, sql.INSERT_DEPLOYMENTS, new) < len(new):
         raise LostRace
-    await _write(session, sql.UPDATE_DEPLOYMENTS, [a for b, a in changed if b and _announced(b) != _announced(a)])
-    await _write(session, sql.DEMOTE, [a for b, a in changed if b and b.is_production and not a.is_production])
-    await _write(session, sql.PROMOTE, [a for b, a in changed if a.promoted_at != (b.promoted_at if b else None)])
-    await _write(session, sql.UPDATE_AGENTS_SERVING, [a for b, a in changed_agents if _serving(b) != _serving(a)])
+    await _write(session, sql.UPDATE_DEPLOYMENTS, [a for b, a in known if _announced(b) != _announced(a)])
     await _write(session, sql.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)])
-    await _write(session, sql.INSERT_PROMOTIONS, [_ledger_row(entry) for entry in ledger])
-    await _write(session, sql.INSERT_OUTBOX, [_outbox_row(event) for event in events])
+    change = {
+        "deployments": [a for b, a in known if a.promoted_at != b.promoted_at],
+        "agents": [a for b, a in changed_agents if _serving(b) != _serving(a)],
+        "ledger": [_ledger_row(entry) for entry in ledger],
+        "events": [_outbox_row(event) for event in events],
+    }
+    if any(change.values()):
+        await session.execute(sql.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
 
 
 async def _agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
@@ -148,12 +168,20 @@ async def _agents(session: AsyncSession, query: Select[Any], **parameters: objec
     return [AgentState(**row._mapping) for row in rows]  # noqa: SLF001 - public, for all its underscore
 
 
+def _deployment(row: Row[*tuple[Any, ...]]) -> DeploymentState:
+    return DeploymentState(**{name: getattr(row, name) for name in _DEPLOYMENT_FIELDS})
+
+
 async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[object]) -> int:
     """How many rows the statement wrote; it is not sent for none."""
     if not rows:
         return 0
-    result = await session.execute(statement, {"rows": to_json(rows).decode()})
+    result = await session.execute(statement, {"rows": _as_json(rows)})
     return int(result.rowcount)  # type: ignore[attr-defined]  # a cursor result, since the statement writes
+
+
+def _as_json(rows: object) -> str:
+    return to_json(rows).decode()
 
 
 def _announced(deployment: DeploymentState) -> tuple[object, ...]:

@@ -148,9 +148,7 @@ CREATE TABLE outbox (
     published_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT outbox_pkey PRIMARY KEY (id),
     CONSTRAINT outbox_agent_id_sequence_key UNIQUE (agent_id, sequence),
-    CONSTRAINT outbox_sequence_positive CHECK (sequence > 0),
-    CONSTRAINT outbox_event_id_key UNIQUE (event_id),
-    CONSTRAINT outbox_agent_id_fkey FOREIGN KEY(agent_id) REFERENCES agents (id)
+    CONSTRAINT outbox_sequence_positive CHECK (sequence > 0)
 )
 """,
     """

@@ -106,10 +106,8 @@ BAD_STATES = [
     Bad("promotions_append_only", "TRUNCATE promotions"),
     Bad("promotions_append_only", "TRUNCATE agents CASCADE"),
     Bad("outbox_pkey", "INSERT INTO outbox OVERRIDING SYSTEM VALUE SELECT * FROM outbox"),
-    Bad("outbox_event_id_key", f"{NEW_EVENT} ('{A}', 't', '{A}', 'a', 's', 2, 1, '{{}}')"),
     Bad("outbox_agent_id_sequence_key", f"{NEW_EVENT} ('{B}', 't', '{A}', 'a', 's', 1, 1, '{{}}')"),
     Bad("outbox_sequence_positive", f"{NEW_EVENT} ('{B}', 't', '{A}', 'a', 's', 0, 1, '{{}}')"),
-    Bad("outbox_agent_id_fkey", f"{NEW_EVENT} ('{B}', 't', '{A[:-1]}f', 'a', 's', 1, 1, '{{}}')"),
     Bad(
         "registrations_pkey",
         f"INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Stale')",

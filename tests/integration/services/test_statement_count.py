@@ -17,11 +17,13 @@ MOST = 14
 
 @contextmanager
 def counted(engine: AsyncEngine) -> Iterator[list[str]]:
-    """The SQL statements sent while inside."""
+    """The SQL statements sent while inside, without their parts that were given no rows."""
     statements: list[str] = []
 
-    def count(_connection: object, _cursor: object, statement: str, *_: Any) -> None:
-        statements.append(statement)
+    def count(_connection: object, _cursor: object, statement: str, parameters: Any, *_: Any) -> None:
+        empty = [f"CAST(${number} AS jsonb)" for number, value in enumerate(parameters, start=1) if value == "[]"]
+        parts = statement.split("\n), ")
+        statements.append("\n), ".join(part for part in parts if not any(each in part for each in empty)))
 
     event.listen(engine.sync_engine, "before_cursor_execute", count)
     try:
