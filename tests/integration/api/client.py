@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,8 @@ from services.settings import Settings
 from tests.factories import a_body
 
 PROBLEM = "application/problem+json"
+# What a failed test leaves under way must not hold up the next one.
+DRAIN_TIMEOUT = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Api:
 @asynccontextmanager
 async def running_api(settings: Settings) -> AsyncIterator[Api]:
     """An API under a real uvicorn on a port of its own."""
-    server = make_server(settings.model_copy(update={"port": 0}))
+    server = make_server(settings.model_copy(update={"port": 0, "drain_timeout": DRAIN_TIMEOUT}))
     task = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(10):
@@ -117,6 +120,5 @@ async def running_api(settings: Settings) -> AsyncIterator[Api]:
             yield Api(f"http://{server.addresses[0]}", session)
     finally:
         server.stop()
-        server.force_exit = True
         async with asyncio.timeout(10):
             await task

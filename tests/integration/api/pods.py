@@ -88,6 +88,17 @@ async def raw_pod(answer: bytes | None, *, close: bool = True) -> AsyncIterator[
 
 
 @asynccontextmanager
+async def silent_port() -> AsyncIterator[int]:
+    """A port that accepts connections and says nothing on them."""
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _reader, writer: writers.append(writer), "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+
+@asynccontextmanager
 async def refused_address() -> AsyncIterator[str]:
     """An address at which nothing listens, and nothing will."""
     server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
-from tests.integration.api.pods import refused_address
+from tests.integration.api.pods import refused_address, silent_port
 
 
 async def test_live_and_ready(api: Api) -> None:
@@ -46,9 +46,7 @@ async def test_not_ready_without_database(serve: Serve) -> None:
 
 async def test_a_database_that_does_not_answer(serve: Serve) -> None:
     """Not ready after two seconds, however long the database stays silent."""
-    silent = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(60), "127.0.0.1", 0)
-    async with silent:
-        port = silent.sockets[0].getsockname()[1]
+    async with silent_port() as port:
         api = await serve(database_url=SecretStr(f"postgresql://u@127.0.0.1:{port}/podium"))
         async with asyncio.timeout(4):
             ready = await api.get("/health/ready")
