@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, StringConstraints
 AGENT_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DEPLOYMENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 # Printable ASCII without blanks; '?' and '#' would swallow whatever is joined behind them.
-PATH_PATTERN = r"^[!-\"$->@-~]{1,512}$"
+PATH_PATTERN = r'^[!-"$->@-~]{1,512}$'
 # https://www.w3.org/TR/trace-context/#traceparent-header
 TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 ADDRESS_MAX_LENGTH = 2048

@@ -25,8 +25,6 @@ SCHEMAS = "schemas"
 # Of the contracts, which outlive releases: it changes with a form that older readers cannot read.
 CONTRACTS_VERSION = "1"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# How a pattern with an escaped quote reads as JSON: Python takes the escape, validators that follow ECMA-262 refuse it.
-ESCAPED_QUOTE, QUOTE = r"\\\"", r"\""
 
 REGISTRATIONS = RabbitExchange(topology.REGISTRATIONS_EXCHANGE, type=ExchangeType.TOPIC, durable=True)
 EVENTS = RabbitExchange(topology.EVENTS_EXCHANGE, type=ExchangeType.TOPIC, durable=True)
@@ -76,10 +74,7 @@ def main() -> None:
 def contract_files() -> dict[str, str]:
     """What has to stand in `contracts/`: texts by path there, the same for the same models."""
     contents = {DOCUMENT: document(), **{f"{SCHEMAS}/{name}.json": schema for name, schema in schemas().items()}}
-    return {
-        name: json.dumps(content, indent=2, sort_keys=True).replace(ESCAPED_QUOTE, QUOTE) + "\n"
-        for name, content in contents.items()
-    }
+    return {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in contents.items()}
 
 
 def schemas() -> dict[str, dict[str, Any]]:

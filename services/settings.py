@@ -2,11 +2,23 @@
 
 from datetime import timedelta
 from ipaddress import ip_address
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contracts import topology
+
+
+def _plain_seconds(value: object) -> object:
+    """What is only a number is seconds: `PODIUM_DRAIN_TIMEOUT=30`."""
+    try:
+        return timedelta(seconds=float(value)) if isinstance(value, str) else value
+    except (ValueError, OverflowError):
+        return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_plain_seconds), Field(ge=timedelta(0))]
 
 
 class Settings(BaseSettings):
@@ -29,30 +41,34 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
 
     database_pool_size: int = Field(default=10, ge=1, description="Connections per process.")
-    lock_timeout: timedelta = Field(default=timedelta(seconds=5), description="Longest wait for an agent's row.")
-    statement_timeout: timedelta = Field(default=timedelta(seconds=30), description="Longest single statement.")
+    lock_timeout: Duration = Field(default=timedelta(seconds=5), description="Longest wait for an agent's row.")
+    statement_timeout: Duration = Field(default=timedelta(seconds=30), description="Longest single statement.")
 
-    registrations_max_length: int = Field(default=topology.REGISTRATIONS_MAX_LENGTH, ge=1)
-    delivery_limit: int = Field(default=topology.DELIVERY_LIMIT, ge=1)
+    registrations_max_length: int = Field(
+        default=topology.REGISTRATIONS_MAX_LENGTH, ge=1, description="Messages that wait for workers, at most."
+    )
+    delivery_limit: int = Field(
+        default=topology.DELIVERY_LIMIT, ge=1, description="Deliveries of a message before the broker gives up on it."
+    )
 
     batch_size: int = Field(default=200, ge=1, le=5000, description="Registrations per transaction, at most.")
-    batch_linger: timedelta = Field(
+    batch_linger: Duration = Field(
         default=timedelta(milliseconds=2), description="How long a batch waits for company once it has a message."
     )
     relay_batch_size: int = Field(default=500, ge=1, le=10_000, description="Events read from the outbox at a time.")
-    relay_poll: timedelta = Field(
+    relay_poll: Duration = Field(
         default=timedelta(milliseconds=250), description="How often an idle relay looks; notifications wake it sooner."
     )
-    publish_timeout: timedelta = Field(default=timedelta(seconds=10), description="Longest wait for a confirm.")
-    drain_timeout: timedelta = Field(default=timedelta(seconds=10), description="Longest orderly stop.")
+    publish_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest wait for a confirm.")
+    drain_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest orderly stop.")
 
-    connect_timeout: timedelta = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
-    first_byte_timeout: timedelta = Field(default=timedelta(seconds=300), description="Until an agent answers.")
-    idle_timeout: timedelta = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")
+    connect_timeout: Duration = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
+    first_byte_timeout: Duration = Field(default=timedelta(seconds=300), description="Until an agent answers.")
+    idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")
     rpc_max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="Largest RPC request body.")
 
-    log_format: str = Field(default="console", pattern="^(console|json)$")
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_format: Literal["console", "json"] = Field(default="console", description="For people, or a JSON line each.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least to log.")
 
     @property
     def on_loopback(self) -> bool:
