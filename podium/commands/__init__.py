@@ -24,7 +24,6 @@ ORDER = [
     "rollback",
     "history",
     "registrations",
-    "events",
     "rpc",
     "register",
 ]

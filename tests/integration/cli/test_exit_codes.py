@@ -1,10 +1,12 @@
 """How commands fail: one line that says what to do, and an exit code that means something."""
 
 import asyncio
+from uuid import UUID
 
 from aiohttp import web
 from pydantic import SecretStr
 
+from services.keys import agent_api_key
 from services.settings import Settings
 from tests.integration.api.client import Api, running_api
 from tests.integration.api.pods import refused_address, running_pod
@@ -59,11 +61,18 @@ async def plain_page(_: web.BaseRequest) -> web.StreamResponse:
 
 
 async def test_a_key_that_is_needed_is_asked_for(settings: Settings, terminal: Terminal) -> None:
-    """And taken from the environment or the option."""
+    """And taken from the environment or the option; a pod's own key lets it register again."""
     async with running_api(settings.model_copy(update={"api_key": SecretStr("the key")})) as api:
+        given = {"PODIUM_API_URL": api.url, "PODIUM_API_KEY": "the key"}
         await fails(terminal, "agents", FAILED, "PODIUM_API_KEY", PODIUM_API_URL=api.url)
-        assert (await terminal.quick("agents", PODIUM_API_URL=api.url, PODIUM_API_KEY="the key")).code == 0
+        assert (await terminal.quick("agents", **given)).code == 0
         assert (await terminal.quick("agents", "--api-url", api.url, "--api-key", "the key")).code == 0
+        announce = ["register", "--http", "--api-url", api.url, "--name", "bot", "--acp-url", "http://10.0.0.7:8000"]
+        assert (await terminal.quick(*announce)).code == FAILED
+        assert (await terminal.quick(*announce, "--api-key", "the key")).code == 0
+        secret = settings.secret_key.get_secret_value()
+        pods_own = agent_api_key(secret, UUID((await terminal.quick("agents", "bot", "--json", **given)).json["id"]))
+        assert (await terminal.quick(*announce, AGENT_API_KEY=pods_own)).code == 0
 
 
 async def test_errors_of_a_call_are_told_from_those_of_the_gateway(api: Api, terminal: Terminal) -> None:
