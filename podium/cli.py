@@ -72,7 +72,12 @@ def podium(
 
 
 @app.command()
-def up(data_dir: DataDir = DEFAULT_DATA_DIR, port: Port = None) -> None:
+def up(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    port: Port = None,
+    *,
+    demo: Annotated[bool, typer.Option("--demo", help="Add a sample agent: two versions, each with a pod.")] = False,
+) -> None:
     """Run everything on this machine until Ctrl-C.
 
     That is PostgreSQL, RabbitMQ, the workers and the API.
@@ -80,7 +85,7 @@ def up(data_dir: DataDir = DEFAULT_DATA_DIR, port: Port = None) -> None:
     from podium.up import up as run_up  # noqa: PLC0415 - other commands start faster without it
 
     ensure_servers(Purpose.RUN, typer.echo)
-    _run(run_up(_with_port(_settings(), port), data_dir, typer.echo))
+    _run(run_up(_with_port(_settings(), port), data_dir, typer.echo, with_demo=demo))
 
 
 @app.command()

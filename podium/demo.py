@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from typing import Any
 import aio_pika
 import aiohttp
 from aio_pika.exceptions import ChannelNotFoundEntity
+from pydantic import SecretStr
 
+from podium.samples import SAMPLE_AGENT, VERSIONS, a_pod, program
 from podium.servers import ServersError
 from podium.servers.ports import LOOPBACK, free_ports
-from podium.servers.process import GuardedProcess
-from podium.system import Say, System, log_of, running_system, start_program
+from podium.system import Say, System, log_of, running_system
 from podium.up import stopped_early
 from services.settings import Settings
 
-AGENT = "hello"
 CONSUMER_QUEUE = "example.consumer"
 STEP_SECONDS = 20.0
 POLL_SECONDS = 0.05
@@ -96,8 +96,8 @@ async def demo(settings: Settings, say: Say) -> None:
 
 async def _demo(settings: Settings, data_dir: Path, say: Say) -> None:
     say("Podium: deploying is not promoting, and nothing a pod says can move live traffic by accident.\n")
-    ports = free_ports(["api", "hello-v1", "hello-v2"])
-    settings = settings.model_copy(update={"host": LOOPBACK, "port": ports["api"]})
+    ports = free_ports(["api", *VERSIONS])
+    settings = settings.model_copy(update={"host": LOOPBACK, "port": ports["api"], "api_key": SecretStr("")})
     began = time.monotonic()
     async with running_system(settings, data_dir, say) as system, aiohttp.ClientSession() as client:
         say(f"Ready after {time.monotonic() - began:.1f} s: {system.api_url}")
@@ -109,15 +109,15 @@ async def _demo(settings: Settings, data_dir: Path, say: Say) -> None:
 
 
 async def _tell(story: Story, ports: dict[str, int]) -> None:
-    agent = f"/agents/name/{AGENT}"
+    agent = f"/agents/name/{SAMPLE_AGENT}"
     story.step("1. A pod of hello-v1 announces itself on RabbitMQ. Nothing serves the agent yet, so it goes live.")
-    async with _pod(story.system, "hello-v1", ports), contextlib.AsyncExitStack() as later:
+    async with a_pod(story.system, "hello-v1", ports["hello-v1"]), contextlib.AsyncExitStack() as later:
         await story.expect_event("deployment.promoted", "hello-v1")
         await story.expect_answer("production", agent, "hello-v1")
         agent_id = (await story.api("GET", agent))["id"]
 
         story.step("2. A pod of hello-v2 announces itself. It is a preview: reachable by its id, without live traffic.")
-        await later.enter_async_context(_pod(story.system, "hello-v2", ports))
+        await later.enter_async_context(a_pod(story.system, "hello-v2", ports["hello-v2"]))
         await story.expect_event("deployment.ready", "hello-v2")
         preview = f"/agents/{agent_id}/deployments/hello-v2"
         await story.expect_answer("production", agent, "hello-v1")
@@ -148,16 +148,6 @@ def _throw_away_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextlib.asynccontextmanager
-async def program(system: System, name: str, module: str, environment: dict[str, str]) -> AsyncIterator[GuardedProcess]:
-    """A program that runs while inside."""
-    process = await start_program(system, name, module, environment)
-    try:
-        yield process
-    finally:
-        await process.stop()
-
-
 async def _consumer_bound(system: System) -> bool:
     async with await aio_pika.connect(system.settings.amqp_url.get_secret_value()) as connection:
         try:
@@ -165,15 +155,3 @@ async def _consumer_bound(system: System) -> bool:
         except ChannelNotFoundEntity:
             return False
         return bool(queue.declaration_result.consumer_count)
-
-
-def _pod(
-    system: System, deployment_id: str, ports: dict[str, int]
-) -> contextlib.AbstractAsyncContextManager[GuardedProcess]:
-    environment = {
-        "AGENT_NAME": AGENT,
-        "AGENTEX_DEPLOYMENT_ID": deployment_id,
-        "ACP_URL": f"http://{LOOPBACK}",
-        "ACP_PORT": str(ports[deployment_id]),
-    }
-    return program(system, deployment_id, "examples.agent_pod", environment)

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from contracts.topology import REGISTRATIONS_QUEUE
 from podium.migration import migrate_all
-from podium.servers import ServersError, private_servers
+from podium.servers import Servers, ServersError, private_servers
 from podium.servers.process import Command, GuardedProcess, Launch, Surroundings, start
 from services.database import make_engine
 from services.outbox import RELAY_LOCK
@@ -43,6 +43,7 @@ class System:
 
     settings: Settings
     data_dir: Path
+    servers: Servers
     parts: dict[str, GuardedProcess]
     servers_failure: "asyncio.Task[ServersError]"
 
@@ -88,7 +89,7 @@ async def running_system(settings: Settings, data_dir: Path, say: Say) -> AsyncI
         )
         failure = asyncio.create_task(_as_servers_error(servers.wait_for_failure()), name="watch the servers")
         stack.callback(failure.cancel)
-        system = System(settings, data_dir, {}, failure)
+        system = System(settings, data_dir, servers, {}, failure)
         _write_env(data_dir / ENV_FILE, system.environment)
         await migrate_all(settings, say)
         say("Starting the workers and the API ...")
@@ -106,6 +107,11 @@ async def start_program(system: System, name: str, module: str, environment: dic
     return await start(Launch(command), Surroundings(None, log_of(system.data_dir, name)))
 
 
+def address_of(url: str) -> str:
+    """Host and port of a URL, without what is secret in it."""
+    return url.rpartition("@")[2].partition("/")[0]
+
+
 def log_of(data_dir: Path, name: str) -> Path:
     """Where a part writes what it has to say."""
     return data_dir.resolve() / LOGS / f"{name}.log"
@@ -119,7 +125,11 @@ def part_failed(name: str, data_dir: Path) -> PartFailed:
 
 
 async def _start_part(system: System, stack: contextlib.AsyncExitStack, name: str) -> None:
-    environment = {"PODIUM_HOST": system.settings.host, "PODIUM_PORT": str(system.settings.port)}
+    environment = {
+        "PODIUM_HOST": system.settings.host,
+        "PODIUM_PORT": str(system.settings.port),
+        "PODIUM_API_KEY": system.settings.api_key.get_secret_value(),
+    }
     part = await start_program(system, name, f"podium {name}", environment)
     system.parts[name] = part
     stack.push_async_callback(part.stop)

@@ -2,18 +2,22 @@
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from podium.system import ENV_FILE, Say, System, log_of, running_system
+from rich.console import Console
+
+from podium.samples import SAMPLE_AGENT, sample_agents
+from podium.system import ENV_FILE, Say, System, address_of, log_of, running_system
+from podium.view import watch
 from services.settings import Settings
 from workers.run import stopped_by_signals
 
 
-async def up(settings: Settings, data_dir: Path, say: Say) -> None:
+async def up(settings: Settings, data_dir: Path, say: Say, *, with_demo: bool = False) -> None:
     """Run until SIGTERM or Ctrl-C. Raises `ServersError` as soon as a part ends by itself."""
-    if await stopped_early(_stay_up(settings, data_dir, say)):
+    if await stopped_early(_stay_up(settings, data_dir, say, with_demo=with_demo)):
         say("Stopped. All state is kept; 'podium up' starts where it left off.")
 
 
@@ -31,32 +35,41 @@ async def stopped_early(work: Coroutine[Any, Any, None]) -> bool:
         return stop.is_set()
 
 
-async def _stay_up(settings: Settings, data_dir: Path, say: Say) -> None:
-    async with running_system(settings, data_dir, say) as system:
-        for line in _summary(system):
+async def _stay_up(settings: Settings, data_dir: Path, say: Say, *, with_demo: bool) -> None:
+    async with running_system(settings, data_dir, say) as system, AsyncExitStack() as stack:
+        if with_demo:
+            await stack.enter_async_context(sample_agents(system))
+        for line in _summary(system, with_demo=with_demo):
             say(line)
+        view = asyncio.create_task(watch(system, console)) if (console := Console()).is_terminal else None
         try:
             failure = await system.failure()
         except asyncio.CancelledError:
+            await _closed(view)
             say("Stopping ...")
             raise
+        await _closed(view)
         raise failure
 
 
-def _summary(system: System) -> list[str]:
+async def _closed(view: "asyncio.Task[None] | None") -> None:
+    if view is not None:
+        view.cancel()
+        with suppress(asyncio.CancelledError):
+            await view
+
+
+def _summary(system: System, *, with_demo: bool) -> list[str]:
     database, broker = system.settings.database_url, system.settings.amqp_url
     env_file = system.data_dir / ENV_FILE
+    agents = [f"  sample agent {SAMPLE_AGENT}: podium agents {SAMPLE_AGENT}; podium promote {SAMPLE_AGENT}"]
     return [
         "",
         f"Podium is ready: {system.api_url}",
-        f"  PostgreSQL   {_address(database.get_secret_value())}",
-        f"  RabbitMQ     {_address(broker.get_secret_value())}",
+        f"  PostgreSQL   {address_of(database.get_secret_value())}",
+        f"  RabbitMQ     {address_of(broker.get_secret_value())}",
         f"  logs         {log_of(system.data_dir, 'api').parent}",
         f"  addresses    {env_file}   (other programs join with: set -a; . {env_file})",
+        *(agents if with_demo else []),
         "Press Ctrl-C to stop; all state is kept.",
     ]
-
-
-def _address(url: str) -> str:
-    """Host and port of a URL, without what is secret in it."""
-    return url.rpartition("@")[2].partition("/")[0]
