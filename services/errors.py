@@ -44,6 +44,13 @@ class DeploymentNotFound(PodiumError):
     reason = "deployment-not-found"
 
 
+class ParkedNotFound(PodiumError):
+    """There is no such parked message: it was dropped, or never parked."""
+
+    status = 404
+    reason = "parked-not-found"
+
+
 class DeploymentNotReady(PodiumError):
     """The deployment is not Ready: wait until its pod has registered, then promote it."""
 
@@ -135,6 +142,19 @@ class Unprocessable(PodiumError):
     reason = "unprocessable"
 
 
+class DeadLettered(PodiumError):
+    """The broker gave this message up."""
+
+    reason = "dead-lettered"
+
+
+class NotRetryable(PodiumError):
+    """The message is no JSON object, so no new message id fits in: drop it, and have its pod announce itself again."""
+
+    status = 409
+    reason = "not-retryable"
+
+
 class Unavailable(PodiumError):
     """The database cannot be reached: try again."""
 
@@ -148,6 +168,12 @@ class Busy(Unavailable):
 
     reason = "agent-busy"
     retry_after_seconds = 1
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker cannot be reached: try again."""
+
+    reason = "broker-unavailable"
 
 
 class NothingServes(Unavailable):

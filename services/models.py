@@ -257,6 +257,7 @@ class Parked(Base):
     body: Mapped[bytes]
     attempts: Mapped[int] = mapped_column(Integer(), server_default="1")
     received_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    retried_at: Mapped[datetime | None]
 
     __table_args__ = (
         CheckConstraint("attempts > 0", name="attempts_positive"),

@@ -1,16 +1,22 @@
-"""Messages that cannot be applied: kept whole in `parked`, in the transaction that refuses them."""
+"""Messages that cannot be applied: kept whole in `parked`, in the transaction that refuses them.
+
+They stay until somebody drops them or their retention ends; sending one again leaves its row where it is.
+"""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from pydantic_core import to_json
-from sqlalchemy import text
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
-from services.errors import PodiumError
+from services.errors import ParkedNotFound, PodiumError
+from services.models import Parked
+from services.queries import Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +30,20 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A message to park, and why; `applied_to` names the deployment whose repeated refusals share a row."""
+    """A message to park, and why; repeated refusals of one deployment for one reason share a row, unless `alone`."""
 
     envelope: Envelope
     error: PodiumError
     message_id: UUID | None = None
     agent_name: str | None = None
     deployment_id: str | None = None
+    alone: bool = False
 
     @property
     def key(self) -> str:
         """Refusals with the same key share a row."""
-        if self.message_id is not None and self.agent_name is not None and self.deployment_id is not None:
+        named = self.message_id is not None and self.agent_name is not None and self.deployment_id is not None
+        if named and not self.alone:
             return f"{self.agent_name}/{self.deployment_id}/{self.error.reason}"
         if self.message_id is not None:
             return str(self.message_id)
@@ -91,6 +99,38 @@ async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
     ]
     bodies = [refusal.envelope.body for refusal in newest.values()]
     await session.execute(_PARK, {"rows": _storable_json(rows), "bodies": bodies})
+
+
+async def list_parked(session: AsyncSession, page: Page, agent_name: str | None = None) -> Sequence[Parked]:
+    """One page of parked messages without their bodies, newest first; of one name, or all."""
+    query = select(Parked).options(defer(Parked.body, raiseload=True))
+    if agent_name is not None:
+        query = query.where(Parked.agent_name == agent_name)
+    newest_first = query.order_by(Parked.received_at.desc(), Parked.id)
+    return (await session.scalars(newest_first.limit(page.limit).offset(page.offset))).all()
+
+
+async def get_parked(session: AsyncSession, parked_id: UUID) -> Parked:
+    """The parked message, whole. Raises `ParkedNotFound`."""
+    found = await session.get(Parked, parked_id)
+    if found is None:
+        raise ParkedNotFound
+    return found
+
+
+async def mark_retried(session: AsyncSession, parked_id: UUID) -> Parked:
+    """Remember that the message was sent again just now. Raises `ParkedNotFound` if it was dropped meanwhile."""
+    changed = update(Parked).where(Parked.id == parked_id).values(retried_at=func.clock_timestamp())
+    found: Parked | None = await session.scalar(changed.returning(Parked))
+    if found is None:
+        raise ParkedNotFound
+    return found
+
+
+async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:
+    """Forget the message for good, once the transaction is committed. Raises `ParkedNotFound`."""
+    if await session.scalar(delete(Parked).where(Parked.id == parked_id).returning(Parked.id)) is None:
+        raise ParkedNotFound
 
 
 def _storable_json(rows: list[dict[str, Any]]) -> str:

@@ -41,23 +41,40 @@ async def program(arguments: str, env: dict[str, str], log: Path) -> AsyncIterat
 
 
 @asynccontextmanager
-async def api_process(settings: Settings, folder: Path, **more: str) -> AsyncIterator[str]:
-    """The base URL of a `podium api` that is ready."""
+async def api_at_once(settings: Settings, folder: Path, **more: str) -> AsyncIterator[str]:
+    """The base URL of a `podium api` that answers, ready or not."""
     port = free_ports(["api"])["api"]
     log = folder / f"api-{port}.log"
     async with program("podium api", environment(settings, PODIUM_PORT=str(port), **more), log) as process:
         url = f"http://127.0.0.1:{port}"
 
-        async def ready() -> bool:
+        async def answers() -> bool:
             assert process.code is None, log.read_text()
-            try:
-                async with aiohttp.ClientSession() as client, client.get(f"{url}/health/ready") as response:
-                    return response.status == 200
-            except aiohttp.ClientError:
-                return False
+            return await _status(f"{url}/health/live") == 200
+
+        await eventually(answers, "the API answers")
+        yield url
+
+
+@asynccontextmanager
+async def api_process(settings: Settings, folder: Path, **more: str) -> AsyncIterator[str]:
+    """The base URL of a `podium api` that is ready."""
+    async with api_at_once(settings, folder, **more) as url:
+
+        async def ready() -> bool:
+            return await _status(f"{url}/health/ready") == 200
 
         await eventually(ready, "the API is ready")
         yield url
+
+
+async def _status(url: str) -> int | None:
+    """None while nobody answers."""
+    try:
+        async with aiohttp.ClientSession() as client, client.get(url) as response:
+            return response.status
+    except aiohttp.ClientError:
+        return None
 
 
 @asynccontextmanager

@@ -2,6 +2,9 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Any
 
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
@@ -18,6 +21,24 @@ async def pause(stop: asyncio.Event, seconds: float, *others: asyncio.Event) -> 
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait after this many failures in a row: random, so that processes do not come back all at once."""
+    """Seconds to wait after this many failures in a row: full jitter, so that processes do not come back all at once.
+
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
     ceiling = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(attempt, 10))
-    return random.uniform(ceiling / 4, ceiling)  # noqa: S311 - jitter, not a secret
+    return random.uniform(0, ceiling)  # noqa: S311 - jitter, not a secret
+
+
+async def at_most(seconds: float, farewell: Awaitable[object]) -> None:
+    """Take leave of a server, but do not wait for one that does not answer; how it ends is of no interest."""
+    with suppress(Exception):
+        async with asyncio.timeout(seconds):
+            await farewell
+
+
+async def ended(task: "asyncio.Task[Any]", seconds: float) -> None:
+    """Cancel a task and see it end, but wait no longer than this; how it ends is of no interest."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=seconds)
+    if task.done() and not task.cancelled():
+        task.exception()

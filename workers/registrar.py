@@ -6,29 +6,40 @@ not acknowledged comes again and is a `Duplicate` then.
 
 import asyncio
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from aio_pika.exceptions import AMQPConnectionError, AMQPError, ChannelInvalidStateError
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.schemas import QueueType
 
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.topology import REGISTRATIONS_QUEUE
-from services.database import Sessions, in_transaction
-from services.errors import Unavailable, Unprocessable
+from services.announcement import Duplicate
+from services.database import Sessions
 from services.parking import Envelope
-from services.registration import Decided, Incoming, Unreadable, read_message, register_batch
+from services.registration import Decided, Incoming, read_message
 from services.settings import Settings
 from services.wake import Waker
-from workers.pause import backoff, pause
+from workers.broker import CLOSE_SECONDS, CONNECT_SECONDS, with_heartbeat
+from workers.deciding import Decider
+from workers.hand import Hand
+from workers.outage import Outage
+from workers.pause import at_most, ended, pause
 from workers.replies import Replies
 
 # One batch in the database and one on its way.
 PREFETCH_BATCHES = 2
+# An acknowledgement is one small frame: whoever does not take it within this time is as good as gone.
+ACKNOWLEDGE_SECONDS = 5.0
+# How often an idle registrar looks up; whatever happens wakes it sooner.
+IDLE_SECONDS = 60.0
+HINT = "Is it running, and did 'podium migrate' declare its queues?"
 
 log = structlog.get_logger(__name__)
 
@@ -38,139 +49,116 @@ class Registrar:
 
     def __init__(self, settings: Settings, sessions: Sessions, waker: Waker) -> None:
         self._settings = settings
-        self._sessions = sessions
+        self._decider = Decider(sessions)
         self._waker = waker
-        self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        self._outage = Outage("registrar.disconnected", "registrar.connected")
+        self._acks_lost = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then finish the batch in hand; survives the loss of both servers."""
-        attempt = 0
+        """Work until `stop` is set, then finish what is in hand; survives the loss of both servers."""
         while not stop.is_set():
             try:
-                await self._consume(stop)
+                await self._work(stop)
             except Exception as error:  # noqa: BLE001 - whatever it was, nothing was acknowledged: it all comes again
-                attempt += 1
-                log.warning(
-                    "The broker cannot be used; trying again.",
-                    action="registrar.disconnected",
-                    error=f"{type(error).__name__}: {error}"[:300],
-                    hint="Is it running, and did 'podium migrate' declare its queues?",
-                )
-                await pause(stop, backoff(attempt))
-            else:
-                attempt = 0
+                await pause(stop, self._outage.failed(error, hint=HINT))
 
-    async def _consume(self, stop: asyncio.Event) -> None:
-        """One connection: a reader takes messages over, and no lost connection interrupts this task, which decides."""
-        url = self._settings.amqp_url.get_secret_value()
+    async def _work(self, stop: asyncio.Event) -> None:
+        """One connection's life: messages are taken and decided until it or the process ends.
+
+        No lost connection interrupts a transaction: its messages come again on the next one, and are duplicates then.
+        """
+        hand = Hand()
+        async with self._taking(hand) as reader, Replies(self._settings.amqp_url.get_secret_value()) as replies:
+            while not (stop.is_set() or hand.closed):
+                if batch := await self._next_batch(hand, stop):
+                    await self._settle(batch, replies, stop)
+            if hand.closed:
+                raise AMQPConnectionError("The broker ended the connection or the subscription.")
+            await ended(reader, CLOSE_SECONDS)
+            while batch := hand.take(self._settings.batch_size):
+                if not await self._settle(batch, replies, stop):
+                    return
+
+    @asynccontextmanager
+    async def _taking(self, hand: Hand) -> AsyncIterator["asyncio.Task[None]"]:
+        """A task that takes messages over on a connection of its own, which is not made again here once it is lost."""
         prefetch = self._settings.batch_size * PREFETCH_BATCHES
         broker = RabbitBroker(
-            url, default_channel=Channel(prefetch_count=prefetch), ack_policy=AckPolicy.MANUAL, logger=None
+            with_heartbeat(self._settings.amqp_url.get_secret_value()),
+            timeout=CONNECT_SECONDS,
+            on_close=[hand.close],
+            default_channel=Channel(prefetch_count=prefetch),
+            ack_policy=AckPolicy.MANUAL,
+            logger=None,
         )
         queue = RabbitQueue(REGISTRATIONS_QUEUE, queue_type=QueueType.QUORUM, durable=True, declare=False)
         subscriber = broker.subscriber(queue, ack_policy=AckPolicy.MANUAL)
-        self._arrived = asyncio.Queue()
 
         async def read() -> None:
             async for message in subscriber:
-                self._arrived.put_nowait(message.raw_message)
+                hand.put(message.raw_message)
 
-        async with broker, Replies(url) as replies:
-            await broker.start()
+        try:
+            await _started(broker)
+            self._outage.over()
             log.info("Taking registrations.", action="registrar.started", prefetch=prefetch)
             reader = asyncio.create_task(read(), name="registrar.reader")
+            reader.add_done_callback(hand.close)
             try:
-                while not (stop.is_set() or reader.done()):
-                    batch = await self._next_batch(stop, reader)
-                    if batch:
-                        await self._settle(batch, replies, stop)
+                yield reader
             finally:
-                reader.cancel()
-                with suppress(asyncio.CancelledError):
-                    await reader
-        if not stop.is_set():
-            raise ConnectionError("The broker ended the subscription.")
-
-    async def _next_batch(self, stop: asyncio.Event, reader: "asyncio.Task[None]") -> list[AbstractIncomingMessage]:
-        """Messages that are there, up to a batch, after a moment for company; none if there is a reason to stop."""
-        first = asyncio.ensure_future(self._arrived.get())
-        stopping = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait((first, stopping, reader), return_when=asyncio.FIRST_COMPLETED)
+                await ended(reader, CLOSE_SECONDS)
         finally:
-            stopping.cancel()
-        if not first.done():
-            first.cancel()
-            return []
-        if self._arrived.qsize() < self._settings.batch_size - 1:
+            await at_most(CLOSE_SECONDS, broker.stop())
+
+    async def _next_batch(self, hand: Hand, stop: asyncio.Event) -> list[AbstractIncomingMessage]:
+        """Messages that are there, up to a batch, after a moment for company; perhaps none."""
+        hand.news.clear()
+        if not hand.messages:
+            await pause(stop, IDLE_SECONDS, hand.news)
+        if hand.messages and len(hand.messages) < self._settings.batch_size:
             await asyncio.sleep(self._settings.batch_linger.total_seconds())
-        batch = [first.result()]
-        while len(batch) < self._settings.batch_size and not self._arrived.empty():
-            batch.append(self._arrived.get_nowait())
-        return batch
+        return hand.take(self._settings.batch_size)
 
-    async def _settle(self, messages: Sequence[AbstractIncomingMessage], replies: Replies, stop: asyncio.Event) -> None:
-        """Decide a batch, acknowledge it, answer whoever asked for an answer."""
-        decided = await self._decide([_incoming(message) for message in messages], stop)
+    async def _settle(self, messages: Sequence[AbstractIncomingMessage], replies: Replies, stop: asyncio.Event) -> bool:
+        """Decide a batch, acknowledge it, answer whoever asked for an answer; whether it was decided."""
+        batch = [_incoming(message) for message in messages]
+        decided = await self._decider.decide(batch, stop)
         if decided is None:
-            return
+            return False
         self._waker.wake()
-        await _acknowledge(messages)
-        log.info("Decided a batch.", action="registrar.batch", messages=len(messages), outcomes=_counts(decided))
+        await self._acknowledge(messages)
+        redelivered = [each for message, each in zip(messages, batch, strict=True) if message.redelivered]
+        _tell(batch, decided, {each.content.message_id for each in redelivered})
         await replies.send(messages, decided)
+        return True
 
-    async def _decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
-        """What became of each message; None if the process stops while the database is away (they come again)."""
-        attempt = 0
-        while True:
+    async def _acknowledge(self, messages: Sequence[AbstractIncomingMessage]) -> None:
+        """Acknowledge a settled prefix: the last message of each channel stands for all before it there."""
+        last_of_channel = {id(message.channel): message for message in messages}
+        for channel, last in last_of_channel.items():
             try:
-                return await in_transaction(self._sessions, lambda session: register_batch(session, batch))
-            except Unavailable as error:
-                attempt += 1
+                async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
+                    await last.ack(multiple=True)
+            except (ChannelInvalidStateError, AMQPError, OSError) as error:
+                self._acks_lost += sum(id(message.channel) == channel for message in messages)
                 log.warning(
-                    "The database cannot be used; the batch is kept.",
-                    action="registrar.database_away",
-                    messages=len(batch),
-                    reason=error.reason,
+                    "Decided messages could not be acknowledged; they come again as duplicates.",
+                    action="registrar.ack_lost",
+                    error=type(error).__name__,
+                    messages_since_start=self._acks_lost,
                 )
-                await pause(stop, backoff(attempt))
-                if stop.is_set():
-                    return None
-            except Exception as error:  # noqa: BLE001 - whatever one message causes must not stop the others
-                log.warning(
-                    "The database refuses a batch; looking for the message that is to blame.",
-                    action="registrar.batch_refused",
-                    messages=len(batch),
-                    error=f"{type(error).__name__}: {error}"[:300],
-                )
-                return await self._isolate(batch, error, stop)
-
-    async def _isolate(self, batch: list[Incoming], error: Exception, stop: asyncio.Event) -> list[Decided] | None:
-        """Halve the batch until what the database refuses stands alone, and park that: its neighbours are decided."""
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            earlier = await self._decide(batch[:middle], stop)
-            later = await self._decide(batch[middle:], stop) if earlier is not None else None
-            return earlier + later if earlier is not None and later is not None else None
-        (poison,) = batch
-        if isinstance(poison.content, Unreadable):
-            raise error
-        refused = Unreadable(Unprocessable(f"The database refuses this message: {type(error).__name__}."))
-        return await self._decide([Incoming(refused, poison.envelope)], stop)
 
 
-async def _acknowledge(messages: Sequence[AbstractIncomingMessage]) -> None:
-    """Acknowledge a settled prefix: the last message of each channel stands for all before it there."""
-    last_of_channel = {id(message.channel): message for message in messages}
-    for message in last_of_channel.values():
-        try:
-            await message.ack(multiple=True)
-        except (ChannelInvalidStateError, AMQPError, OSError) as error:
-            log.warning(
-                "Decided messages could not be acknowledged; they come again as duplicates.",
-                action="registrar.ack_lost",
-                error=type(error).__name__,
-            )
+async def _started(broker: RabbitBroker) -> None:
+    try:
+        await broker.connect()  # has a timeout of its own; to cancel it would leave it running
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await broker.start()
+    except AMQPError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise AMQPConnectionError(f"The broker cannot be used: {error or type(error).__name__}") from error
 
 
 def _incoming(message: AbstractIncomingMessage) -> Incoming:
@@ -181,9 +169,17 @@ def _incoming(message: AbstractIncomingMessage) -> Incoming:
     return read_message(Envelope(message.routing_key or "", message.body, headers), traceparent=traceparent)
 
 
-def _counts(decided: Sequence[Decided]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for each in decided:
-        name = type(each.outcome).__name__
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+def _tell(batch: Sequence[Incoming], decided: Sequence[Decided], redelivered: Collection[UUID | None]) -> None:
+    outcomes = Counter(type(each.outcome).__name__ for each in decided)
+    log.info("Decided a batch.", action="registrar.batch", messages=len(batch), outcomes=dict(outcomes))
+    duplicates = {
+        incoming.content.message_id
+        for incoming, each in zip(batch, decided, strict=True)
+        if isinstance(each.outcome, Duplicate)
+    }
+    if again := duplicates.intersection(redelivered):
+        log.info(
+            "Messages that were decided before came again, as after a lost acknowledgement.",
+            action="registrar.came_again",
+            message_ids=sorted(map(str, again)),
+        )

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
-from aio_pika import DeliveryMode, Message, connect
-from aio_pika.abc import AbstractExchange
-from aio_pika.exceptions import AMQPError
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aio_pika.exceptions import AMQPConnectionError, AMQPError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -23,16 +23,19 @@ from contracts.events import CONTENT_TYPE
 from contracts.topology import EVENTS_EXCHANGE, event_key
 from services.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
+from workers.broker import CONNECT_SECONDS, connected
+from workers.outage import Outage
 from workers.pause import backoff, pause
 
-CONNECT_TIMEOUT_SECONDS = 10
 # A stopped process keeps its lock; the server ends its session after this time without a query.
 IDLE_SESSION_TIMEOUT = timedelta(seconds=5)
 # Far below it: whoever publishes has proved within this time that the session lives.
 PROOF_VALID_SECONDS = 1.0
 PROOF_INTERVAL_SECONDS = 0.4
+# With the timeout above: the longest that nobody publishes after the owner of the lock froze.
+LOCK_POLL_SECONDS = 0.25
+CHANNEL_CLOSED = "The broker closed the channel."
 T = TypeVar("T")
-LOCK_POLL_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 Rows = Sequence[Row[*tuple[Any, ...]]]
@@ -47,32 +50,28 @@ class Relay:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._proved_at = 0.0
         self._events_wait = asyncio.Event()
+        self._outage = Outage("relay.disconnected", "relay.connected")
         self._held_back: dict[UUID, tuple[float, int]] = {}  # agent: not before, failures in a row
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; survives the loss of both servers and of the lock."""
-        attempt = 0
         while not stop.is_set():
             try:
                 await self._work(stop)
             except Exception as error:  # noqa: BLE001 - whatever it was, what is not marked is published again
-                attempt += 1
-                log.warning(
-                    "The relay lost a server; trying again.",
-                    action="relay.disconnected",
-                    error=f"{type(error).__name__}: {error}"[:300],
-                )
-                await pause(stop, backoff(attempt))
-            else:
-                attempt = 0
+                await pause(stop, self._outage.failed(error))
 
     async def _work(self, stop: asyncio.Event) -> None:
         """One session's life: wait for the lock, then publish."""
-        url = self._settings.amqp_url.get_secret_value()
-        async with await connect(url, timeout=CONNECT_TIMEOUT_SECONDS) as broker, self._engine.connect() as session:
-            channel = await broker.channel(publisher_confirms=True)
-            exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=True)
+        async with (
+            connected(self._settings.amqp_url.get_secret_value()) as broker,
+            self._engine.connect() as session,
+        ):
+            channel, exchange = await _events_exchange(broker)
+            self._outage.over()
             while not await try_lock(session):
+                if channel.is_closed:
+                    raise AMQPConnectionError(CHANNEL_CLOSED)
                 await pause(stop, LOCK_POLL_SECONDS)
                 if stop.is_set():
                     return
@@ -80,7 +79,7 @@ class Relay:
             log.info("Publishing events.", action="relay.started")
             while not stop.is_set():
                 if channel.is_closed:
-                    raise ConnectionError("The broker closed the channel.")
+                    raise AMQPConnectionError(CHANNEL_CLOSED)
                 await self._round(session, exchange, stop)
 
     async def _listen(self, session: AsyncConnection) -> None:
@@ -158,6 +157,15 @@ class Relay:
             await pause(published, PROOF_INTERVAL_SECONDS)
             if not published.is_set():
                 await self._proving(prove_alive(session))
+
+
+async def _events_exchange(broker: AbstractConnection) -> tuple[AbstractChannel, AbstractExchange]:
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            channel = await broker.channel(publisher_confirms=True)
+            return channel, await channel.get_exchange(EVENTS_EXCHANGE, ensure=True)
+    except TimeoutError as error:
+        raise AMQPConnectionError(f"The broker gave no answer within {CONNECT_SECONDS:.0f} s.") from error
 
 
 def _agent(row: Row[*tuple[Any, ...]]) -> UUID:

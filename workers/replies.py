@@ -13,6 +13,8 @@ from pydantic_core import to_json
 
 from services.announcement import Rejected
 from services.registration import Decided
+from workers.broker import CLOSE_SECONDS, with_heartbeat
+from workers.pause import at_most
 
 # Any other queue name could be somebody else's queue.
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
@@ -36,7 +38,7 @@ class Replies:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._connection is not None:
-            await self._connection.close()
+            await at_most(CLOSE_SECONDS, self._connection.close())
 
     async def send(self, messages: Sequence[AbstractIncomingMessage], decided: Sequence[Decided]) -> None:
         """Answer those that asked; a failure is logged and forgotten, since the outcome stands."""
@@ -59,7 +61,7 @@ class Replies:
     async def _open(self) -> AbstractChannel:
         if self._channel is None or self._channel.is_closed:
             if self._connection is None or self._connection.is_closed:
-                self._connection = await connect(self._url, timeout=TIMEOUT_SECONDS)
+                self._connection = await connect(with_heartbeat(self._url), timeout=TIMEOUT_SECONDS)
             # Without confirms: nobody waits for these longer than the broker needs to pass them on.
             self._channel = await self._connection.channel(publisher_confirms=False)
         return self._channel

@@ -7,9 +7,15 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Any
 
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from services.database import make_engine, make_sessions
 from services.settings import Settings
 from services.wake import Waker
+from workers.broker import CLOSE_SECONDS
+from workers.drain import Drainer
+from workers.pause import at_most
 from workers.registrar import Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 
@@ -19,31 +25,56 @@ class WorkerName(StrEnum):
 
     REGISTRAR = "registrar"
     RELAY = "relay"
+    DRAINER = "drainer"
 
 
 # The registrar's transaction and the waker's notification.
 REGISTRAR_CONNECTIONS = 2
+# Of the drain timeout: after the first share what still runs is cut short, after the second the process ends.
+FINISH_SHARE = 0.5
+END_SHARE = 0.95
+
+log = structlog.get_logger(__name__)
+Work = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerName) -> None:
-    """Run these workers until SIGTERM or Ctrl-C, which let them finish what they hold; a second signal ends at once."""
-    runners: dict[WorkerName, Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]] = {
+    """Run these workers until SIGTERM or Ctrl-C, which let them finish what they hold; a second signal ends at once.
+
+    However long a server keeps them waiting, the process ends within the drain timeout.
+    """
+    runners: dict[WorkerName, Work] = {
         WorkerName.REGISTRAR: run_registrar,
         WorkerName.RELAY: run_relay,
+        WorkerName.DRAINER: run_drainer,
     }
     async with stopped_by_signals() as stop, asyncio.TaskGroup() as group:
-        for name in dict.fromkeys(names):
-            group.create_task(runners[name](settings, stop), name=name)
+        workers = {group.create_task(runners[name](settings, stop), name=name) for name in dict.fromkeys(names)}
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({*workers, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stop.is_set():
+            await _finish(workers, settings.drain_timeout.total_seconds())
+
+
+async def _finish(workers: "set[asyncio.Task[None]]", drain_seconds: float) -> None:
+    """Give them time to finish, then cut them short; what they held comes again."""
+    log.info("Finishing what is in hand.", action="worker.stopping", within_seconds=drain_seconds)
+    # Its default action ends the process, whatever hangs by then.
+    signal.setitimer(signal.ITIMER_REAL, max(drain_seconds * END_SHARE, 0.1))
+    _, late = await asyncio.wait(workers, timeout=drain_seconds * FINISH_SHARE)
+    for worker in late:
+        log.warning(
+            "Not finished in time; what is in hand comes again.", action="worker.cut_short", worker=worker.get_name()
+        )
+        worker.cancel()
 
 
 async def run_registrar(settings: Settings, stop: asyncio.Event) -> None:
     """Take registrations until told to stop."""
     engine = make_engine(settings, application_name="podium-registrar", pool_size=REGISTRAR_CONNECTIONS)
-    try:
-        async with Waker(engine) as waker:
-            await Registrar(settings, make_sessions(engine), waker).run(stop)
-    finally:
-        await engine.dispose()
+    async with _disposed(engine), Waker(engine) as waker:
+        await Registrar(settings, make_sessions(engine), waker).run(stop)
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
@@ -51,10 +82,23 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
     engine = make_engine(
         settings, application_name="podium-relay", pool_size=1, idle_session_timeout=IDLE_SESSION_TIMEOUT
     )
-    try:
+    async with _disposed(engine):
         await Relay(settings, engine).run(stop)
+
+
+async def run_drainer(settings: Settings, stop: asyncio.Event) -> None:
+    """Move what the broker gave up on into the table of parked messages until told to stop."""
+    engine = make_engine(settings, application_name="podium-drainer", pool_size=1)
+    async with _disposed(engine):
+        await Drainer(settings, make_sessions(engine)).run(stop)
+
+
+@asynccontextmanager
+async def _disposed(engine: AsyncEngine) -> AsyncIterator[None]:
+    try:
+        yield
     finally:
-        await engine.dispose()
+        await at_most(CLOSE_SECONDS, engine.dispose())
 
 
 @asynccontextmanager

@@ -191,6 +191,7 @@ CREATE TABLE parked (
     body BYTEA NOT NULL,
     attempts INTEGER DEFAULT '1' NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
+    retried_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT parked_pkey PRIMARY KEY (id),
     CONSTRAINT parked_attempts_positive CHECK (attempts > 0),
     CONSTRAINT parked_key_key UNIQUE (key)

@@ -1,0 +1,45 @@
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from podium.servers import private_servers
+from tests.chaos.ground import Field, Ground, fresh, prepared
+from tests.chaos.size import LIMIT_SECONDS
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give chaos more time than other tests have."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(LIMIT_SECONDS))
+
+
+@pytest.fixture(scope="package")
+def data_dir() -> Iterator[Path]:
+    """Where the servers keep their data: a folder that their unprivileged account can enter."""
+    folder = Path(tempfile.mkdtemp(prefix="podium-chaos-"))
+    folder.chmod(0o755)
+    yield folder / "servers"
+    shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(scope="package")
+async def ground(data_dir: Path) -> AsyncIterator[Ground]:
+    """Servers that may be broken."""
+    async with private_servers(data_dir, durable=False) as servers, prepared(servers) as ground:
+        yield ground
+        await ground.mended()
+
+
+@pytest_asyncio.fixture
+async def field(ground: Ground, tmp_path: Path) -> AsyncIterator[Field]:
+    """A database and queues of this test's own, on servers that it may break."""
+    async with fresh(ground, tmp_path, f"chaos_{uuid4().hex}") as field:
+        yield field

@@ -1,0 +1,53 @@
+"""How much chaos: a short form for every run of the tests, the long form for `make chaos`.
+
+CHAOS=long chooses the long one. Same code, other numbers.
+"""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """Counts, and durations in seconds."""
+
+    registrations: int
+    worker_kills: int
+    broker_restarts: int
+    database_restarts: int
+    rolling_restarts: int
+    alarm: float
+    broker_down: float
+    database_down: float
+    frozen: float
+    patience: float
+    """The longest wait for everything to be decided and told, once nothing is broken any more."""
+
+
+SHORT = Size(
+    registrations=1_500,
+    worker_kills=3,
+    broker_restarts=0,
+    database_restarts=0,
+    rolling_restarts=4,
+    alarm=3,
+    broker_down=4,
+    database_down=4,
+    frozen=8,
+    patience=60,
+)
+LONG = Size(
+    registrations=20_000,
+    worker_kills=10,
+    broker_restarts=2,
+    database_restarts=2,
+    rolling_restarts=20,
+    alarm=20,
+    broker_down=60,
+    database_down=30,
+    frozen=60,
+    patience=300,
+)
+SIZE = LONG if os.environ.get("CHAOS") == "long" else SHORT
+# For pytest-timeout: far beyond what any scenario takes, so that a hang ends the run.
+LIMIT_SECONDS = 900 if SIZE is LONG else 120

@@ -1,0 +1,83 @@
+"""Processes start in any order, and end in time whatever their servers do."""
+
+import os
+import signal
+from time import monotonic
+
+import aio_pika
+import aiohttp
+import pytest
+
+from podium.servers import PrivateServer
+from tests.broker import publish
+from tests.chaos.ground import Field, ended_within, freeze
+from tests.factories import a_body
+from tests.processes import api_at_once
+from tests.waiting import eventually, eventually_rows
+
+DRAIN_SECONDS = 4
+
+
+async def test_everything_starts_while_both_servers_are_away(field: Field) -> None:
+    """Worker and API say what is missing and since when, and work as soon as it comes."""
+    await field.ground.settled()
+    await field.ground.rabbitmq.stop()
+    await field.ground.postgres.stop()
+    async with (
+        field.worker() as worker,
+        api_at_once(field.settings, field.folder) as url,
+        aiohttp.ClientSession() as web,
+    ):
+        for action in ("registrar.disconnected", "relay.disconnected", "drainer.disconnected"):
+            await field.until_told(action, server="RabbitMQ")
+        async with web.get(f"{url}/health/ready") as ready:
+            parts = (await ready.json())["parts"]
+            assert (ready.status, parts["database"]["ok"], parts["broker"]["ok"]) == (503, False, False)
+        await field.ground.rabbitmq.start()
+        await field.until_told("relay.disconnected", server="PostgreSQL")
+        async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
+            await publish(broker, a_body("bot", deployment_id="v1"))
+        await field.until_told("registrar.database_away", server="PostgreSQL")
+        await field.ground.postgres.start()
+        await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 4)
+
+        async def api_ready() -> bool:
+            async with web.get(f"{url}/health/ready") as ready:
+                return ready.status == 200
+
+        await eventually(api_ready, "the API is ready")
+        assert worker.code is None
+    assert all(line["since"] for line in field.told("relay.disconnected"))
+    assert field.told("relay.connected")
+
+
+@pytest.mark.parametrize("hanging", ["postgres", "rabbitmq"])
+async def test_a_worker_ends_in_time_while_a_server_hangs(field: Field, hanging: str) -> None:
+    """SIGTERM with a batch in hand and a server that says nothing: the process is gone within the drain timeout."""
+    server: PrivateServer = getattr(field.ground, hanging)
+    await field.ground.settled()
+    async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
+        async with field.worker(PODIUM_DRAIN_TIMEOUT=str(DRAIN_SECONDS)) as worker:
+            await field.until_told("registrar.started")
+            await field.until_told("relay.started")
+            for number in range(20):
+                await publish(broker, a_body(f"bot-{number}", deployment_id=f"v-{number}"))
+            freeze(server)
+            began = monotonic()
+            os.kill(worker.pid, signal.SIGTERM)
+            await ended_within(worker, DRAIN_SECONDS + 1)
+            assert monotonic() - began < DRAIN_SECONDS
+        await field.ground.mended()
+    async with field.worker():
+        await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 80)
+
+
+async def test_a_second_sigterm_ends_a_worker_at_once(field: Field) -> None:
+    """Whoever is impatient says so again."""
+    async with field.worker() as worker:
+        await field.until_told("relay.started")
+        freeze(field.ground.postgres)
+        os.kill(worker.pid, signal.SIGTERM)
+        await field.until_told("worker.stopping")
+        os.kill(worker.pid, signal.SIGTERM)
+        assert await ended_within(worker, 1) == -signal.SIGTERM

@@ -1,0 +1,47 @@
+"""Workers that are started before anything is ready for them."""
+
+from aio_pika.abc import AbstractConnection
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts import topology
+from services.database import Sessions
+from services.migrate import migrate
+from services.settings import Settings
+from tests.broker import publish, ready_messages
+from tests.factories import a_body
+from tests.integration.workers.conftest import working
+from tests.waiting import eventually_rows
+from workers.run import run_drainer, run_registrar, run_relay
+from workers.topology import declare
+
+
+async def test_workers_wait_for_the_queues(broker: AbstractConnection, settings: Settings, sessions: Sessions) -> None:
+    """Started before 'podium migrate' has declared anything, they work as soon as it has."""
+    channel = await broker.channel()
+    for queue in (topology.REGISTRATIONS_QUEUE, topology.PARKED_QUEUE):
+        await channel.queue_delete(queue)
+    await channel.exchange_delete(topology.EVENTS_EXCHANGE)
+    async with working(run_registrar, settings), working(run_relay, settings), working(run_drainer, settings):
+        await declare(settings)
+        await publish(broker, a_body("bot", deployment_id="v1"))
+        await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 4)
+
+
+async def test_messages_wait_for_the_schema(
+    broker: AbstractConnection, settings: Settings, engine: AsyncEngine, sessions: Sessions
+) -> None:
+    """A database without our tables is no message's fault: nothing is parked, nothing delivered over and over."""
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP SCHEMA public CASCADE"))
+        await connection.execute(text("CREATE SCHEMA public"))
+    await publish(broker, a_body("bot", deployment_id="v1"))
+    async with working(run_registrar, settings), working(run_relay, settings):
+        await eventually_rows(
+            sessions, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'podium-registrar' AND query <> ''"
+        )
+        await migrate(engine)
+        await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 4)
+        (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
+        assert row.outcome == "Registered"
+    assert await ready_messages(broker, topology.PARKED_QUEUE) == 0
