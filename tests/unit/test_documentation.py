@@ -2,14 +2,19 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from pydantic import SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from contracts.events import EVENT_TYPES, CloudEvent, DeploymentPromoted, event_source
 from contracts.messages import RegisterAgent, RegistrationMetadata
+from podium.cli import app
+from podium.commands.exits import MEANINGS
 from services.settings import Settings
 from tests.commands import assert_is_command, variables
 from tests.documents import blocks, podium_commands
@@ -18,6 +23,9 @@ from tests.processes import ROOT
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = ROOT / "docs" / "operations.md"
 CONTRACTS = ROOT / "docs" / "contracts.md"
+COMMAND_LINE = ROOT / "docs" / "cli.md"
+SECTION = re.compile(r"^### `podium (?P<command>[a-z ]+)`$\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTINGS = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end of settings -->)", re.DOTALL)
 RENEW = "PODIUM_RENEW_SNAPSHOTS"
 # Addresses of the command line alone, which no process of Podium reads as a setting.
@@ -140,3 +148,40 @@ def test_what_the_contracts_guide_shows_is_valid() -> None:
     shown = CloudEvent.model_validate_json(event)
     assert shown.source == event_source(str(shown.data["agent_id"]))
     DeploymentPromoted.model_validate(shown.data)
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command, such as `deployments wait`, with its options."""
+
+    def below(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, set[str]]]:
+        if isinstance(command, TyperGroup):
+            for name, each in command.commands.items():
+                yield from below(each, (*words, name))
+        else:
+            yield " ".join(words), {option for parameter in command.params for option in parameter.opts}
+
+    return dict(below(typer.main.get_command(app), ()))
+
+
+def test_the_command_line_s_guide_names_every_command() -> None:
+    """Each has a section of its own with an example, and no section is about one that is gone."""
+    sections = {section["command"]: section["text"] for section in SECTION.finditer(COMMAND_LINE.read_text())}
+    assert sorted(sections) == sorted(commands())
+    for name, text in sections.items():
+        assert re.search(rf"^(\w+=\S+ )*podium {name.removesuffix(' list')}\b", text, re.MULTILINE), name
+
+
+def test_every_option_that_the_command_line_s_guide_names_exists() -> None:
+    """In a command's section: of this command; elsewhere: of some command."""
+    text, known = COMMAND_LINE.read_text(), commands()
+    for section in SECTION.finditer(text):
+        assert set(OPTION.findall(section["text"])) <= known[section["command"]], section["command"]
+    anywhere = {option for options in known.values() for option in options}
+    everywhere = {option for parameter in typer.main.get_command(app).params for option in parameter.opts}
+    assert set(OPTION.findall(SECTION.sub("", text))) <= anywhere | everywhere | {"--help"}
+
+
+def test_the_command_line_s_guide_lists_every_exit_code() -> None:
+    """With the meanings that `podium --help` gives."""
+    listed = re.findall(r"^\| (\d+) \| (.+) \|$", COMMAND_LINE.read_text(), re.MULTILINE)
+    assert listed == [(str(code.value), meaning) for code, meaning in MEANINGS.items()]
