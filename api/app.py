@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
-from api import agents, asyncapi, deployments, health, lookup, openapi, registration, registrations, rpc
+from api import agents, asyncapi, deployments, events, health, lookup, openapi, registration, registrations, rpc
 from api.auth import check_bind, check_caller
 from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> Litestar:
             *agents.ROUTES,
             *deployments.ROUTES,
             *registrations.ROUTES,
+            *events.ROUTES,
             *lookup.ROUTES,
             *rpc.ROUTES,
             *health.ROUTES,
@@ -78,6 +79,13 @@ class ApiServer(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         log.info("The API listens.", action="api.listening", addresses=self.addresses)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams of events, which have no end of their own; then everything else, as it comes to its end."""
+        app = self.config.app
+        assert isinstance(app, Litestar)
+        provide_resources(app.state).events.end()
+        await super().shutdown(sockets)
 
     @property
     def addresses(self) -> list[str]:

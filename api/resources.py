@@ -8,6 +8,7 @@ import aiohttp
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 
+from api.fanout import FanOut
 from api.upstream import upstream_session
 from services.database import Sessions, make_engine, make_sessions
 from services.settings import Settings
@@ -27,6 +28,7 @@ class Resources:
     reads: Sessions
     waker: Waker
     http: aiohttp.ClientSession
+    events: FanOut
 
     @property
     def actor(self) -> str:
@@ -38,14 +40,16 @@ class Resources:
 async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
     """The resources, closed afterwards; nothing is connected to before it is asked."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
+    events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     try:
-        async with Waker(engine) as waker, upstream_session() as http:
+        async with Waker(engine) as waker, upstream_session() as http, FanOut(events_engine) as events:
             yield Resources(
                 settings=settings,
                 sessions=make_sessions(engine),
                 reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
                 waker=waker,
                 http=http,
+                events=events,
             )
     finally:
         await engine.dispose()

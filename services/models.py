@@ -65,6 +65,10 @@ class Base(DeclarativeBase):
 
 _CLOCK = func.clock_timestamp()
 
+# The order of all events must be that of each agent's sequence. A transaction that has its id before it gets the
+# agent's lock writes after one with a greater id: it takes the greatest id that had ended when it wrote.
+EVENT_XID = "GREATEST(pg_current_xact_id(), (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text::xid8)"
+
 
 class Agent(Base):
     """One named service; its pointer and generation are the truth about what serves."""
@@ -207,7 +211,7 @@ class OutboxEvent(Base):
     generation: Mapped[int]
     payload: Mapped[dict[str, Any]]
     traceparent: Mapped[str | None]
-    xid: Mapped[int] = mapped_column(Xid8(), server_default=func.pg_current_xact_id())
+    xid: Mapped[int] = mapped_column(Xid8(), server_default=text(EVENT_XID))
     created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     published_at: Mapped[datetime | None]
 
@@ -217,6 +221,19 @@ class OutboxEvent(Base):
         Index("outbox_unpublished_idx", "id", postgresql_where=text("published_at IS NULL")),
         Index("outbox_xid_id_idx", "xid", "id"),
     )
+
+
+class LowWater(Base):
+    """Up to where events of an agent were removed; the greatest of all is the mark of the stream of all events."""
+
+    __tablename__ = "outbox_low_water"
+
+    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
+    sequence: Mapped[int]
+    xid: Mapped[int] = mapped_column(Xid8())
+    id: Mapped[int]
+
+    __table_args__ = (Index("outbox_low_water_xid_id_idx", "xid", "id"),)
 
 
 class Registration(Base):

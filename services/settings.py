@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     connect_timeout: Duration = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
     first_byte_timeout: Duration = Field(default=timedelta(seconds=300), description="Until an agent answers.")
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")
+    sse_heartbeat: Duration = Field(default=timedelta(seconds=15), description="Sign of life on a silent event stream.")
     rpc_max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="Largest RPC request body.")
 
     log_format: Literal["console", "json"] = Field(default="console", description="For people, or a JSON line each.")

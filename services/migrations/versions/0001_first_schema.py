@@ -143,7 +143,9 @@ CREATE TABLE outbox (
     generation BIGINT NOT NULL,
     payload JSONB NOT NULL,
     traceparent TEXT,
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    xid xid8 DEFAULT GREATEST(
+        pg_current_xact_id(), (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text::xid8
+    ) NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
     published_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT outbox_pkey PRIMARY KEY (id),
@@ -156,6 +158,18 @@ CREATE INDEX outbox_unpublished_idx ON outbox (id) WHERE published_at IS NULL
 """,
     """
 CREATE INDEX outbox_xid_id_idx ON outbox (xid, id)
+""",
+    """
+CREATE TABLE outbox_low_water (
+    agent_id UUID NOT NULL,
+    sequence BIGINT NOT NULL,
+    xid xid8 NOT NULL,
+    id BIGINT NOT NULL,
+    CONSTRAINT outbox_low_water_pkey PRIMARY KEY (agent_id)
+)
+""",
+    """
+CREATE INDEX outbox_low_water_xid_id_idx ON outbox_low_water (xid, id)
 """,
     """
 CREATE TABLE registrations (

@@ -1,0 +1,161 @@
+"""Reading events in an order that loses none, from a place that a reader names; and removing what is old.
+
+An agent's events stand in the order of their sequence, which has no gaps. All events stand in the order of
+(xid, id), read only below the snapshot horizon: whoever is still at work there is older than nothing that was read,
+so that the rows of a slow transaction come late but are never passed by. A serial id alone loses them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from services.errors import AgentNotFound, PodiumError
+
+# (sequence,) in the events of an agent, (xid, id) in all events; what comes later is greater.
+Position = tuple[int, ...]
+EventRow = Row[*tuple[Any, ...]]
+Database = AsyncSession | AsyncConnection
+
+# The largest number that a bigint holds; nothing is ever numbered higher.
+_LARGEST = 2**63 - 1
+_CURSOR = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
+
+_EVENT = """event_id, type, agent_id, agent_name, subject, sequence, generation, payload::text AS payload, traceparent,
+        created_at, xid::text::bigint AS xid, id"""
+
+_ALL = f"""
+SELECT now.xid AS now_xid, coalesce(removed.xid, 0) AS removed_xid, coalesce(removed.id, 0) AS removed_id, e.*
+FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid) AS now
+LEFT JOIN (
+    SELECT xid::text::bigint AS xid, id FROM outbox_low_water ORDER BY outbox_low_water.xid DESC, id DESC LIMIT 1
+) AS removed ON true
+LEFT JOIN LATERAL (
+    SELECT {_EVENT} FROM outbox
+    WHERE (outbox.xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint))
+        AND outbox.xid < pg_snapshot_xmin(pg_current_snapshot())
+    ORDER BY outbox.xid, id LIMIT :limit
+) AS e ON true
+ORDER BY e.xid, e.id
+"""  # noqa: S608 - no part of it comes from elsewhere
+
+_OF_AGENT = f"""
+SELECT agents.event_seq AS now_sequence, coalesce(removed.sequence, 0) AS removed_sequence, e.*
+FROM agents
+LEFT JOIN outbox_low_water AS removed ON removed.agent_id = agents.id
+LEFT JOIN LATERAL (
+    SELECT {_EVENT} FROM outbox WHERE outbox.agent_id = agents.id AND sequence > :sequence
+    ORDER BY sequence LIMIT :limit
+) AS e ON true
+WHERE agents.id = :agent
+ORDER BY e.sequence
+"""  # noqa: S608 - no part of it comes from elsewhere
+
+_OF_AGENTS = f"""
+SELECT e.* FROM unnest(CAST(:agents AS uuid[]), CAST(:sequences AS bigint[])) AS seen(agent_id, sequence)
+CROSS JOIN LATERAL (
+    SELECT {_EVENT} FROM outbox WHERE outbox.agent_id = seen.agent_id AND outbox.sequence > seen.sequence
+    ORDER BY outbox.sequence LIMIT :limit
+) AS e
+ORDER BY e.id LIMIT :limit
+"""  # noqa: S608 - no part of it comes from elsewhere
+
+_REMOVE = text("""
+WITH old AS (
+    SELECT id FROM outbox WHERE published_at < :before ORDER BY id LIMIT :limit FOR UPDATE
+), removed AS (
+    DELETE FROM outbox USING old WHERE outbox.id = old.id
+    RETURNING outbox.agent_id, outbox.sequence, outbox.xid, outbox.id
+), marked AS (
+    INSERT INTO outbox_low_water AS mark (agent_id, sequence, xid, id)
+    SELECT DISTINCT ON (agent_id) agent_id, sequence, xid, id FROM removed ORDER BY agent_id, sequence DESC
+    ON CONFLICT (agent_id) DO UPDATE SET sequence = excluded.sequence, xid = excluded.xid, id = excluded.id
+    WHERE mark.sequence < excluded.sequence
+)
+SELECT count(*) FROM removed
+""")
+
+_READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
+
+
+class EventsRemoved(PodiumError):
+    """Events after this cursor were removed: read what is there anew, then follow from its cursor."""
+
+    status = 410
+    reason = "events-removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Some events behind a position, in order, and where the reader stands after them."""
+
+    rows: Sequence[EventRow]
+    reached: Position
+    now: Position
+    removed: Position
+
+
+def parse_cursor(cursor: str, agent_id: UUID | None) -> Position:
+    """The position that a cursor names: a sequence, zero-padded or not, or `xid.id`. Raises `ValueError`."""
+    numbers = tuple(map(int, cursor.split("."))) if _CURSOR.fullmatch(cursor) else ()
+    if len(numbers) != len(origin(agent_id)) or max(numbers) > _LARGEST:
+        raise ValueError(cursor)
+    return numbers
+
+
+def origin(agent_id: UUID | None) -> Position:
+    """Before the first event: of an agent, or of all."""
+    return (0, 0) if agent_id is None else (0,)
+
+
+def cursor_of(position: Position) -> str:
+    """The position as readers name it."""
+    return ".".join(map(str, position))
+
+
+def position_of(row: EventRow, agent_id: UUID | None) -> Position:
+    """Where an event stands: among those of its agent, or among all."""
+    return (row.xid, row.id) if agent_id is None else (row.sequence,)
+
+
+async def read_events(database: Database, agent_id: UUID | None, after: Position, limit: int) -> Events:
+    """At most so many events behind a position: of one agent, or of all. Raises `AgentNotFound`.
+
+    Committed is enough, whether or not the broker has them; of all, only what is below the snapshot horizon. Where
+    fewer than `limit` are left, the position reached is now. The caller compares `removed`.
+    """
+    now: Position
+    removed: Position
+    if agent_id is None:
+        found = await database.execute(_READ_ALL, {"xid": str(after[0]), "id": after[1], "limit": limit})
+        rows = found.all()
+        now, removed = (rows[0].now_xid, 0), (rows[0].removed_xid, rows[0].removed_id)
+    else:
+        found = await database.execute(_READ_OF_AGENT, {"agent": agent_id, "sequence": after[0], "limit": limit})
+        rows = found.all()
+        if not rows:
+            raise AgentNotFound
+        now, removed = (rows[0].now_sequence,), (rows[0].removed_sequence,)
+    events = [row for row in rows if row.event_id is not None]
+    reached = position_of(events[-1], agent_id) if events and len(events) == limit else max(now, after)
+    return Events(events, reached, now, removed)
+
+
+async def read_events_of_agents(database: Database, seen: Mapping[UUID, int], limit: int) -> Sequence[EventRow]:
+    """At most so many events of these agents behind the sequences seen, each agent's in order and without a gap."""
+    parameters = {"agents": list(seen), "sequences": list(seen.values()), "limit": limit}
+    return (await database.execute(_READ_OF_AGENTS, parameters)).all()
+
+
+async def remove_published(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Remove at most so many events that were published before then, and remember up to where; how many they were.
+
+    What the broker has not confirmed stays, however old. Readers who stand before what is gone are told so once
+    the transaction is committed.
+    """
+    return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
