@@ -1,4 +1,5 @@
 import os
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from workers.topology import declare
 
 # A developer's own settings must not leak into tests; the servers' addresses are read before.
 EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith("PODIUM_")}
-for name in EXTERNAL:
-    del os.environ[name]
+# The same for every process of a run that is spread over several.
+os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class TestServers:
 
     database_url: str
     amqp_url: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_leaks_in() -> None:
+    for name in EXTERNAL:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

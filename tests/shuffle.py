@@ -16,7 +16,7 @@ from services.registration import Incoming, read_message
 from tests.factories import a_body
 from tests.sequential import Message
 
-FRESH_SEED = int(os.environ.get("FRESH_SEED") or random.SystemRandom().randrange(10**6))
+FRESH_SEED = int(os.environ["FRESH_SEED"])
 POLICIES = {"bot-first": None, "bot-legacy": None, "bot-always": "always", "bot-never": "never", "bot-built": "first"}
 DEPLOYMENTS = 6
 LARGEST_BATCH = 20

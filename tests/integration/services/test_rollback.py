@@ -1,4 +1,3 @@
-import os
 import random
 from dataclasses import dataclass, field
 
@@ -15,9 +14,10 @@ from services.errors import (
 from services.promotion import Caller
 from tests.factories import a_build, ago, incoming
 from tests.integration.services.world import AMY, World
+from tests.shuffle import FRESH_SEED
 from tests.walk import LEGACY, Cutover, rollback_target
 
-SEEDS = [1, 2, 3, int(os.environ.get("FRESH_SEED") or random.SystemRandom().randrange(10**6))]
+SEEDS = [1, 2, 3, FRESH_SEED]
 
 
 async def served_in_turn(world: World, *versions: str) -> None:
