@@ -37,6 +37,7 @@ CUT_OFF = " [...]"
 # These change nothing: a reader who is too fast for a message on its way looks again.
 READS = ("podium agents", "podium deployments", "podium rpc", "podium history", "podium registrations", "cat ")
 START_SECONDS = 60
+RUN_SECONDS = 60
 LOOK_SECONDS = 20
 CONSUMER, CONSUMER_QUEUE = "examples.consumer", "example.consumer"
 
@@ -102,7 +103,7 @@ class Terminal:
         commands = re.sub(r"^podium rpc .*$", r"\g<0>\necho", commands, flags=re.MULTILINE)
         self.shell.stdin.write(f"failed=0\n{commands}printf '\\n%s %s\\n' {end} $failed\n".encode())
         printed = ""
-        async with asyncio.timeout(LOOK_SECONDS):
+        async with asyncio.timeout(RUN_SECONDS):
             while not (line := (await self.shell.stdout.readline()).decode()).startswith(end):
                 assert line, f"the shell has ended:\n{printed}"
                 printed += line
@@ -225,6 +226,7 @@ async def terminal_in(folder: Path) -> AsyncIterator[Terminal]:
         await shell.communicate()
 
 
+@pytest.mark.timeout(300)  # half a minute on an idle machine
 async def test_everything_in_the_tutorial_happens_as_it_says(clone: Path) -> None:
     """From an empty folder: each block of commands runs, prints what is shown, and fails where that is the point."""
     async with terminal_in(clone) as terminal:

@@ -85,6 +85,13 @@ def test_every_podium_command_shown_exists(document: Path) -> None:
         assert_is_command(arguments)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=id_of)
+def test_every_make_target_named_exists(document: Path) -> None:
+    """In a sentence or in a block of commands."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^|\$ )make ([a-z]+)", document.read_text(), re.MULTILINE)) <= targets
+
+
 @pytest.mark.parametrize("wrong", ["publish", "promote", "promote bot --by amy", "deployments wait", "api --port http"])
 def test_a_wrong_command_is_found(wrong: str) -> None:
     """One that does not exist, an argument missing, an option unknown, a value that is none."""
