@@ -1,0 +1,44 @@
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from pydantic import SecretStr
+
+from services.database import make_engine
+from services.settings import Settings
+from tests.conftest import TestServers
+from tests.databases import a_database
+from tests.integration.properties.stage import Stage
+
+# A story of several operations and several statements each takes its time, and its data are what the test is about.
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
+# Without the phase that explains: it repeats failures hundreds of times, each against the database.
+_PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    phases=_PHASES,
+    suppress_health_check=_SLOW,
+    print_blob=True,
+    # New stories each time for whoever works here; a merge does not depend on luck.
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.register_profile("long", settings.get_profile("default"), max_examples=3000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def stage(servers: TestServers, template: str) -> Iterator[tuple[Stage, asyncio.Runner]]:
+    """A stage on a database of its own, and the event loop on which to use it: Hypothesis itself knows none."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        stack = AsyncExitStack()
+        url = runner.run(stack.enter_async_context(a_database(servers.database_url, template)))
+        database = Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+        engine = make_engine(database, application_name="tests", pool_size=10)
+        stack.push_async_callback(engine.dispose)
+        yield Stage(engine), runner
+        runner.run(stack.aclose())

@@ -1,0 +1,69 @@
+"""Transactions that take turns at the database, statement by statement, in an order that a test chooses."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import await_only
+
+POLL_SECONDS = 0.0005
+
+_BLOCKED = text("""
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND cardinality(pg_blocking_pids(pid)) > 0
+""")
+
+
+class Interleaving:
+    """Several tasks at once; while turns are given, each stops before each statement and commit until it is its turn.
+
+    One per engine, since it listens to the engine for as long as that lives.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._tasks: list[asyncio.Future[Any]] = []
+        self._gates: dict[asyncio.Future[Any], asyncio.Future[None]] = {}
+        event.listen(engine.sync_engine, "before_cursor_execute", self._stop)
+        event.listen(engine.sync_engine, "commit", self._stop)
+
+    async def run(self, works: Sequence[Awaitable[Any]], turns: Sequence[int]) -> list[Any]:
+        """What comes of each, errors included. A turn says whose it is, counted among those who stand still.
+
+        After the last turn all run as they like; without any they do so from the start.
+        """
+        running: list[asyncio.Future[Any]] = [asyncio.ensure_future(work) for work in works]
+        if turns:
+            async with self._engine.connect() as observer:
+                await observer.execution_options(isolation_level="AUTOCOMMIT")
+                self._tasks = running
+                for turn in turns:
+                    await self._until_nobody_moves(observer)
+                    waiting = [task for task in running if task in self._gates]
+                    if not waiting:
+                        break
+                    self._gates.pop(waiting[turn % len(waiting)]).set_result(None)
+            self._tasks = []
+            for gate in self._gates.values():
+                gate.set_result(None)
+            self._gates = {}
+        return await asyncio.gather(*running, return_exceptions=True)
+
+    async def _until_nobody_moves(self, observer: AsyncConnection) -> None:
+        """Return once everybody stands still, waits for a lock of somebody who does, or has ended."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            moving = [task for task in self._tasks if not task.done() and task not in self._gates]
+            if not moving:
+                return
+            if self._gates and (await observer.scalar(_BLOCKED) or 0) >= len(moving):
+                return
+
+    def _stop(self, *_: Any) -> None:
+        """Called by the engine, in the task that is about to talk to the database."""
+        task = asyncio.current_task()
+        if task is not None and task in self._tasks:
+            self._gates[task] = asyncio.get_running_loop().create_future()
+            await_only(self._gates[task])

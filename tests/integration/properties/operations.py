@@ -1,0 +1,186 @@
+"""What people and pipelines do to agents, as one says it; bound to a scene, each operation becomes a `Call`.
+
+Promote("a-v2", if_generation="current").bind(scene)
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services import lifecycle, promotion
+from services.lifecycle import AgentChange, NewDeployment
+from services.promotion import Caller
+from services.state import AutoPromote, State
+from tests.integration.properties.messages import Call, Register, Scene, Spoken
+
+_FAIL = (
+    text("UPDATE deployments SET status = 'Failed', status_changed_at = clock_timestamp() WHERE id = :id"),
+    text("UPDATE agents SET status = 'Failed' WHERE production_deployment_id = :id"),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Promote(Spoken):
+    """A promote; `through` names another agent than the deployment's own."""
+
+    deployment: str
+    through: str | None = None
+    if_generation: str | None = None
+
+    def bind(self, scene: Scene) -> Call:
+        """At the generation that is current now."""
+        label = scene.label(self.through or owner(self.deployment))
+        agent_id, caller = scene.agent_id(label), _caller(scene, label, self.if_generation)
+        return Call(
+            f"{self.deployment} is promoted as {label}'s{_condition(caller)}",
+            lambda model, now: model.promote(label, self.deployment, caller.if_generation, now),
+            _generation(lambda session: promotion.promote(session, agent_id, self.deployment, caller)),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class RollBack(Spoken):
+    """A rollback: to what served before, to a deployment, or to `legacy`."""
+
+    agent: str
+    to: str | None = None
+    if_generation: str | None = None
+
+    def bind(self, scene: Scene) -> Call:
+        """At the generation that is current now."""
+        label = scene.label(self.agent)
+        agent_id, caller = scene.agent_id(label), _caller(scene, label, self.if_generation)
+        return Call(
+            f"{label} is rolled back{f' to {self.to}' if self.to else ''}{_condition(caller)}",
+            lambda model, now: model.roll_back(label, self.to, caller.if_generation, now),
+            _generation(lambda session: promotion.roll_back(session, agent_id, caller, to=self.to)),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Create(Spoken):
+    """A deployment known ahead of its pod."""
+
+    deployment: str
+    image: str = "image:1"
+    through: str | None = None
+
+    def bind(self, scene: Scene) -> Call:
+        """For the agent that is there now."""
+        label = scene.label(self.through or owner(self.deployment))
+        agent_id, new = scene.agent_id(label), NewDeployment(id=self.deployment, docker_image=self.image)
+
+        async def on_the_database(session: AsyncSession) -> str:
+            return (await lifecycle.create_deployment(session, agent_id, new)).status
+
+        return Call(
+            f"{self.deployment} is created for {label} with {self.image}",
+            lambda model, now: model.create(label, self.deployment, self.image, now),
+            on_the_database,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Delete(Spoken):
+    """A deployment's deletion."""
+
+    deployment: str
+    through: str | None = None
+
+    def bind(self, scene: Scene) -> Call:
+        """For the agent that is there now."""
+        label = scene.label(self.through or owner(self.deployment))
+        agent_id = scene.agent_id(label)
+
+        async def on_the_database(session: AsyncSession) -> str:
+            await lifecycle.delete_deployment(session, agent_id, self.deployment)
+            return "done"
+
+        return Call(
+            f"{self.deployment} of {label} is deleted",
+            lambda model, now: model.delete(label, self.deployment, now),
+            on_the_database,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class DeleteAgent(Spoken):
+    """An agent's deletion."""
+
+    agent: str
+
+    def bind(self, scene: Scene) -> Call:
+        """The one that is there now."""
+        label = scene.label(self.agent)
+        agent_id, caller = scene.agent_id(label), Caller(actor="amy")
+        return Call(
+            f"{label} is deleted",
+            lambda model, now: model.delete_agent(label, now),
+            _generation(lambda session: lifecycle.delete_agent(session, agent_id, caller)),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Change(Spoken):
+    """New settings of an agent."""
+
+    agent: str
+    auto_promote: AutoPromote | None = None
+    paused: bool | None = None
+
+    def bind(self, scene: Scene) -> Call:
+        """The one that is there now."""
+        label = scene.label(self.agent)
+        agent_id = scene.agent_id(label)
+        change = AgentChange(auto_promote=self.auto_promote, auto_promote_paused=self.paused)
+        return Call(
+            f"{label} is set to auto_promote={self.auto_promote}, paused={self.paused}",
+            lambda model, _: model.change(label, policy=self.auto_promote, paused=self.paused),
+            _generation(lambda session: lifecycle.change_agent(session, agent_id, change)),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Fail(Spoken):
+    """A verdict on the health of a deployment, written as it will be: nothing else may run at the same time."""
+
+    deployment: str
+
+    def bind(self, _scene: Scene) -> Call:
+        """Nothing happens to a deployment that is not there."""
+
+        async def on_the_database(session: AsyncSession) -> str:
+            for statement in _FAIL:
+                await session.execute(statement, {"id": self.deployment})
+            return "done"
+
+        return Call(
+            f"{self.deployment} fails its probes",
+            lambda model, now: model.fail(self.deployment, now),
+            on_the_database,
+        )
+
+
+Operation = Register | Promote | RollBack | Create | Delete | DeleteAgent | Change | Fail
+
+
+def owner(deployment: str) -> str:
+    """The name of the agent that a deployment is named after."""
+    return deployment.partition("-")[0]
+
+
+def _caller(scene: Scene, label: str, which: str | None) -> Caller:
+    return Caller(actor="amy", if_generation=scene.generation(label, which))
+
+
+def _condition(caller: Caller) -> str:
+    return "" if caller.if_generation is None else f" if at generation {caller.if_generation}"
+
+
+def _generation(work: Callable[[AsyncSession], Awaitable[State]]) -> Callable[[AsyncSession], Awaitable[str]]:
+    async def on_the_database(session: AsyncSession) -> str:
+        return f"generation {(await work(session)).agent.generation}"
+
+    return on_the_database

@@ -1,0 +1,71 @@
+"""Which serial order explains what several operations did at once."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.integration.properties.messages import Call
+from tests.integration.properties.model import Model
+from tests.integration.properties.picture import Picture, differences, of_model
+from tests.integration.properties.state import Moment, Refused
+
+BETWEEN: Moment = 0.01  # two operations of one step
+
+
+@dataclass(frozen=True)
+class Done:
+    """A call, and what its caller was told."""
+
+    call: Call
+    outcome: str
+
+    def __str__(self) -> str:
+        return f"{self.call.sentence} -> {self.outcome}"
+
+
+def explain(before: Model, done: Sequence[Done], now: Moment, database: Picture) -> Model:
+    """The model after the first serial order in which the rules say the same as the database.
+
+    Raises `AssertionError` with what is nearest to an explanation.
+    """
+    objections: list[tuple[int, str]] = []
+    for after, order in _orders(before, list(done), now, [], objections):
+        found = differences(database, of_model(after))
+        if not found:
+            return after
+        told = "" if len(done) == 1 else f" in the order {_numbers(order, done)}"
+        objections.append((len(done) * 100 - len(found), "\n".join([f"After this{told}:", *found])))
+    _, nearest = max(objections)
+    what = "No serial order explains this:" if len(done) > 1 else "The rules do not say this:"
+    listed = [f"  ({number}) {each}" for number, each in enumerate(done, 1)]
+    raise AssertionError("\n".join([what, *listed, nearest]))
+
+
+def _orders(
+    model: Model, remaining: list[Done], now: Moment, order: list[Done], objections: list[tuple[int, str]]
+) -> Iterator[tuple[Model, list[Done]]]:
+    """Every order in which the rules tell each caller what it was told."""
+    if not remaining:
+        yield model, order
+    frozen = pickle.dumps(model)
+    for index, each in enumerate(remaining):
+        after: Model = pickle.loads(frozen)  # noqa: S301 - a copy, several times as fast as copy.deepcopy
+        told = judge(each.call, after, now)
+        if told == each.outcome:
+            others = remaining[:index] + remaining[index + 1 :]
+            yield from _orders(after, others, now + BETWEEN, [*order, each], objections)
+        else:
+            first = "".join(f" after {done.call.sentence}," for done in order[-1:])
+            objections.append((len(order), f"Nearest:{first} the rules say: {each.call.sentence} -> {told}"))
+
+
+def judge(call: Call, model: Model, now: Moment) -> str:
+    """What the rules tell the caller; the model is changed."""
+    try:
+        return call.by_the_rules(model, now)
+    except Refused as refused:
+        return f"refused: {refused}"
+
+
+def _numbers(order: Sequence[Done], done: Sequence[Done]) -> str:
+    return ", ".join(str(next(number for number, each in enumerate(done, 1) if each is one)) for one in order)

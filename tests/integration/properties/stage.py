@@ -1,0 +1,166 @@
+"""Where the story plays: a real database, the model beside it, and the messages that were written."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from contracts.messages import RegisterBuildRequest
+from services.announcement import Announcement
+from services.database import in_transaction, make_sessions
+from services.errors import PodiumError
+from services.registration import Incoming
+from tests.databases import empty
+from tests.factories import a_registration, incoming
+from tests.integration.properties.interleaving import Interleaving
+from tests.integration.properties.messages import Announce, Call, Letter
+from tests.integration.properties.model import Model
+from tests.integration.properties.operations import Operation
+from tests.integration.properties.orders import Done, explain
+from tests.integration.properties.picture import Seen, of_database
+from tests.integration.properties.state import Message, Moment
+from tests.invariants import assert_invariants
+
+NO_AGENT = UUID(int=0)
+# What a published time means: steps ago, and seconds after that step began. In the model a step is 1 long, and a
+# second so much that no story catches up with it.
+PUBLISHED = {
+    "now": (0, 0),
+    "1 step ago": (1, 0),
+    "3 steps ago": (3, 0),
+    "an hour ago": (0, -3600),
+    "20 s ahead": (0, 20),
+    "an hour ahead": (0, 3600),
+}
+SECOND: Moment = 70  # the 30 seconds of rule 4 are `announcing.TOLERANCE`
+WITHIN: Moment = 0.5  # a step's operations come after its messages
+
+
+class Stage:
+    """One story at a time."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._sessions = make_sessions(engine)
+        self._interleaving = Interleaving(engine)
+
+    async def begin(self) -> None:
+        """A new story, in an empty database."""
+        await empty(self._engine)
+        self.model = Model()
+        self.letters: list[Letter] = []
+        self.story: list[str] = []
+        self._began: list[datetime] = []
+        self._agent_ids: dict[str, UUID] = {}
+        self._see(await in_transaction(self._sessions, of_database))
+
+    async def happen(self, operations: Sequence[Operation], turns: Sequence[int] = ()) -> None:
+        """The next step of the story, all its operations at once; raises if the rules do not say the same."""
+        step = len(self._began)
+        done = await self._perform([operation.bind(self) for operation in operations], turns)
+        seen = await in_transaction(self._sessions, _look)
+        self.story += [f"{step}. {each}" for each in done]
+        self.model = explain(self.model, done, self._now + WITHIN, seen.picture)
+        self._see(seen)
+
+    def label(self, who: str) -> str:
+        """The newest agent of this name, or with `old ` the one before it."""
+        lives = self.model.of_name(who.removeprefix("old "))
+        newest = lives[:-1] if who.startswith("old ") else lives
+        return newest[-1].label if newest else f"no {who}"
+
+    def agent_id(self, label: str) -> UUID:
+        """The agent's id; one that no agent has, if there is none."""
+        return self._agent_ids.get(label, NO_AGENT)
+
+    def generation(self, label: str, which: str | None) -> int | None:
+        """The agent's `current` generation, or the one before it."""
+        life = self.model.lives.get(label)
+        if which is None or life is None:
+            return None
+        return life.generation if which == "current" else life.generation - 1
+
+    def write(self, draft: Announce) -> Letter:
+        """A new message."""
+        # In pairs, the second before the first: equal times are decided by the id, and not always for the newer one.
+        message_id = UUID(int=(len(self.letters) + 2) ^ 1)
+        steps, seconds = PUBLISHED[draft.published]
+        then = max(0, len(self._began) - 1 - steps)
+        at = self._began[then] + timedelta(seconds=seconds)
+        agent_id = self.label(draft.agent_id) if draft.agent_id else None
+        message = Message(
+            id=message_id,
+            agent=draft.agent,
+            deployment=draft.version,
+            published=then + seconds * SECOND if draft.way == "queue" else None,
+            way=draft.way,
+            url=draft.url,
+            image=draft.image,
+            description=draft.description,
+            rpc_path=draft.rpc_path,
+            fact=draft.fact,
+            agent_id=agent_id,
+        )
+        letter = Letter(message, self._as_sent(message, at), f"message {message_id.int}: {_sentence(draft)}")
+        self.letters.append(letter)
+        return letter
+
+    def _as_sent(self, message: Message, at: datetime) -> Incoming:
+        metadata = {"fact": message.fact} if message.fact else {}
+        said = {"description": message.description, "docker_image": message.image}
+        if message.way == "build":
+            build = RegisterBuildRequest.model_validate(
+                {"name": message.agent, "registration_metadata": metadata or None, **said}
+            )
+            return Incoming(Announcement(build, message.id, None))
+        said |= {
+            "deployment_id": message.deployment,
+            "acp_url": message.url,
+            "rpc_path": message.rpc_path,
+            "agent_id": str(self.agent_id(message.agent_id)) if message.agent_id else None,
+        }
+        given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        given["registration_metadata"] = metadata
+        if message.way == "HTTP":
+            return Incoming(Announcement(a_registration(message.agent, **given), message.id, None))
+        return incoming(message.agent, message_id=str(message.id), registered_at=at.isoformat(), **given)
+
+    @property
+    def _now(self) -> Moment:
+        return float(len(self._began) - 1)
+
+    async def _perform(self, calls: Sequence[Call], turns: Sequence[int]) -> list[Done]:
+        outcomes = await self._interleaving.run([self._settle(call) for call in calls], turns)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [Done(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+
+    async def _settle(self, call: Call) -> str:
+        try:
+            return await in_transaction(self._sessions, call.on_the_database)
+        except PodiumError as error:
+            return f"refused: {type(error).__name__}"
+
+    def _see(self, seen: Seen) -> None:
+        self._began.append(seen.clock)
+        self._agent_ids |= seen.agent_ids
+
+
+async def _look(session: AsyncSession) -> Seen:
+    seen = await of_database(session)
+    await assert_invariants(session)
+    return seen
+
+
+def _sentence(draft: Announce) -> str:
+    who = draft.version or ("a build" if draft.way == "build" else "a legacy pod")
+    said = [
+        f"{name}={getattr(draft, name)}"
+        for name in ("url", "image", "description", "rpc_path", "fact", "agent_id")
+        if getattr(draft, name) is not None
+    ]
+    when = f"published {draft.published}" if draft.way == "queue" else f"by {draft.way}"
+    return f"{who} announces itself for {draft.agent} ({', '.join([when, *said])})"
