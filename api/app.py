@@ -14,7 +14,7 @@ from litestar import Litestar
 from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
-from api import agents, asyncapi, deployments, events, health, lookup, openapi, registration, registrations, rpc
+from api import agents, asyncapi, deployments, events, health, lookup, openapi, parked, registration, registrations, rpc
 from api.auth import check_bind, check_caller
 from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> Litestar:
             *agents.ROUTES,
             *deployments.ROUTES,
             *registrations.ROUTES,
+            *parked.ROUTES,
             *events.ROUTES,
             *lookup.ROUTES,
             *rpc.ROUTES,

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
-from services.errors import ParkedNotFound, PodiumError
+from services.errors import NotRetryable, ParkedNotFound, PodiumError
 from services.models import Parked
 from services.queries import Page
+
+# Names the parked message that this one is a retry of.
+RETRY_HEADER = "x-podium-retry-of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,27 @@ async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:
     """Forget the message for good, once the transaction is committed. Raises `ParkedNotFound`."""
     if await session.scalar(delete(Parked).where(Parked.id == parked_id).returning(Parked.id)) is None:
         raise ParkedNotFound
+
+
+def sent_again(parked: Parked, message_id: UUID) -> Envelope:
+    """The parked message under a new id, to go through the front door once more.
+
+    Its time stays, so that a newer announcement still wins; without one it is the time of parking. Raises
+    `NotRetryable` for what is no JSON object.
+    """
+    try:
+        content = from_json(parked.body)
+    except ValueError as error:
+        raise NotRetryable from error
+    if not isinstance(content, dict):
+        raise NotRetryable
+    content["message_id"] = str(message_id)
+    if content.get("registered_at") is None:
+        content["registered_at"] = parked.received_at.isoformat()
+    headers = {RETRY_HEADER: str(parked.id)}
+    if isinstance(traceparent := parked.headers.get("traceparent"), str):
+        headers["traceparent"] = traceparent
+    return Envelope(parked.routing_key, to_json(content), headers)
 
 
 def _storable_json(rows: list[dict[str, Any]]) -> str:

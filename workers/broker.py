@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from aio_pika import connect
+from aio_pika import Connection
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPConnectionError, AMQPError
 from yarl import URL
@@ -25,14 +25,15 @@ def with_heartbeat(url: str) -> str:
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[AbstractConnection]:
     """A connection that is not made again by itself. Raises `AMQPError`, also for a broker that is not there."""
+    connection = Connection(URL(with_heartbeat(url)))
     try:
-        connection = await connect(with_heartbeat(url), timeout=CONNECT_SECONDS)
-    except AMQPError:
-        raise
-    except OSError as error:
-        why = str(error) or f"no answer within {CONNECT_SECONDS:.0f} s"
-        raise AMQPConnectionError(f"The broker cannot be reached: {why}") from error
-    try:
+        try:
+            await connection.connect(timeout=CONNECT_SECONDS)
+        except AMQPError:
+            raise
+        except OSError as error:
+            why = str(error) or f"no answer within {CONNECT_SECONDS:.0f} s"
+            raise AMQPConnectionError(f"The broker cannot be reached: {why}") from error
         yield connection
     finally:
         await at_most(CLOSE_SECONDS, connection.close())

@@ -22,7 +22,7 @@ class Decider:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._outage = Outage("registrar.database_away", "registrar.database_back")
+        self._outage = Outage(action="registrar.database_away", back="registrar.database_back")
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
         """What became of each message, committed; None if the process stops while the database is away."""

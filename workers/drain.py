@@ -32,7 +32,7 @@ class Drainer:
     def __init__(self, settings: Settings, sessions: Sessions) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._outage = Outage("drainer.disconnected", "drainer.connected")
+        self._outage = Outage(action="drainer.disconnected", back="drainer.connected")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; survives the loss of both servers."""

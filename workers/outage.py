@@ -17,9 +17,9 @@ log = structlog.get_logger(__name__)
 class Outage:
     """The failures in a row of one worker; over as soon as it works again."""
 
-    def __init__(self, away: str, back: str) -> None:
-        """The `action` of what is logged when it begins or goes on, and when it is over."""
-        self._away = away
+    def __init__(self, *, action: str, back: str) -> None:
+        """The `action` of what is logged while it lasts, and when it is over."""
+        self._away = action
         self._back = back
         self._attempts = 0
         self._began = 0.0

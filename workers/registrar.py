@@ -51,7 +51,7 @@ class Registrar:
         self._settings = settings
         self._decider = Decider(sessions)
         self._waker = waker
-        self._outage = Outage("registrar.disconnected", "registrar.connected")
+        self._outage = Outage(action="registrar.disconnected", back="registrar.connected")
         self._acks_lost = 0
 
     async def run(self, stop: asyncio.Event) -> None:

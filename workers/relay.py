@@ -50,7 +50,7 @@ class Relay:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._proved_at = 0.0
         self._events_wait = asyncio.Event()
-        self._outage = Outage("relay.disconnected", "relay.connected")
+        self._outage = Outage(action="relay.disconnected", back="relay.connected")
         self._held_back: dict[UUID, tuple[float, int]] = {}  # agent: not before, failures in a row
 
     async def run(self, stop: asyncio.Event) -> None:

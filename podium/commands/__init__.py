@@ -9,6 +9,7 @@ from podium.commands.agents import agents
 from podium.commands.deployments import deployments
 from podium.commands.doctor import doctor
 from podium.commands.history import history
+from podium.commands.parked import parked
 from podium.commands.promoting import promote, rollback
 from podium.commands.register import register
 from podium.commands.registrations import registrations
@@ -24,6 +25,7 @@ ORDER = [
     "rollback",
     "history",
     "registrations",
+    "parked",
     "rpc",
     "register",
 ]
@@ -42,5 +44,6 @@ def operator_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(agents)
     app.add_typer(deployments)
+    app.add_typer(parked)
     for each in (registrations, promote, rollback, history, rpc, register, doctor):
         app.command()(each)

@@ -10,6 +10,10 @@ from podium.commands.exits import ExitCode, Failure
 
 def is_agent_id(text: str) -> bool:
     """Whether this can be an agent's id. It can be a name all the same."""
+    return _is_uuid(text)
+
+
+def _is_uuid(text: str) -> bool:
     try:
         return str(UUID(text)) == text.lower()
     except ValueError:
@@ -24,6 +28,13 @@ def agent_segment(name: str) -> str:
 def deployment_segment(deployment_id: str) -> str:
     """The deployment id as a part of a path. Raises `Failure` for what can be none."""
     return _segment(deployment_id, DEPLOYMENT_ID_PATTERN, "is no deployment id: letters, digits, '.', '_' and '-'")
+
+
+def parked_segment(parked_id: str) -> str:
+    """The parked message's id as a part of a path. Raises `Failure` for what can be none."""
+    if not _is_uuid(parked_id):
+        raise Failure(f"{parked_id!r} is no parked message's id: 'podium parked list' lists them.", ExitCode.USAGE)
+    return parked_id.lower()
 
 
 def _segment(text: str, pattern: str, complaint: str) -> str:

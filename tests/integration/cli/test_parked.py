@@ -1,0 +1,42 @@
+"""`podium parked`, as it is typed."""
+
+from functools import partial
+
+from aio_pika.abc import AbstractConnection
+
+from services.database import Sessions, in_transaction
+from services.parking import Envelope
+from services.registration import read_message, register_batch
+from tests.integration.cli.terminal import Terminal
+
+
+async def park(sessions: Sessions, body: bytes, key: str = "agent.bot") -> None:
+    """Have this message refused, as a registrar does."""
+    await in_transaction(sessions, partial(register_batch, batch=[read_message(Envelope(key, body))]))
+
+
+async def test_a_parked_message_is_found_read_sent_again_and_dropped(
+    terminal: Terminal,
+    sessions: Sessions,
+    broker: AbstractConnection,  # noqa: ARG001 - declares the topology
+) -> None:
+    """From the list to the empty list, each step named by the one before."""
+    nothing = await terminal.quick("parked", "list")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "Nothing is parked.\n")
+    await park(sessions, b'{"name": "bot"}')
+    listed = await terminal.quick("parked", "list")
+    assert "malformed" in listed.out
+    assert "bot" in listed.out
+    (found,) = (await terminal.quick("parked", "list", "--agent", "bot", "--json")).json
+    assert (await terminal.quick("parked", "list", "--agent", "other", "-q")).out == ""
+    shown = (await terminal.quick("parked", "show", found["id"])).out
+    assert '{"name": "bot"}' in shown
+    assert "agent.bot" in shown
+    sent = await terminal.done("parked", "retry", found["id"], "--json")
+    assert (sent.code, sent.json["id"]) == (0, found["id"])
+    assert (await terminal.quick("parked", "list", "--json")).json[0]["retried_at"] == sent.json["retried_at"]
+    dropped = await terminal.done("parked", "drop", found["id"])
+    assert dropped.out == f"The parked message {found['id']} is dropped.\n"
+    again = await terminal.quick("parked", "drop", found["id"])
+    assert (again.code, again.error) == (4, "There is no such parked message: it was dropped, or never parked.")
+    assert (await terminal.quick("parked", "show", "x")).code == 2

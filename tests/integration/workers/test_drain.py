@@ -1,0 +1,110 @@
+"""What the broker gives up on ends in the table of parked messages, and nowhere else."""
+
+import asyncio
+from typing import Any
+
+import pytest_asyncio
+from aio_pika import Message
+from aio_pika.abc import AbstractConnection
+from pydantic_core import from_json, to_json
+from sqlalchemy import text
+
+from contracts import topology
+from services.database import Sessions
+from services.settings import Settings
+from tests.broker import publish, ready_messages
+from tests.factories import a_body
+from tests.integration.workers.conftest import working
+from tests.waiting import eventually, eventually_rows
+from workers.run import run_drainer
+from workers.topology import declare
+
+DELIVERY_LIMIT = 2
+LOCK = text("LOCK TABLE parked IN EXCLUSIVE MODE")
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+@pytest_asyncio.fixture
+async def impatient(broker: AbstractConnection, settings: Settings) -> AbstractConnection:
+    """A broker whose registrations queue gives a message up after three deliveries."""
+    await (await broker.channel()).queue_delete(topology.REGISTRATIONS_QUEUE)
+    await declare(settings.model_copy(update={"delivery_limit": DELIVERY_LIMIT}))
+    return broker
+
+
+async def give_up(broker: AbstractConnection) -> None:
+    """Take the one message and give it back until the broker gives it up."""
+    channel = await broker.channel()
+    queue = await channel.get_queue(topology.REGISTRATIONS_QUEUE)
+    given_back = 0
+
+    async def dead() -> bool:
+        nonlocal given_back
+        message = await queue.get(fail=False)
+        if message is not None:
+            await message.nack(requeue=True)
+            given_back += 1
+        return given_back > DELIVERY_LIMIT
+
+    await eventually(dead, "a message that was delivered too often")
+
+
+async def test_what_the_broker_gave_up_on_is_parked_whole(
+    impatient: AbstractConnection, settings: Settings, sessions: Sessions
+) -> None:
+    """Reason, key, agent, id and body as they were, the broker's own words in the headers; the queue is empty then."""
+    body = a_body("bot", deployment_id="v1")
+    await publish(impatient, body, headers={"traceparent": "00-1-2-3"})
+    await give_up(impatient)
+    async with working(run_drainer, settings), working(run_drainer, settings):
+        (row,) = await eventually_rows(sessions, "SELECT * FROM parked")
+        await _emptied(impatient)
+    assert (row.reason, row.routing_key) == ("dead-lettered", "agent.bot")
+    assert (row.agent_name, row.deployment_id, str(row.message_id)) == ("bot", "v1", body["message_id"])
+    assert "(delivery_limit)" in row.error
+    assert from_json(bytes(row.body)) == body
+    assert row.headers["traceparent"] == "00-1-2-3"
+    assert row.headers["x-death"][0]["queue"] == topology.REGISTRATIONS_QUEUE
+
+
+BODIES: dict[str, Any] = {"no JSON": b"\xff{", "empty": b"", "another one": b"{}"}
+
+
+async def test_each_dead_letter_has_a_row_of_its_own(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions
+) -> None:
+    """Whatever it is; the same one twice is one row, two of one deployment are two."""
+    twice = a_body("bot", deployment_id="v1")
+    channel = await broker.channel()
+    for body in (*BODIES.values(), to_json(twice), to_json(twice), to_json(a_body("bot", deployment_id="v1"))):
+        await channel.default_exchange.publish(Message(body), topology.PARKED_QUEUE)
+    async with working(run_drainer, settings):
+        await _emptied(broker)
+        found = await eventually_rows(sessions, "SELECT body FROM parked", 5)
+    assert len(found) == 5
+    assert {bytes(row.body) for row in found} > set(BODIES.values())
+
+
+async def test_a_drainer_that_ends_before_its_commit_leaves_the_message(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions
+) -> None:
+    """Acknowledged after the commit, never before: while the table is locked, nothing is lost however often it ends."""
+    channel = await broker.channel()
+    await channel.default_exchange.publish(Message(b"{"), topology.PARKED_QUEUE)
+    async with sessions() as holder, holder.begin():
+        await holder.execute(LOCK)
+        for _ in range(3):
+            doomed = asyncio.ensure_future(run_drainer(settings, asyncio.Event()))
+            await eventually_rows(sessions, WAITING)
+            doomed.cancel()
+            await asyncio.wait({doomed})
+    async with working(run_drainer, settings):
+        await eventually_rows(sessions, "SELECT 1 FROM parked")
+        await _emptied(broker)
+
+
+async def _emptied(broker: AbstractConnection) -> None:
+    async def empty() -> bool:
+        return await ready_messages(broker, topology.PARKED_QUEUE) == 0
+
+    await eventually(empty, "no dead letter waits")
