@@ -1,12 +1,13 @@
 # Each of these works as the first command in a fresh clone: set-up comes first and is quick when nothing is to do.
 
 PYTHON ?= python3
+RUNS ?= 1
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test lint format contracts lock environment servers-for-tests
+.PHONY: help setup demo up test bench lint format contracts lock environment servers-for-tests
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,7 +22,10 @@ up: setup ## Start the whole system and stay, at http://127.0.0.1:8080
 	@$(BIN)/podium up
 
 test: servers-for-tests ## Run every test against real servers
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs)
+	@$(BIN)/python -m tests.benchmarks --runs $(RUNS)
 
 lint: environment ## Check style, types and the direction of imports
 	@$(BIN)/ruff check

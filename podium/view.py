@@ -44,7 +44,7 @@ async def _counts(engine: AsyncEngine) -> str:
             row = (await connection.execute(_COUNTS)).one()
     except (SQLAlchemyError, OSError):
         return "the database does not answer"
-    return f"{row.agents} agents, {row.waiting} events waiting, {row.parked} parked messages"
+    return f"agents {row.agents} · events waiting {row.waiting} · parked messages {row.parked}"
 
 
 def _drawn(system: System, seconds: float, counts: str) -> Group:

@@ -61,7 +61,7 @@ async def test_metrics_by_route_and_never_by_path(api: Api) -> None:
     await api.get(f"/agents/{uuid4()}")
     await api.get("/agents/name/some-bot")
     await api.get("/a-strangers-path")
-    await api.call("BREW", "/agents")
+    await api.call("PROPFIND", "/agents")
     answer = await api.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     text = answer.body.decode()

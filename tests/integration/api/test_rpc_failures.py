@@ -49,7 +49,7 @@ async def test_nobody_to_call(api: Api, sessions: Sessions) -> None:
 async def test_methods_that_are_not_forwarded(api: Api, pod: Pod) -> None:
     """405 that says which are."""
     await api.register("bot", "v1", acp_url=pod.url)
-    for method in ("PUT", "PATCH", "BREW"):
+    for method in ("PUT", "PATCH", "PROPFIND"):
         answer = await api.call(method, RPC)
         answer.rpc_error(405, "method-not-allowed")
         assert {"GET", "POST", "DELETE"} <= set(answer.headers["allow"].split(", "))
