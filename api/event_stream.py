@@ -90,7 +90,7 @@ class EventStream:
             if content:
                 await _write(send, content)
                 due = loop.time() + silence
-            elif step is None or not step.frames:
+            elif not (self._is_over() or (step and step.frames)):
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due if step else min(due, loop.time() + RETRY.total_seconds())):
                         await changed.wait()

@@ -22,6 +22,7 @@ CONNECT_SECONDS = 5
 ANSWER_SECONDS = 60
 GENERATION_HEADER = "x-podium-generation"
 PROBLEM_TYPE = "application/problem+json"
+STREAM_TYPE = "text/event-stream"
 
 Json = dict[str, Any]
 
@@ -118,6 +119,17 @@ class Api:
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise Failure(f"Podium at {self.url} {_why(error)}", ExitCode.UNAVAILABLE) from error
+
+    @asynccontextmanager
+    async def stream(self, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:  # noqa: ANN401 - as aiohttp takes them
+        """Server-Sent Events as they come, for as long as they do."""
+        patient = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
+        async with self.request("GET", path, timeout=patient, **options) as response:
+            if not response.ok:
+                self._raise_refusal(response, await response.read())
+            if response.content_type != STREAM_TYPE:
+                raise self._stranger(response.content_type)
+            yield response
 
     async def _object(self, path: str) -> Json:
         answer: Json = await self.get(path)

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from podium.commands.agents import agents
 from podium.commands.deployments import deployments
 from podium.commands.doctor import doctor
+from podium.commands.events import events
 from podium.commands.history import history
 from podium.commands.parked import parked
 from podium.commands.promoting import promote, rollback
@@ -24,6 +25,7 @@ ORDER = [
     "promote",
     "rollback",
     "history",
+    "events",
     "registrations",
     "parked",
     "rpc",
@@ -45,5 +47,5 @@ def operator_commands(app: typer.Typer) -> None:
     app.command()(agents)
     app.add_typer(deployments)
     app.add_typer(parked)
-    for each in (registrations, promote, rollback, history, rpc, register, doctor):
+    for each in (registrations, promote, rollback, history, events, rpc, register, doctor):
         app.command()(each)

@@ -6,7 +6,7 @@ from podium.commands.exits import MEANINGS, ExitCode, code_of_status
 
 RUNNER = CliRunner()
 ASKING = ["agents", "deployments list", "deployments show", "deployments wait", "deployments delete", "promote"]
-ASKING += ["rollback", "history", "registrations", "rpc", "register", "doctor"]
+ASKING += ["rollback", "history", "events", "registrations", "rpc", "register", "doctor"]
 ASKING += ["parked list", "parked show", "parked retry", "parked drop"]
 
 

@@ -1,0 +1,130 @@
+"""`podium events`: what was, what comes, and going on where it broke off."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from api.app import make_server
+from podium.servers.ports import free_ports
+from services.settings import Settings
+from tests.integration.api.client import Api
+from tests.integration.cli.terminal import Terminal
+from tests.waiting import eventually
+
+PATIENCE_SECONDS = 20
+
+
+@asynccontextmanager
+async def api_at(settings: Settings, port: int) -> AsyncIterator[str]:
+    """Another API, at this port; its address."""
+    server = make_server(settings.model_copy(update={"port": port}))
+    running = asyncio.create_task(server.serve())
+
+    async def listens() -> bool:
+        return server.started
+
+    await eventually(listens, "the API listens")
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+    await running
+
+
+async def next_event(process: asyncio.subprocess.Process) -> dict[str, object]:
+    """The next line of a command that follows as JSON."""
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)
+    event: dict[str, object] = json.loads(line)
+    return event
+
+
+async def test_events_tell_what_has_happened(api: Api, terminal: Terminal) -> None:
+    """In words for people, whole with a cursor for programs, ids alone for scripts; of one agent or all."""
+    agent = await api.register("bot", "v1", docker_image="bot:1")
+    await api.register("other", "o1")
+    await api.register("bot", "v2")
+    await api.post(f"/agents/{agent['id']}/deployments/v2/promote", {"reason": "looks\x1b good"})
+    told = await terminal.quick("events", "bot")
+    assert "deployment.created   v1  bot:1" in told.out
+    assert "deployment.promoted  v1  generation 1, first by podium" in told.out
+    assert "deployment.promoted  v2  generation 2, manual by local: looks  good" in told.out
+    assert "other" not in told.out
+    assert "--since 7" in told.err
+    promoted = await terminal.quick("events", "--type", "deployment.promoted")
+    assert [line.split()[2] for line in promoted.out.splitlines()] == ["bot", "other", "bot"]
+    as_json = await terminal.quick("events", "--agent", agent["id"], "--json", "--since", "5")
+    events = [json.loads(line) for line in as_json.out.splitlines()]
+    assert [(event["cursor"], int(event["sequence"]), event["subject"]) for event in events] == [
+        ("6", 6, "v2"),
+        ("7", 7, "v2"),
+    ]
+    ids = await terminal.quick("events", "bot", "--quiet", "--since", "00000000000000000006")
+    assert ids.out == f"{events[-1]['id']}\n"
+    nothing = await terminal.quick("events", "bot", "--since", "7")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert "no such events" in nothing.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("bot --since x", 2, "since must be a sequence"),
+        ("--since 7", 2, "since must be the id of an event"),
+        ("bot --type promoted", 2, "podium.deployment.promoted.v1"),
+        ("bot --since 99 --follow", 2, "lies ahead"),
+        ("nobody", 4, "podium registrations --agent nobody"),
+        ("bot --agent other", 2, "name one agent"),
+    ],
+)
+async def test_what_cannot_be_told_is_refused(
+    api: Api, terminal: Terminal, arguments: str, code: int, words: str
+) -> None:
+    """With the code of every other command, and a sentence that says what to write."""
+    await api.register("bot", "v1")
+    ran = await terminal.quick("events", *arguments.split())
+    assert (ran.code, ran.out) == (code, "")
+    assert words in ran.error
+
+
+async def test_following_goes_on_after_the_api_was_away(settings: Settings, terminal: Terminal, api: Api) -> None:
+    """What happened meanwhile is told too, once and in order."""
+    await api.register("bot", "v1")
+    port = free_ports(["api"])["api"]
+    async with api_at(settings, port) as url:
+        process = await terminal.started("events", "bot", "--follow", "--json", "--since", "2", PODIUM_API_URL=url)
+        cursors = [(await next_event(process))["cursor"] for _ in range(2)]
+        await api.register("bot", "v2")
+        cursors += [(await next_event(process))["cursor"] for _ in range(2)]
+    await api.register("bot", "v3")
+    async with api_at(settings, port):
+        cursors += [(await next_event(process))["cursor"] for _ in range(2)]
+        process.terminate()
+        await process.wait()
+    assert cursors == ["3", "4", "5", "6", "7", "8"]
+
+
+async def test_following_begins_now_and_ends_with_its_reader(api: Api, terminal: Terminal) -> None:
+    """As in `podium events --follow | head -1`, without a complaint."""
+    await api.register("bot", "v1")
+    process = await terminal.started("events", "--follow", "--quiet")
+    assert process.stdout is not None
+    told = asyncio.create_task(process.stdout.readline())
+    number = 0
+    while not told.done():
+        number += 1
+        await api.register(f"bot-{number}")
+        await asyncio.wait({told}, timeout=0.2)
+    first = (await told).decode().strip()
+    transport = getattr(process, "_transport").get_pipe_transport(1)  # noqa: B009 - asyncio closes no single pipe
+    transport.close()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while process.returncode is None:
+                await api.register(f"bot-{(number := number + 1)}")
+                await asyncio.sleep(0.05)
+    assert process.stderr is not None
+    assert (process.returncode, await process.stderr.read()) == (0, b"")
+    old = await terminal.quick("events", "bot", "--quiet")
+    assert first not in old.out.split()
