@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.topics import Frame, Topic, frame
 from services.outbox import WAKE_CHANNEL
-from services.stream import Position, read_events, read_events_of_agents
+from services.stream import Position, make_reader, read_events, read_events_of_agents
 
 POLL = timedelta(milliseconds=250)
 # Between two reads, however often somebody notifies: what is committed meanwhile is read together.
@@ -89,6 +89,7 @@ class FanOut:
             await self._wanted.wait()
             try:
                 async with self._engine.connect() as connection:
+                    await make_reader(connection)
                     await self._listen(connection)
                     await self._read(connection)
             except Exception as error:  # noqa: BLE001 - whatever it was, every topic knows where to go on

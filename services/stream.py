@@ -80,6 +80,9 @@ WITH old AS (
 SELECT count(*) FROM removed
 """)
 
+# PostgreSQL takes 200 ms to compile a query over 400 agents that it then answers in 2.
+_INTERPRET = text("SET jit = off")
+
 _READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
 
 
@@ -144,6 +147,11 @@ async def read_events(database: Database, agent_id: UUID | None, after: Position
     events = [row for row in rows if row.event_id is not None]
     reached = position_of(events[-1], agent_id) if events and len(events) == limit else max(now, after)
     return Events(events, reached, now, removed)
+
+
+async def make_reader(connection: AsyncConnection) -> None:
+    """Have this session read the events of many agents again and again at little cost."""
+    await connection.execute(_INTERPRET)
 
 
 async def read_events_of_agents(database: Database, seen: Mapping[UUID, int], limit: int) -> Sequence[EventRow]:

@@ -5,6 +5,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,7 @@ async def test_a_server_that_stops_ends_its_streams_at_once(settings: Settings) 
     """Cleanly, so that clients come back with their cursors, and within a second."""
     async with a_server(settings) as (server, api):
         agent = await api.register("bot", "v1")
-        async with (
-            listening(api, f"/agents/{agent['id']}/events") as own,
-            listening(api, "/events") as all_events,
-        ):
+        async with listening(api, f"/agents/{agent['id']}/events") as own, listening(api, "/events") as all_events:
             loop = asyncio.get_running_loop()
             stopped = loop.time()
             server.stop()
@@ -167,8 +165,7 @@ async def test_streams_outlive_a_database_that_is_away(settings: Settings, sessi
     admin = create_async_engine(
         async_url(settings.database_url.get_secret_value()).set(database="postgres"), isolation_level="AUTOCOMMIT"
     )
-    heartbeat = {"sse_heartbeat": "0.1"}
-    async with a_server(Settings(**{**settings.model_dump(), **heartbeat})) as (_, api):
+    async with a_server(settings.model_copy(update={"sse_heartbeat": timedelta(seconds=0.1)})) as (_, api):
         agent = await api.register("bot", "v1")
         async with (
             listening(api, f"/agents/{agent['id']}/events") as own,
