@@ -27,6 +27,9 @@ test: servers-for-tests ## Run every test against real servers
 bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs)
 	@$(BIN)/python -m tests.benchmarks --runs $(RUNS)
 
+chaos: servers-for-tests ## Kill, stop and starve everything, at length: half an hour
+	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos
+
 lint: environment ## Check style, types and the direction of imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check

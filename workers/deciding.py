@@ -4,6 +4,7 @@ import asyncio
 
 import structlog
 
+from services.announcement import Announcement
 from services.database import Sessions, in_transaction
 from services.errors import Unavailable, Unprocessable
 from services.registration import Decided, Incoming, Unreadable, register_batch
@@ -55,10 +56,18 @@ class Decider:
             later = await self.decide(batch[middle:], stop) if earlier is not None else None
             return earlier + later if earlier is not None and later is not None else None
         (poison,) = batch
-        if isinstance(poison.content, Unreadable):
-            raise error
-        refused = Unreadable(Unprocessable(f"The database refuses this message: {type(error).__name__}."))
+        refused = _refused(poison.content, error)
         return await self.decide([Incoming(refused, poison.envelope)], stop)
+
+
+def _refused(content: Announcement | Unreadable, error: Exception) -> Unreadable:
+    """Under its id and name, unless these are what the database refuses. Raises the error if nothing else is left."""
+    why = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
+    if isinstance(content, Announcement):
+        return Unreadable(why, content.message_id, content.name)
+    if content.message_id is None:
+        raise error
+    return Unreadable(why)
 
 
 def _has_no_schema(error: Exception) -> bool:

@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -61,7 +61,13 @@ class Field:
     settings: Settings
     sessions: Sessions
     folder: Path
-    workers: list[GuardedProcess] = field(default_factory=list)
+
+    @property
+    def database(self) -> str:
+        """The name of this test's database."""
+        name = make_url(self.settings.database_url.get_secret_value()).database
+        assert name is not None
+        return name
 
     @asynccontextmanager
     async def worker(self, names: str = "", **more: str) -> AsyncIterator[GuardedProcess]:
@@ -104,7 +110,7 @@ async def fresh(ground: Ground, folder: Path, name: str) -> AsyncIterator[Field]
     """A new database and empty queues; both servers run again afterwards."""
     await ground.mended()
     url = make_url(ground.postgres.url)
-    await _alone(url.render_as_string(hide_password=False), f'CREATE DATABASE "{name}"')
+    await alone(url.render_as_string(hide_password=False), f'CREATE DATABASE "{name}"')
     engine = create_async_engine(
         async_url(str(url.set(database=name).render_as_string(hide_password=False))), poolclass=NullPool
     )
@@ -147,7 +153,8 @@ async def ended_within(process: GuardedProcess, seconds: float) -> int:
         return await process.ended()
 
 
-async def _alone(url: str, *statements: str) -> None:
+async def alone(url: str, *statements: str) -> None:
+    """Run what cannot run inside a transaction."""
     engine = create_async_engine(async_url(url), isolation_level="AUTOCOMMIT", poolclass=NullPool)
     async with engine.connect() as connection:
         for statement in statements:

@@ -30,9 +30,9 @@ SHORT = Size(
     broker_restarts=0,
     database_restarts=0,
     rolling_restarts=4,
-    alarm=3,
-    broker_down=4,
-    database_down=4,
+    alarm=2,
+    broker_down=2,
+    database_down=3,
     frozen=8,
     patience=60,
 )

@@ -1,0 +1,45 @@
+"""A pod's clock is an hour off: what happens, either way."""
+
+from datetime import UTC, datetime
+from functools import partial
+
+from services.database import Sessions, in_transaction
+from services.registration import Incoming, register_batch
+from tests.factories import ago, incoming
+from tests.waiting import rows
+
+HOUR = 3600
+ADDRESS = "SELECT acp_url, registered_at, status, is_production FROM deployments WHERE id = :id"
+
+
+async def decided(sessions: Sessions, message: Incoming) -> str:
+    """The outcome of a message that has just arrived."""
+    (result,) = await in_transaction(sessions, partial(register_batch, batch=[message]))
+    return type(result.outcome).__name__
+
+
+async def test_a_clock_that_runs_ahead_wins_nothing_for_later(sessions: Sessions) -> None:
+    """It counts as the moment of its arrival, so that the next announcement of a right clock is newer."""
+    ahead = incoming("bot", deployment_id="v1", acp_url="http://ahead", registered_at=ago(-HOUR))
+    assert await decided(sessions, ahead) == "Registered"
+    (row,) = await rows(sessions, ADDRESS, id="v1")
+    assert abs((datetime.now(UTC) - row.registered_at).total_seconds()) < 30
+    assert await decided(sessions, incoming("bot", deployment_id="v1", acp_url="http://right")) == "Registered"
+    assert (await rows(sessions, ADDRESS, id="v1"))[0].acp_url == "http://right"
+
+
+async def test_a_clock_that_is_behind_serves_as_long_as_it_is_alone(sessions: Sessions) -> None:
+    """A new deployment becomes Ready and is promoted as ever; against a right clock of the same one it is Stale.
+
+    So a pod of a deployment that moves to a machine whose clock is behind keeps its old address until it announces
+    itself by a right clock: 'podium registrations' shows why.
+    """
+    behind = partial(incoming, "bot", registered_at=ago(HOUR))
+    assert await decided(sessions, behind(deployment_id="v1", acp_url="http://behind")) == "Registered"
+    (row,) = await rows(sessions, ADDRESS, id="v1")
+    assert (row.acp_url, row.status, row.is_production) == ("http://behind", "Ready", True)
+    assert await decided(sessions, incoming("bot", deployment_id="v1", acp_url="http://right")) == "Registered"
+    assert await decided(sessions, behind(deployment_id="v1", acp_url="http://behind.again")) == "Stale"
+    assert (await rows(sessions, ADDRESS, id="v1"))[0].acp_url == "http://right"
+    (told,) = await rows(sessions, "SELECT outcome FROM registrations ORDER BY seq DESC LIMIT 1")
+    assert told.outcome == "Stale"

@@ -1,0 +1,52 @@
+"""A relay that stops for a while: the other takes over, and its waking does no harm."""
+
+import asyncio
+import os
+import signal
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+from tests.chaos.ground import Field
+from tests.chaos.size import SIZE
+from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
+from tests.factories import incoming
+from tests.waiting import eventually_rows
+
+TAKEN_OVER_SECONDS = 6
+
+
+async def test_a_frozen_relay_is_replaced_and_wakes_without_harm(field: Field) -> None:
+    """Within six seconds the second one publishes; the first one waking adds no gap and no disorder at a consumer."""
+    async with (
+        field.worker("relay", PODIUM_RELAY_BATCH_SIZE="50") as first,
+        field.worker("registrar"),
+        pods_of(field) as pods,
+    ):
+        await field.until_told("relay.started")
+        async with field.worker("relay"):
+            await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"a-{n}") for n in range(500)])
+            await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
+            os.kill(first.pid, signal.SIGSTOP)
+            frozen, frozen_at = monotonic(), datetime.now(UTC)
+            try:
+                await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"b-{n}") for n in range(100)])
+                await until_quiet(field, 600, seconds=20)
+                took = (max(map(_moment, field.told("relay.started"))) - frozen_at).total_seconds()
+                assert 0 < took < TAKEN_OVER_SECONDS
+                count = 600
+                while monotonic() < frozen + SIZE.frozen:
+                    await pods.publish([incoming(f"bot-{count % 20}", deployment_id=f"c-{count}")])
+                    count += 1
+                    await asyncio.sleep(0.05)
+            finally:
+                os.kill(first.pid, signal.SIGCONT)
+            await field.until_told("relay.disconnected", server="PostgreSQL")
+            await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"d-{n}") for n in range(100)])
+            await until_quiet(field, count + 100)
+    events = await all_events_in_order(field)
+    print(f"taken over after {took:.1f} s; {len(events)} events received")  # noqa: T201 - figures
+
+
+def _moment(line: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(line["timestamp"])
