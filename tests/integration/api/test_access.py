@@ -1,5 +1,6 @@
 """Who is let in: a key wherever others can reach the API, and no web page of somewhere else without one."""
 
+import re
 import socket
 from collections.abc import Mapping
 
@@ -28,7 +29,7 @@ async def test_a_key_is_needed_everywhere_but_where_machines_look(serve: Serve) 
     await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)
     public = {"/health/live", "/health/ready", "/metrics", "/asyncapi"}
     for template, operations in (await api.get("/openapi.json")).json["paths"].items():
-        path = template.format(agent_id="bot", name="bot", deployment_id="v1")
+        path = re.sub(r"\{\w+\}", "x", template)
         for method in operations:
             answer = await api.call(method.upper(), path)
             if path in public:
