@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from sqlalchemy import event, text
@@ -17,7 +18,7 @@ WHERE datname = current_database() AND wait_event_type = 'Lock' AND cardinality(
 
 
 class Interleaving:
-    """Several tasks at once; while turns are given, each stops before each statement and commit until it is its turn.
+    """Several tasks at once, each of which stops before each statement and each commit until it is its turn.
 
     One per engine, since it listens to the engine for as long as that lives.
     """
@@ -29,26 +30,23 @@ class Interleaving:
         event.listen(engine.sync_engine, "before_cursor_execute", self._stop)
         event.listen(engine.sync_engine, "commit", self._stop)
 
-    async def run(self, works: Sequence[Awaitable[Any]], turns: Sequence[int]) -> list[Any]:
+    async def run(self, works: Sequence[Awaitable[Any]], turns: Sequence[int] | None) -> list[Any]:
         """What comes of each, errors included. A turn says whose it is, counted among those who stand still.
 
-        After the last turn all run as they like; without any they do so from the start.
+        After the last turn it is always the first one's: no turns, no overlap. None: all run as they like.
         """
         running: list[asyncio.Future[Any]] = [asyncio.ensure_future(work) for work in works]
-        if turns:
+        if turns is not None and len(running) > 1:
+            self._tasks = running
             async with self._engine.connect() as observer:
                 await observer.execution_options(isolation_level="AUTOCOMMIT")
-                self._tasks = running
-                for turn in turns:
+                for turn in chain(turns, repeat(0)):
                     await self._until_nobody_moves(observer)
                     waiting = [task for task in running if task in self._gates]
                     if not waiting:
                         break
                     self._gates.pop(waiting[turn % len(waiting)]).set_result(None)
             self._tasks = []
-            for gate in self._gates.values():
-                gate.set_result(None)
-            self._gates = {}
         return await asyncio.gather(*running, return_exceptions=True)
 
     async def _until_nobody_moves(self, observer: AsyncConnection) -> None:

@@ -39,6 +39,9 @@ class Scene(Protocol):
     def label(self, who: str) -> str:
         """The agent of this name, or `old a`: the one that had the name before."""
 
+    def deployment(self, version: str) -> str:
+        """The id of a version: `a-v1` is `a2-v1` while the second agent of the name lives, and `old a-v1` `a1-v1`."""
+
     def agent_id(self, label: str) -> UUID:
         """The id of this agent; of nobody, one that no agent has."""
 

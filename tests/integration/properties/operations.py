@@ -14,6 +14,7 @@ from services.lifecycle import AgentChange, NewDeployment
 from services.promotion import Caller
 from services.state import AutoPromote, State
 from tests.integration.properties.messages import Call, Register, Scene, Spoken
+from tests.walk import LEGACY
 
 _FAIL = (
     text("UPDATE deployments SET status = 'Failed', status_changed_at = clock_timestamp() WHERE id = :id"),
@@ -23,26 +24,26 @@ _FAIL = (
 
 @dataclass(frozen=True, repr=False)
 class Promote(Spoken):
-    """A promote; `through` names another agent than the deployment's own."""
+    """A promote; `through` names another agent than the version's own."""
 
-    deployment: str
+    version: str
     through: str | None = None
     if_generation: str | None = None
 
     def bind(self, scene: Scene) -> Call:
         """At the generation that is current now."""
-        label = scene.label(self.through or owner(self.deployment))
+        label, deployment = scene.label(self.through or owner(self.version)), scene.deployment(self.version)
         agent_id, caller = scene.agent_id(label), _caller(scene, label, self.if_generation)
         return Call(
-            f"{self.deployment} is promoted as {label}'s{_condition(caller)}",
-            lambda model, now: model.promote(label, self.deployment, caller.if_generation, now),
-            _generation(lambda session: promotion.promote(session, agent_id, self.deployment, caller)),
+            f"{deployment} is promoted as {label}'s{_condition(caller)}",
+            lambda model, now: model.promote(label, deployment, caller.if_generation, now),
+            _generation(lambda session: promotion.promote(session, agent_id, deployment, caller)),
         )
 
 
 @dataclass(frozen=True, repr=False)
 class RollBack(Spoken):
-    """A rollback: to what served before, to a deployment, or to `legacy`."""
+    """A rollback: to what served before, to a version, or to `legacy`."""
 
     agent: str
     to: str | None = None
@@ -51,11 +52,12 @@ class RollBack(Spoken):
     def bind(self, scene: Scene) -> Call:
         """At the generation that is current now."""
         label = scene.label(self.agent)
+        to = scene.deployment(self.to) if self.to not in {None, LEGACY} else self.to
         agent_id, caller = scene.agent_id(label), _caller(scene, label, self.if_generation)
         return Call(
-            f"{label} is rolled back{f' to {self.to}' if self.to else ''}{_condition(caller)}",
-            lambda model, now: model.roll_back(label, self.to, caller.if_generation, now),
-            _generation(lambda session: promotion.roll_back(session, agent_id, caller, to=self.to)),
+            f"{label} is rolled back{f' to {to}' if to else ''}{_condition(caller)}",
+            lambda model, now: model.roll_back(label, to, caller.if_generation, now),
+            _generation(lambda session: promotion.roll_back(session, agent_id, caller, to=to)),
         )
 
 
@@ -63,21 +65,21 @@ class RollBack(Spoken):
 class Create(Spoken):
     """A deployment known ahead of its pod."""
 
-    deployment: str
+    version: str
     image: str = "image:1"
     through: str | None = None
 
     def bind(self, scene: Scene) -> Call:
         """For the agent that is there now."""
-        label = scene.label(self.through or owner(self.deployment))
-        agent_id, new = scene.agent_id(label), NewDeployment(id=self.deployment, docker_image=self.image)
+        label, deployment = scene.label(self.through or owner(self.version)), scene.deployment(self.version)
+        agent_id, new = scene.agent_id(label), NewDeployment(id=deployment, docker_image=self.image)
 
         async def on_the_database(session: AsyncSession) -> str:
             return (await lifecycle.create_deployment(session, agent_id, new)).status
 
         return Call(
-            f"{self.deployment} is created for {label} with {self.image}",
-            lambda model, now: model.create(label, self.deployment, self.image, now),
+            f"{deployment} is created for {label} with {self.image}",
+            lambda model, now: model.create(label, deployment, self.image, now),
             on_the_database,
         )
 
@@ -86,21 +88,21 @@ class Create(Spoken):
 class Delete(Spoken):
     """A deployment's deletion."""
 
-    deployment: str
+    version: str
     through: str | None = None
 
     def bind(self, scene: Scene) -> Call:
         """For the agent that is there now."""
-        label = scene.label(self.through or owner(self.deployment))
+        label, deployment = scene.label(self.through or owner(self.version)), scene.deployment(self.version)
         agent_id = scene.agent_id(label)
 
         async def on_the_database(session: AsyncSession) -> str:
-            await lifecycle.delete_deployment(session, agent_id, self.deployment)
+            await lifecycle.delete_deployment(session, agent_id, deployment)
             return "done"
 
         return Call(
-            f"{self.deployment} of {label} is deleted",
-            lambda model, now: model.delete(label, self.deployment, now),
+            f"{deployment} of {label} is deleted",
+            lambda model, now: model.delete(label, deployment, now),
             on_the_database,
         )
 
@@ -146,19 +148,20 @@ class Change(Spoken):
 class Fail(Spoken):
     """A verdict on the health of a deployment, written as it will be: nothing else may run at the same time."""
 
-    deployment: str
+    version: str
 
-    def bind(self, _scene: Scene) -> Call:
+    def bind(self, scene: Scene) -> Call:
         """Nothing happens to a deployment that is not there."""
+        deployment = scene.deployment(self.version)
 
         async def on_the_database(session: AsyncSession) -> str:
             for statement in _FAIL:
-                await session.execute(statement, {"id": self.deployment})
+                await session.execute(statement, {"id": deployment})
             return "done"
 
         return Call(
-            f"{self.deployment} fails its probes",
-            lambda model, now: model.fail(self.deployment, now),
+            f"{deployment} fails its probes",
+            lambda model, now: model.fail(deployment, now),
             on_the_database,
         )
 
@@ -166,9 +169,9 @@ class Fail(Spoken):
 Operation = Register | Promote | RollBack | Create | Delete | DeleteAgent | Change | Fail
 
 
-def owner(deployment: str) -> str:
-    """The name of the agent that a deployment is named after."""
-    return deployment.partition("-")[0]
+def owner(version: str) -> str:
+    """The name of the agent whose version it is."""
+    return version.removeprefix("old ").partition("-")[0]
 
 
 def _caller(scene: Scene, label: str, which: str | None) -> Caller:

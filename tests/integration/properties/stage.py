@@ -56,7 +56,7 @@ class Stage:
         self._agent_ids: dict[str, UUID] = {}
         self._see(await in_transaction(self._sessions, of_database))
 
-    async def happen(self, operations: Sequence[Operation], turns: Sequence[int] = ()) -> None:
+    async def happen(self, operations: Sequence[Operation], turns: Sequence[int] | None = None) -> None:
         """The next step of the story, all its operations at once; raises if the rules do not say the same."""
         step = len(self._began)
         done = await self._perform([operation.bind(self) for operation in operations], turns)
@@ -70,6 +70,13 @@ class Stage:
         lives = self.model.of_name(who.removeprefix("old "))
         newest = lives[:-1] if who.startswith("old ") else lives
         return newest[-1].label if newest else f"no {who}"
+
+    def deployment(self, version: str) -> str:
+        """The id of a version: each agent of a name has versions of its own, counted from 1."""
+        name, _, number = version.removeprefix("old ").partition("-")
+        lives = self.model.of_name(name)
+        living = len(lives) + (not lives or lives[-1].deleted_at is not None)
+        return f"{name}{living - version.startswith('old ')}-{number}"
 
     def agent_id(self, label: str) -> UUID:
         """The agent's id; one that no agent has, if there is none."""
@@ -90,10 +97,11 @@ class Stage:
         then = max(0, len(self._began) - 1 - steps)
         at = self._began[then] + timedelta(seconds=seconds)
         agent_id = self.label(draft.agent_id) if draft.agent_id else None
+        deployment = self.deployment(draft.version) if draft.version else None
         message = Message(
             id=message_id,
             agent=draft.agent,
-            deployment=draft.version,
+            deployment=deployment,
             published=then + seconds * SECOND if draft.way == "queue" else None,
             way=draft.way,
             url=draft.url,
@@ -103,7 +111,8 @@ class Stage:
             fact=draft.fact,
             agent_id=agent_id,
         )
-        letter = Letter(message, self._as_sent(message, at), f"message {message_id.int}: {_sentence(draft)}")
+        sentence = f"message {message_id.int}: {_sentence(message, draft.published)}"
+        letter = Letter(message, self._as_sent(message, at), sentence)
         self.letters.append(letter)
         return letter
 
@@ -131,7 +140,7 @@ class Stage:
     def _now(self) -> Moment:
         return float(len(self._began) - 1)
 
-    async def _perform(self, calls: Sequence[Call], turns: Sequence[int]) -> list[Done]:
+    async def _perform(self, calls: Sequence[Call], turns: Sequence[int] | None) -> list[Done]:
         outcomes = await self._interleaving.run([self._settle(call) for call in calls], turns)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -155,12 +164,12 @@ async def _look(session: AsyncSession) -> Seen:
     return seen
 
 
-def _sentence(draft: Announce) -> str:
-    who = draft.version or ("a build" if draft.way == "build" else "a legacy pod")
+def _sentence(message: Message, published: str) -> str:
+    who = message.deployment or ("a build" if message.way == "build" else "a legacy pod")
     said = [
-        f"{name}={getattr(draft, name)}"
+        f"{name}={getattr(message, name)}"
         for name in ("url", "image", "description", "rpc_path", "fact", "agent_id")
-        if getattr(draft, name) is not None
+        if getattr(message, name) is not None
     ]
-    when = f"published {draft.published}" if draft.way == "queue" else f"by {draft.way}"
-    return f"{who} announces itself for {draft.agent} ({', '.join([when, *said])})"
+    when = f"published {published}" if message.way == "queue" else f"by {message.way}"
+    return f"{who} announces itself for {message.agent} ({', '.join([when, *said])})"
