@@ -105,7 +105,9 @@ async def retry_parked_message(parked_id: FromPath[str], resources: Injected) ->
     wanted, message_id = _parked_uuid(parked_id), uuid4()
     parked = await in_transaction(resources.reads, lambda session: get_parked(session, wanted))
     await republish(resources.settings, sent_again(parked, message_id), str(message_id))
-    log.info("A parked message was sent again.", action="parked.retried", parked_id=wanted, message_id=message_id)
+    log.info(
+        "A parked message was sent again.", action="parked.retried", parked_id=str(wanted), message_id=str(message_id)
+    )
     marked = await in_transaction(resources.sessions, lambda session: mark_retried(session, wanted))
     assert marked.retried_at is not None
     return RetriedAnswer(id=wanted, retry_message_id=message_id, retried_at=marked.retried_at)
@@ -116,7 +118,7 @@ async def drop_parked_message(parked_id: FromPath[str], resources: Injected) -> 
     """Drop a parked message for good."""
     wanted = _parked_uuid(parked_id)
     await in_transaction(resources.sessions, lambda session: drop_parked(session, wanted))
-    log.info("A parked message was dropped.", action="parked.dropped", parked_id=wanted, actor=resources.actor)
+    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(wanted), actor=resources.actor)
     return DeletedAnswer(id=str(wanted), message=f"The parked message {wanted} is dropped.")
 
 
