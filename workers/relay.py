@@ -69,18 +69,28 @@ class Relay:
         ):
             channel, exchange = await _events_exchange(broker)
             self._outage.over()
-            while not await try_lock(session):
-                if channel.is_closed:
-                    raise AMQPConnectionError(CHANNEL_CLOSED)
-                await pause(stop, LOCK_POLL_SECONDS)
-                if stop.is_set():
-                    return
+            if not await self._own_lock(session, channel, stop):
+                return
             await self._listen(session)
             log.info("Publishing events.", action="relay.started")
             while not stop.is_set():
                 if channel.is_closed:
                     raise AMQPConnectionError(CHANNEL_CLOSED)
                 await self._round(session, exchange, stop)
+
+    async def _own_lock(self, session: AsyncConnection, channel: AbstractChannel, stop: asyncio.Event) -> bool:
+        """Wait for the lock; whether this session has it, which it keeps until it ends."""
+        standing_by = False
+        while not await try_lock(session):
+            if not standing_by:
+                log.info("Another relay publishes; standing by.", action="relay.standing_by")
+            standing_by = True
+            if channel.is_closed:
+                raise AMQPConnectionError(CHANNEL_CLOSED)
+            await pause(stop, LOCK_POLL_SECONDS)
+            if stop.is_set():
+                return False
+        return True
 
     async def _listen(self, session: AsyncConnection) -> None:
         """Have notifications wake this relay; they come on the same session."""

@@ -25,6 +25,7 @@ async def test_a_frozen_relay_is_replaced_and_wakes_without_harm(field: Field) -
     ):
         await field.until_told("relay.started")
         async with field.worker("relay"):
+            await field.until_told("relay.standing_by")
             await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"a-{n}") for n in range(500)])
             await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
             os.kill(first.pid, signal.SIGSTOP)
