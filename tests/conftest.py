@@ -1,5 +1,6 @@
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from workers.topology import declare
 
 # A developer's own settings must not leak into tests; the servers' addresses are read before.
 EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith("PODIUM_")}
+# A run in the background inherits that these are ignored, and would hand it on to every program it starts.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 # The same for every process of a run that is spread over several.
 os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 

@@ -5,7 +5,6 @@ It prints the two addresses when both servers answer. Standard library only, so 
 
 import asyncio
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -21,7 +20,6 @@ async def hold(data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup hand down that it is ignored
     try:
         asyncio.run(hold(Path(sys.argv[1])))
     except KeyboardInterrupt:
