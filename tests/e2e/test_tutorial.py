@@ -194,8 +194,8 @@ class Newcomer:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of somebody who has set nothing of Podium's or of an agent's."""
-    ours = ("PODIUM_", "AGENT", "ACP_")
+    """The environment of somebody who has set nothing of Podium's, of an agent's or of a test runner's."""
+    ours = ("PODIUM_", "AGENT", "ACP_", "COLUMNS", "LINES")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
