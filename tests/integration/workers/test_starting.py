@@ -3,6 +3,7 @@
 from aio_pika.abc import AbstractConnection
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 
 from contracts import topology
 from services.database import Sessions
@@ -11,7 +12,7 @@ from services.settings import Settings
 from tests.broker import publish, ready_messages
 from tests.factories import a_body
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually_rows
+from tests.waiting import eventually, eventually_rows
 from workers.run import run_drainer, run_registrar, run_relay
 from workers.topology import declare
 
@@ -36,12 +37,16 @@ async def test_messages_wait_for_the_schema(
         await connection.execute(text("DROP SCHEMA public CASCADE"))
         await connection.execute(text("CREATE SCHEMA public"))
     await publish(broker, a_body("bot", deployment_id="v1"))
-    async with working(run_registrar, settings), working(run_relay, settings):
-        await eventually_rows(
-            sessions, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'podium-registrar' AND query <> ''"
-        )
-        await migrate(engine)
-        await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 4)
-        (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
-        assert row.outcome == "Registered"
+    with capture_logs() as told:
+        async with working(run_registrar, settings), working(run_relay, settings):
+
+            async def tried_twice() -> bool:
+                return [line["action"] for line in told].count("registrar.database_away") >= 2
+
+            await eventually(tried_twice, "two attempts")
+            await migrate(engine)
+            await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 4)
+            (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
+            assert row.outcome == "Registered"
+    assert "registrar.disconnected" not in [line["action"] for line in told]
     assert await ready_messages(broker, topology.PARKED_QUEUE) == 0
