@@ -24,6 +24,7 @@ settings.register_profile(
     phases=_PHASES,
     suppress_health_check=_SLOW,
     print_blob=True,
+    report_multiple_bugs=False,
     # New stories each time for whoever works here; a merge does not depend on luck.
     derandomize=bool(os.environ.get("CI")),
 )

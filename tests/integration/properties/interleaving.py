@@ -31,7 +31,7 @@ class Interleaving:
         event.listen(engine.sync_engine, "commit", self._stop)
 
     async def run(self, works: Sequence[Awaitable[Any]], turns: Sequence[int] | None) -> list[Any]:
-        """What comes of each, errors included. A turn says whose it is, counted among those who stand still.
+        """What comes of each. A turn says whose it is, counted among those who stand still.
 
         After the last turn it is always the first one's: no turns, no overlap. None: all run as they like.
         """
@@ -47,7 +47,7 @@ class Interleaving:
                         break
                     self._gates.pop(waiting[turn % len(waiting)]).set_result(None)
             self._tasks = []
-        return await asyncio.gather(*running, return_exceptions=True)
+        return await asyncio.gather(*running)
 
     async def _until_nobody_moves(self, observer: AsyncConnection) -> None:
         """Return once everybody stands still, waits for a lock of somebody who does, or has ended."""

@@ -5,7 +5,17 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from tests.integration.properties.messages import Again, Announce, Register, Spoken
-from tests.integration.properties.operations import Change, Create, Delete, DeleteAgent, Fail, Promote, RollBack, owner
+from tests.integration.properties.operations import (
+    Change,
+    Create,
+    Delete,
+    DeleteAgent,
+    Fail,
+    Operation,
+    Promote,
+    RollBack,
+    owner,
+)
 from tests.integration.properties.stage import PUBLISHED
 from tests.walk import LEGACY
 
@@ -95,30 +105,42 @@ BEGINNINGS = st.sampled_from(
         [LEGACY_POD, TWO_VERSIONS],
         [LEGACY_POD, TWO_VERSIONS, Promote("a-v1")],
         [BUILD, Change("a", auto_promote="always"), TWO_VERSIONS],
+        [BUILD, Change("a", auto_promote="always"), TWO_VERSIONS, Promote("a-v1")],
         [BUILD, Change("a", auto_promote="never"), TWO_VERSIONS],
     ]
 )
 
-SEVERAL_AT_ONCE = st.lists(
-    st.one_of(
-        A_VERSION_ANNOUNCES_ITSELF,
-        A_VERSION_ANNOUNCES_ITSELF,
-        A_LEGACY_POD_ANNOUNCES_ITSELF,
-        A_MESSAGE_COMES_AGAIN,
-        A_WRONG_MESSAGE_ARRIVES,
-        A_BATCH_ARRIVES,
-        A_BATCH_ARRIVES,
-        PROMOTE,
-        PROMOTE,
-        ROLL_BACK,
-        ROLL_BACK_TO,
-        CREATE,
-        DELETE,
-        DELETE_AGENT,
-        CHANGE,
-    ),
-    min_size=2,
-    max_size=MOST_AT_ONCE,
+ANYTHING = st.one_of(
+    A_VERSION_ANNOUNCES_ITSELF,
+    A_VERSION_ANNOUNCES_ITSELF,
+    A_LEGACY_POD_ANNOUNCES_ITSELF,
+    A_MESSAGE_COMES_AGAIN,
+    A_WRONG_MESSAGE_ARRIVES,
+    A_BATCH_ARRIVES,
+    A_BATCH_ARRIVES,
+    PROMOTE,
+    PROMOTE,
+    ROLL_BACK,
+    ROLL_BACK_TO,
+    CREATE,
+    DELETE,
+    DELETE_AGENT,
+    CHANGE,
 )
+
+
+@st.composite
+def _two_claim_one_id(draw: st.DrawFn) -> list[Operation]:
+    version = draw(VERSIONS)
+    other = "b" if owner(version) == "a" else "a"
+    return [
+        Register([Announce(owner(version), version)]),
+        draw(st.sampled_from([Register([Announce(other, version)]), Create(version, through=other)])),
+        *draw(st.lists(ANYTHING, max_size=2)),
+    ]
+
+
+SEVERAL = st.lists(ANYTHING, min_size=2, max_size=MOST_AT_ONCE)
+SEVERAL_AT_ONCE = st.one_of(SEVERAL, SEVERAL, SEVERAL, SEVERAL, _two_claim_one_id())
 TURNS = st.lists(st.integers(0, MOST_AT_ONCE - 1), max_size=30)
 IN_TURNS_OR_NOT = st.one_of(TURNS, TURNS, TURNS, st.none())
