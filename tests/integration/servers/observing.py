@@ -56,8 +56,12 @@ def alive(pids: Iterable[int]) -> set[int]:
 
 
 def owners(pids: Iterable[int]) -> set[int]:
-    """The user ids that `pids` run as."""
-    return {Path(f"/proc/{pid}").stat().st_uid for pid in pids}
+    """The user ids that `pids` run as; a connection's process may have ended meanwhile."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):
+            found.add(Path(f"/proc/{pid}").stat().st_uid)
+    return found
 
 
 def listening(pids: Iterable[int]) -> dict[str, set[str]]:
