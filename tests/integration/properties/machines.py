@@ -45,7 +45,7 @@ class Story(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._so_far = ""
-        self.runner.run(self.stage.begin())
+        self._begun = False
 
     def tell(self, operations: Sequence[Operation], turns: Sequence[int] | None = None) -> None:
         """The next step; what came of it is noted, and whatever the rules do not say fails the story."""
@@ -59,6 +59,9 @@ class Story(RuleBasedStateMachine):
             raise self.memory.lost[self._so_far]
 
     def _tell_first(self, operations: Sequence[Operation], turns: Sequence[int] | None) -> None:
+        if not self._begun:
+            self.runner.run(self.stage.begin())
+            self._begun = True
         lines = len(self.stage.story)
         try:
             self.runner.run(self.stage.happen(operations, turns))

@@ -1,11 +1,12 @@
 """Where the story plays: a real database, the model beside it, and the messages that were written."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.messages import RegisterBuildRequest
 from services.announcement import Announcement
@@ -61,7 +62,9 @@ class Stage:
         step = len(self._began)
         done = await self._perform([operation.bind(self) for operation in operations], turns)
         self.story += [f"{step}. {each}" for each in done]
-        seen = await in_transaction(self._sessions, _look)
+        seen, _ = await asyncio.gather(
+            in_transaction(self._sessions, of_database), in_transaction(self._sessions, assert_invariants)
+        )
         self.model = explain(self.model, done, self._now + WITHIN, seen.picture)
         self._see(seen)
 
@@ -155,12 +158,6 @@ class Stage:
     def _see(self, seen: Seen) -> None:
         self._began.append(seen.clock)
         self._agent_ids |= seen.agent_ids
-
-
-async def _look(session: AsyncSession) -> Seen:
-    seen = await of_database(session)
-    await assert_invariants(session)
-    return seen
 
 
 def _sentence(message: Message, published: str) -> str:

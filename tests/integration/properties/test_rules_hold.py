@@ -16,15 +16,15 @@ from tests.integration.properties.stage import Stage
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 # Of each test; fewer stories are told on a machine that has no time for all of them.
-SEARCHING_SECONDS = 300 if LONG else 15
+SEARCHING_SECONDS = 300 if LONG else 18
 SHRINKING_SECONDS = 300 if LONG else 60
 
-pytestmark = pytest.mark.timeout(900 if LONG else 120)
+pytestmark = pytest.mark.timeout(1200 if LONG else 300)
 
 
 def test_each_operation_does_what_the_rules_say(stage: tuple[Stage, asyncio.Runner]) -> None:
     """One operation at a time: answers, rows, ledger, events, inbox and order of times are the sequential model's."""
-    _tell(OneAfterAnother, stage, stories=50, steps=25)
+    _tell(OneAfterAnother, stage, stories=60, steps=25)
 
 
 def test_operations_at_once_do_what_some_order_of_them_does(stage: tuple[Stage, asyncio.Runner]) -> None:
