@@ -21,6 +21,7 @@ from api.jsonrpc import error_response, request_id
 from api.problems import refusal_headers
 from api.resources import Resources
 from api.upstream import Call, call_agent
+from contracts.fields import ErrorStyle
 from services.database import in_transaction
 from services.errors import MessageTooLarge, PodiumError
 from services.routing import Route
@@ -52,14 +53,18 @@ class Forward:
             try:
                 body = await _body(scope, receive, self._resources.settings.rpc_max_bytes)
             except MessageTooLarge as exc:
-                await _refuse(exc, b"", scope, receive, send)
+                await self._learn_style(scope["path"])
+                await self._refuse(exc, b"", scope, receive, send)
             else:
                 await _while_listening(self._forward(scope, receive, send, body), receive)
 
     async def _forward(self, scope: HTTPScope, receive: Receive, send: Send, body: bytes) -> None:
         resources = self._resources
+        style: ErrorStyle | None = None
         try:
             route = await in_transaction(resources.reads, self._find_route)
+            style = route.error_style
+            resources.error_styles.learn(scope["path"], style)
             call = Call(
                 method=scope["method"],
                 url=route.rpc_url,
@@ -70,12 +75,27 @@ class Forward:
             response = await call_agent(resources.http, call, resources.settings)
         except PodiumError as exc:
             log.info("A call was not forwarded.", action="rpc.refused", path=scope["path"], reason=exc.reason)
-            await _refuse(exc, body, scope, receive, send)
+            await self._refuse(exc.in_style(style or exc.error_style), body, scope, receive, send)
             return
         try:
             await _pass_on(response, route, send, resources.settings.idle_timeout.total_seconds())
         finally:
             response.close()
+
+    async def _learn_style(self, path: str) -> None:
+        """Look up how to refuse a call that is refused before its route is read."""
+        try:
+            style: ErrorStyle | None = (await in_transaction(self._resources.reads, self._find_route)).error_style
+        except PodiumError as exc:
+            style = exc.error_style
+        if style is not None:
+            self._resources.error_styles.learn(path, style)
+
+    async def _refuse(self, error: PodiumError, body: bytes, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """Answer with a JSON-RPC error object that carries the id of the call."""
+        status = self._resources.error_styles.status_of(error, scope["method"], scope["path"])
+        response = error_response(error, call_id=request_id(body), headers=refusal_headers(error), status=status)
+        await response.to_asgi_response(app=None, request=Request(scope))(scope, receive, send)
 
 
 async def _pass_on(response: aiohttp.ClientResponse, route: Route, send: Send, idle_seconds: float) -> None:
@@ -136,9 +156,3 @@ async def _body(scope: HTTPScope, receive: Receive, limit: int) -> bytes:
     if more or len(body) > limit:
         raise MessageTooLarge(f"The body is larger than {limit} bytes.")
     return bytes(body)
-
-
-async def _refuse(error: PodiumError, body: bytes, scope: HTTPScope, receive: Receive, send: Send) -> None:
-    """Answer with a JSON-RPC error object that carries the id of the call."""
-    response = error_response(error, call_id=request_id(body), headers=refusal_headers(error))
-    await response.to_asgi_response(app=None, request=Request(scope))(scope, receive, send)

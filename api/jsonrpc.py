@@ -44,9 +44,12 @@ def request_id(body: bytes) -> CallId:
 
 
 def error_response(
-    error: PodiumError, *, call_id: CallId = None, headers: Mapping[str, str] | None = None
+    error: PodiumError, *, call_id: CallId = None, headers: Mapping[str, str] | None = None, status: int | None = None
 ) -> Response[Any]:
-    """The refusal as the client of a call gets it; known clients repeat a call three times unless told otherwise."""
+    """The refusal as the client of a call gets it, under the error's own status unless another one is given.
+
+    Known clients repeat a call three times unless told otherwise.
+    """
     sent = isinstance(error, ForwardingFailure) and error.sent
     answer = RpcErrorAnswer(
         id=call_id,
@@ -58,7 +61,7 @@ def error_response(
     )
     headers = {**(headers or {}), **({"x-should-retry": "false"} if sent else {})}
     content = answer.model_dump_json().encode()
-    return Response(content, status_code=error.status, headers=headers, media_type="application/json")
+    return Response(content, status_code=status or error.status, headers=headers, media_type="application/json")
 
 
 def documented() -> dict[int, ResponseSpec]:

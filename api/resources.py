@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 
+from api.error_style import ErrorStyles
 from api.fanout import FanOut
 from api.upstream import upstream_session
 from services.database import Sessions, make_engine, make_sessions
@@ -29,6 +30,7 @@ class Resources:
     waker: Waker
     http: aiohttp.ClientSession
     events: FanOut
+    error_styles: ErrorStyles = field(default_factory=ErrorStyles)
 
     @property
     def actor(self) -> str:

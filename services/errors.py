@@ -1,15 +1,26 @@
 """Everything that can be refused, with its meaning over HTTP; the docstring is the default message."""
 
+from typing import Self
+
+from contracts.fields import ErrorStyle
+
 
 class PodiumError(Exception):
     """Podium could not do this."""
 
     status = 500
     reason = "internal"
+    # How the agent that was called wants its callers to be told; None where that is not known.
+    error_style: ErrorStyle | None = None
 
     def __init__(self, message: str | None = None) -> None:
         self.message = message or (type(self).__doc__ or "")
         super().__init__(self.message)
+
+    def in_style(self, error_style: ErrorStyle | None) -> Self:
+        """This error, told as the agent wants it."""
+        self.error_style = error_style
+        return self
 
 
 class InvalidRequest(PodiumError):

@@ -79,9 +79,9 @@ async def route_to_deployment(session: AsyncSession, agent_id: UUID, deployment_
     if row.deployment_id is None:
         raise DeploymentNotFound
     if row.deleted_at is not None:
-        raise AgentDeletedError
+        raise AgentDeletedError().in_style(row.error_style)
     if row.expires_at is not None:
-        raise DeploymentDeletedError
+        raise DeploymentDeletedError().in_style(row.error_style)
     return _deployment_route(row)
 
 
@@ -105,5 +105,5 @@ def _deployment_route(row: Row[*tuple[Any, ...]]) -> Route:
         because = f": {row.status_reason}" if row.status_reason else ""
         raise DeploymentUnavailable(
             f"Deployment {row.deployment_id} of agent {row.agent_name} is {row.status}{because}."
-        )
+        ).in_style(row.error_style)
     return Route(row.agent_id, row.generation, row.deployment_id, row.acp_url, row.rpc_path, row.error_style)
