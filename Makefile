@@ -22,7 +22,7 @@ up: setup ## Start the whole system and stay, at http://127.0.0.1:8080
 	@$(BIN)/podium up
 
 test: servers-for-tests ## Run every test against real servers
-	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs)
 	@$(BIN)/python -m tests.benchmarks --runs $(RUNS)
