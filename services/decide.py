@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from contracts.events import AgentRegistered, DeploymentCreated, DeploymentReady
-from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, Cause
+from contracts.events import AgentRegistered, DeploymentCreated
+from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest, RegistrationMetadata
 from services.announcement import Announcement, Duplicate, Outcome, Registered, Rejected, Shadowed, Stale
 from services.cutover import cutover
@@ -20,12 +20,12 @@ from services.errors import (
     ImageConflict,
     PodiumError,
 )
-from services.state import AgentState, DeploymentState, Pair, State, emit, serving, status_of_agent
+from services.readiness import announce_ready, promote_first_time
+from services.state import AgentState, DeploymentState, Pair, State, emit, serving
 
 # A pod's clock may run ahead by this much; beyond it the database's clock dates the message.
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
-AUTOMATION = "podium"
 POD = "pod"
 
 
@@ -51,19 +51,6 @@ def decide(state: State, announcement: Announcement, *, known: bool = False) -> 
     if metadata.deployment_id is None:
         return _legacy(state, request, metadata, pair)
     return _deployment(state, request, metadata, pair)
-
-
-def should_auto_promote(state: State, candidate: DeploymentState) -> Cause | None:
-    """The cause under which a deployment that is Ready for the first time goes to production, if it does."""
-    agent, production, published = state.agent, state.production, candidate.first_registered_at
-    if agent.auto_promote_paused or published is None:
-        return None
-    if agent.auto_promote == "first":
-        return "first" if serving(state) is None else None
-    if agent.auto_promote == "always":
-        rivals = (production.first_registered_at if production else None, agent.promote_requested_at)
-        return "always" if all(rival is None or published > rival for rival in rivals) else None
-    return None
 
 
 def refusal(agent: AgentState, stored: DeploymentState | None, image: str | None) -> PodiumError | None:
@@ -146,9 +133,7 @@ def _deployment(
         state = emit(state, created, subject=announced.id)
     state = _announce_ready(state, stored, announced)
     if announced.ready_at is not None and (stored is None or stored.ready_at is None):
-        cause = should_auto_promote(state, announced)
-        if cause is not None:
-            state = cutover(state, announced.id, cause=cause, actor=AUTOMATION)
+        state = promote_first_time(state, announced)
     return state, Registered()
 
 
@@ -180,9 +165,11 @@ def _announced(
         registered_at=pair[0],
         registered_message_id=pair[1],
     )
+    if (base.acp_url, base.health_path) != (announced.acp_url, announced.health_path):
+        announced = replace(announced, probe_streak=0)
     if base.status == "Ready" or (base.status == "Failed" and pair[0] <= base.status_changed_at):
         return announced
-    announced = replace(announced, status="Ready", status_reason=None, status_changed_at=now)
+    announced = replace(announced, status="Ready", status_reason=None, status_changed_at=now, probe_streak=0)
     if base.ready_at is not None:
         return announced
     return replace(announced, ready_at=now, first_registered_at=pair[0])
@@ -195,18 +182,7 @@ def _announce_ready(state: State, stored: DeploymentState | None, announced: Dep
     moved = stored is not None and (stored.acp_url, stored.rpc_path) != (announced.acp_url, announced.rpc_path)
     if not (became_ready or (announced.is_production and moved)):
         return state
-    ready = DeploymentReady(
-        agent_id=str(state.agent.id),
-        agent_name=state.agent.name,
-        deployment_id=announced.id,
-        docker_image=announced.docker_image,
-        acp_url=announced.acp_url,
-        rpc_path=announced.rpc_path,
-        is_production=announced.is_production,
-    )
-    status, reason = status_of_agent(state)
-    state = replace(state, agent=replace(state.agent, status=status, status_reason=reason))
-    return emit(state, ready, subject=announced.id)
+    return announce_ready(state, announced)
 
 
 def _described(agent: AgentState, request: RegisterAgentRequest | RegisterBuildRequest) -> AgentState:

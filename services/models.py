@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
@@ -57,6 +58,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
         str: Text(),
         int: BigInteger(),
+        float: Double(),
         datetime: DateTime(timezone=True),
         dict[str, Any]: JSONB(),
         bytes: LargeBinary(),
@@ -68,6 +70,12 @@ _CLOCK = func.clock_timestamp()
 # The order of all events must be that of each agent's sequence. A transaction that has its id before it gets the
 # agent's lock writes after one with a greater id: it takes the greatest id that had ended when it wrote.
 EVENT_XID = "GREATEST(pg_current_xact_id(), (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text::xid8)"
+
+
+# What the janitor probes: whatever lives and can be reached, but for versions that failed before they were ever Ready.
+PROBED = "expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)"
+# What has a deadline.
+WAITING = "expires_at IS NULL AND status = 'Pending'"
 
 
 class Agent(Base):
@@ -96,6 +104,10 @@ class Agent(Base):
     auto_promote: Mapped[str] = mapped_column(server_default="first")
     auto_promote_paused: Mapped[bool] = mapped_column(server_default=text("false"))
     promote_requested_at: Mapped[datetime | None]
+    on_failure: Mapped[str] = mapped_column(server_default="hold")
+    probe_interval_seconds: Mapped[float | None]  # here and below, NULL: the default of the settings
+    probe_threshold: Mapped[int | None] = mapped_column(Integer())
+    probe_timeout_seconds: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     updated_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     deleted_at: Mapped[datetime | None]
@@ -107,6 +119,10 @@ class Agent(Base):
         CheckConstraint("agent_input_type IN ('text', 'json')", name="agent_input_type_known"),
         CheckConstraint("legacy_error_style IN ('http', 'jsonrpc')", name="legacy_error_style_known"),
         CheckConstraint("auto_promote IN ('never', 'first', 'always')", name="auto_promote_known"),
+        CheckConstraint("on_failure IN ('hold', 'rollback')", name="on_failure_known"),
+        CheckConstraint(
+            "probe_interval_seconds > 0 AND probe_threshold > 0 AND probe_timeout_seconds > 0", name="probes_positive"
+        ),
         CheckConstraint("generation >= 0 AND event_seq >= generation", name="counters_consistent"),
         CheckConstraint("(status = 'Deleted') = (deleted_at IS NOT NULL)", name="deleted_status"),
         CheckConstraint("deleted_at IS NULL OR production_deployment_id IS NULL", name="deleted_serves_nothing"),
@@ -150,6 +166,8 @@ class Deployment(Base):
     promoted_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
+    probe_due_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    probe_streak: Mapped[int] = mapped_column(Integer(), server_default="0")
 
     __table_args__ = (
         UniqueConstraint("id", "agent_id", name="deployments_id_agent_id_key"),
@@ -163,6 +181,8 @@ class Deployment(Base):
         CheckConstraint("(registered_at IS NULL) = (registered_message_id IS NULL)", name="registered_pair"),
         Index("deployments_one_production_key", "agent_id", unique=True, postgresql_where=text("is_production")),
         Index("deployments_agent_id_created_at_id_idx", "agent_id", "created_at", "id"),
+        Index("deployments_probe_due_at_idx", "probe_due_at", postgresql_where=text(PROBED)),
+        Index("deployments_pending_since_idx", "status_changed_at", postgresql_where=text(WAITING)),
     )
 
 

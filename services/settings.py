@@ -62,6 +62,23 @@ class Settings(BaseSettings):
     publish_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest wait for a confirm.")
     drain_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest orderly stop.")
 
+    probe_interval: Duration = Field(
+        default=timedelta(seconds=30), gt=timedelta(0), description="How often a deployment's health page is asked."
+    )
+    probe_threshold: int = Field(
+        default=3, ge=1, description="Probes in a row that must agree before a deployment is Failed, or Ready again."
+    )
+    probe_timeout: Duration = Field(
+        default=timedelta(seconds=5), gt=timedelta(0), description="Longest probe; never longer than the interval."
+    )
+    probe_concurrency: int = Field(default=100, ge=1, description="Probes at a time, per janitor.")
+    pending_deadline: Duration = Field(
+        default=timedelta(minutes=15), description="How long a deployment may be Pending before it is Failed."
+    )
+    janitor_poll: Duration = Field(
+        default=timedelta(milliseconds=250), description="How often a janitor looks for what is due."
+    )
+
     connect_timeout: Duration = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
     first_byte_timeout: Duration = Field(default=timedelta(seconds=300), description="Until an agent answers.")
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")

@@ -17,6 +17,7 @@ ANNOUNCED_COLUMNS = (
     "registered_message_id",
     "first_registered_at",
     "ready_at",
+    "probe_streak",
 )
 
 INSERT_DEPLOYMENTS = text("""
@@ -52,11 +53,18 @@ UPDATE deployments AS d SET
     registered_at = r.registered_at,
     registered_message_id = r.registered_message_id,
     first_registered_at = r.first_registered_at,
-    ready_at = r.ready_at
+    ready_at = r.ready_at,
+    probe_streak = r.probe_streak,
+    -- Whoever starts anew is looked at soon.
+    probe_due_at = CASE
+        WHEN r.probe_streak = 0 AND r.registered_message_id IS DISTINCT FROM d.registered_message_id
+        THEN clock_timestamp() ELSE d.probe_due_at
+    END
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
     id text, docker_image text, registration_metadata jsonb, status text, status_reason text,
     status_changed_at timestamptz, acp_url text, rpc_path text, health_path text, error_style text,
-    registered_at timestamptz, registered_message_id uuid, first_registered_at timestamptz, ready_at timestamptz)
+    registered_at timestamptz, registered_message_id uuid, first_registered_at timestamptz, ready_at timestamptz,
+    probe_streak integer)
 WHERE d.id = r.id
 """)
 
@@ -132,6 +140,10 @@ DESCRIBED_COLUMNS = (
     "registered_at",
     "registered_message_id",
     "auto_promote",
+    "on_failure",
+    "probe_interval_seconds",
+    "probe_threshold",
+    "probe_timeout_seconds",
 )
 
 UPDATE_AGENTS_DESCRIBED = text("""
@@ -148,11 +160,17 @@ UPDATE agents AS a SET
     registered_at = r.registered_at,
     registered_message_id = r.registered_message_id,
     auto_promote = r.auto_promote,
+    on_failure = r.on_failure,
+    probe_interval_seconds = r.probe_interval_seconds,
+    probe_threshold = r.probe_threshold,
+    probe_timeout_seconds = r.probe_timeout_seconds,
     updated_at = r.updated_at
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
     id uuid, description text, docker_image text, acp_type text, agent_input_type text, registration_metadata jsonb,
     legacy_acp_url text, legacy_rpc_path text, legacy_health_path text, legacy_error_style text,
-    registered_at timestamptz, registered_message_id uuid, auto_promote text, updated_at timestamptz)
+    registered_at timestamptz, registered_message_id uuid, auto_promote text, on_failure text,
+    probe_interval_seconds double precision, probe_threshold integer, probe_timeout_seconds double precision,
+    updated_at timestamptz)
 WHERE a.id = r.id
 """)
 

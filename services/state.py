@@ -10,6 +10,7 @@ from contracts.events import EVENT_TYPES, EventData, EventType, Serving
 from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, AcpType, Cause, ErrorStyle, InputType
 
 AutoPromote = Literal["never", "first", "always"]
+OnFailure = Literal["hold", "rollback"]
 AgentStatus = Literal["BuildOnly", "Ready", "Failed", "Deleted"]
 DeploymentStatus = Literal["Pending", "Ready", "Failed"]
 
@@ -44,6 +45,10 @@ class AgentState:
     auto_promote: AutoPromote = "first"
     auto_promote_paused: bool = False
     promote_requested_at: datetime | None = None
+    on_failure: OnFailure = "hold"
+    probe_interval_seconds: float | None = None  # here and below, None: the default of the settings
+    probe_threshold: int | None = None
+    probe_timeout_seconds: float | None = None
     deleted_at: datetime | None = None
 
     @property
@@ -79,6 +84,7 @@ class DeploymentState:
     promoted_at: datetime | None = None
     expires_at: datetime | None = None
     purged_at: datetime | None = None
+    probe_streak: int = 0  # probes in a row that were answered; below zero: that failed
 
     @property
     def newest(self) -> Pair | None:

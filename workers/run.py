@@ -15,6 +15,8 @@ from services.settings import Settings
 from services.wake import Waker
 from workers.broker import CLOSE_SECONDS
 from workers.drain import Drainer
+from workers.janitor import CONNECTIONS as JANITOR_CONNECTIONS
+from workers.janitor import Janitor
 from workers.pause import at_most
 from workers.registrar import Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
@@ -26,6 +28,7 @@ class WorkerName(StrEnum):
     REGISTRAR = "registrar"
     RELAY = "relay"
     DRAINER = "drainer"
+    JANITOR = "janitor"
 
 
 # The registrar's transaction and the waker's notification.
@@ -47,6 +50,7 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
         WorkerName.REGISTRAR: run_registrar,
         WorkerName.RELAY: run_relay,
         WorkerName.DRAINER: run_drainer,
+        WorkerName.JANITOR: run_janitor,
     }
     async with stopped_by_signals() as stop, asyncio.TaskGroup() as group:
         workers = {group.create_task(runners[name](settings, stop), name=name) for name in dict.fromkeys(names)}
@@ -91,6 +95,13 @@ async def run_drainer(settings: Settings, stop: asyncio.Event) -> None:
     engine = make_engine(settings, application_name="podium-drainer", pool_size=1)
     async with _disposed(engine):
         await Drainer(settings, make_sessions(engine)).run(stop)
+
+
+async def run_janitor(settings: Settings, stop: asyncio.Event) -> None:
+    """Keep states true and tables tidy until told to stop."""
+    engine = make_engine(settings, application_name="podium-janitor", pool_size=JANITOR_CONNECTIONS)
+    async with _disposed(engine), Waker(engine) as waker:
+        await Janitor(settings, make_sessions(engine), waker).run(stop)
 
 
 @asynccontextmanager

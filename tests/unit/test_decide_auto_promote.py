@@ -3,7 +3,8 @@ from itertools import permutations
 
 import pytest
 
-from services.decide import decide, should_auto_promote
+from services.decide import decide
+from services.readiness import should_auto_promote
 from services.state import AutoPromote, State
 from tests.factories import a_deployment, a_state, an_agent, an_announcement, in_production, moment
 

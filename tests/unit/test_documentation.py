@@ -126,7 +126,7 @@ def test_every_log_action_and_metric_to_watch_exists() -> None:
     """An alert on a documented action or metric can fire."""
     text = OPERATIONS.read_text()
     code = "\n".join(sources())
-    actions = set(re.findall(r"`((?:registrar|relay|request|rpc|transaction)\.[a-z_]+)`", text))
+    actions = set(re.findall(r"`((?:registrar|relay|janitor|request|rpc|transaction)\.[a-z_]+)`", text))
     assert actions
     assert all(f'action="{action}"' in code for action in actions), actions
     metrics = set(re.findall(r"`(podium_http_[a-z_]+)`", text))

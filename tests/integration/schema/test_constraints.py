@@ -56,6 +56,11 @@ BAD_STATES = [
     Bad("agents_agent_input_type_known", "UPDATE agents SET agent_input_type = 'video'"),
     Bad("agents_legacy_error_style_known", "UPDATE agents SET legacy_error_style = 'loud'"),
     Bad("agents_auto_promote_known", "UPDATE agents SET auto_promote = 'sometimes'"),
+    Bad("agents_on_failure_known", "UPDATE agents SET on_failure = 'panic'"),
+    *[
+        Bad("agents_probes_positive", f"UPDATE agents SET {column} = 0")
+        for column in ("probe_interval_seconds", "probe_threshold", "probe_timeout_seconds")
+    ],
     Bad("agents_counters_consistent", "UPDATE agents SET generation = 2, event_seq = 1"),
     Bad("agents_counters_consistent", "UPDATE agents SET generation = -1"),
     Bad("agents_deleted_status", "UPDATE agents SET deleted_at = now() WHERE name = 'b'"),

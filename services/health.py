@@ -1,0 +1,157 @@
+"""What probes mean: when to look again, and when answers or failures in a row change a status. All policy, no database.
+
+One answer or failure never flips a status: it takes as many in a row as the threshold says, and each change of
+direction begins to count anew.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from contracts.events import DeploymentFailed
+from services.readiness import announce_ready, promote_first_time
+from services.settings import Settings
+from services.state import AgentState, DeploymentState, DeploymentStatus, State, emit, status_of_agent
+
+# Always sooner, never later: what is promised of the interval holds, and what came at once does not stay together.
+JITTER = 0.1
+# A preview that keeps failing is asked less and less often, up to this many doublings.
+DOUBLINGS = 3
+# A pod that has announced itself and waits for its first answer is asked soon, then more patiently.
+FIRST_WAIT = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often an agent's deployments are asked, how long each may take, and how many in a row make a verdict."""
+
+    interval: timedelta
+    threshold: int
+    timeout: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A deployment that is due, as it was when it was claimed."""
+
+    id: str
+    agent_id: UUID
+    status: DeploymentStatus
+    status_changed_at: datetime
+    is_production: bool
+    acp_url: str
+    health_path: str
+    registered_at: datetime | None
+    streak: int
+    pace: Pace
+
+    @property
+    def url(self) -> str:
+        """Its health page: address and path joined by exactly one slash."""
+        return f"{self.acp_url.rstrip('/')}/{self.health_path.lstrip('/')}"
+
+
+def pace_of(agent: AgentState, settings: Settings) -> Pace:
+    """What the agent's owner wants, else what the settings say; no probe outlasts the interval."""
+    return make_pace(settings, agent.probe_interval_seconds, agent.probe_threshold, agent.probe_timeout_seconds)
+
+
+def make_pace(
+    settings: Settings, interval_seconds: float | None, threshold: int | None, timeout_seconds: float | None
+) -> Pace:
+    """These where they are set, else the defaults; no probe outlasts the interval."""
+    interval = settings.probe_interval if interval_seconds is None else timedelta(seconds=interval_seconds)
+    timeout = settings.probe_timeout if timeout_seconds is None else timedelta(seconds=timeout_seconds)
+    return Pace(interval=interval, threshold=threshold or settings.probe_threshold, timeout=min(timeout, interval))
+
+
+def wait_before_next(suspect: Suspect, luck: float) -> timedelta:
+    """How long until this one is due again; `luck` is between 0 and 1."""
+    wait, failures = suspect.pace.interval, max(-suspect.streak, 0)
+    if suspect.status == "Pending":
+        wait = min(wait, FIRST_WAIT * 2**failures)
+    elif suspect.status == "Failed" and not suspect.is_production:
+        wait *= 2 ** min(max(failures - suspect.pace.threshold, 0), DOUBLINGS)
+    return wait * (1 - JITTER * luck)
+
+
+def changes_nothing(suspect: Suspect, failure: str | None) -> bool:
+    """Whether this answer only confirms what is stored, as nearly all do: nothing has to be locked for it."""
+    status = "Ready" if failure is None else "Failed"
+    return suspect.status == status and suspect.streak == _streak(suspect.streak, failure, suspect.pace.threshold)
+
+
+def judge(state: State, suspect: Suspect, failure: str | None) -> State:
+    """The state after this probe, which failed for this reason (None: was answered).
+
+    Unchanged if the deployment was deleted, or has announced itself anew, since it was claimed: then somebody else
+    was asked.
+    """
+    stored = state.deployments.get(suspect.id)
+    if stored is None or stored.expires_at is not None or not _is_what_was_asked(stored, suspect):
+        return state
+    threshold = suspect.pace.threshold
+    deployment = replace(stored, probe_streak=_streak(stored.probe_streak, failure, threshold))
+    state = state.with_deployment(deployment)
+    if failure is not None and deployment.status == "Ready" and deployment.probe_streak <= -threshold:
+        return fail(state, deployment, f"{threshold} probes in a row failed, the last one: {failure}")
+    if failure is None and _has_proven_itself(deployment, threshold):
+        return _revive(state, deployment)
+    return state
+
+
+def expire(state: State, deployment_id: str, deadline: timedelta) -> State:
+    """The state in which a deployment that was Pending for this long is Failed; unchanged if it is not."""
+    deployment = state.deployments.get(deployment_id)
+    if deployment is None or deployment.status != "Pending" or deployment.expires_at is not None:
+        return state
+    if state.now < deployment.status_changed_at + deadline:
+        return state
+    missing = "its pod did not announce itself" if deployment.acp_url is None else "no probe was answered"
+    return fail(state, deployment, f"{missing} within {_spoken(deadline)}")
+
+
+def fail(state: State, deployment: DeploymentState, reason: str) -> State:
+    """The state in which this deployment was found not to work, in production or not; the pointer stays."""
+    failed = replace(deployment, status="Failed", status_reason=reason, status_changed_at=state.now)
+    state = state.with_deployment(failed)
+    status, status_reason = status_of_agent(state)
+    state = replace(state, agent=replace(state.agent, status=status, status_reason=status_reason))
+    told = DeploymentFailed(
+        agent_id=str(state.agent.id),
+        agent_name=state.agent.name,
+        deployment_id=failed.id,
+        reason=reason,
+        is_production=failed.is_production,
+    )
+    return emit(state, told, subject=failed.id)
+
+
+def _revive(state: State, deployment: DeploymentState) -> State:
+    ready = replace(deployment, status="Ready", status_reason=None, status_changed_at=state.now)
+    if deployment.ready_at is not None:
+        return announce_ready(state.with_deployment(ready), ready)
+    ready = replace(ready, ready_at=state.now)
+    return promote_first_time(announce_ready(state.with_deployment(ready), ready), ready)
+
+
+def _has_proven_itself(deployment: DeploymentState, threshold: int) -> bool:
+    if deployment.status == "Pending":
+        return True
+    return deployment.status == "Failed" and deployment.ready_at is not None and deployment.probe_streak >= threshold
+
+
+def _is_what_was_asked(stored: DeploymentState, suspect: Suspect) -> bool:
+    return (stored.acp_url, stored.registered_at) == (suspect.acp_url, suspect.registered_at)
+
+
+def _streak(before: int, failure: str | None, threshold: int) -> int:
+    """One more in this direction, or the first; not counted beyond what makes a difference."""
+    if failure is None:
+        return min(max(before, 0) + 1, threshold)
+    return max(min(before, 0) - 1, -(threshold + DOUBLINGS))
+
+
+def _spoken(duration: timedelta) -> str:
+    seconds = duration.total_seconds()
+    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"  # noqa: PLR2004 - of a minute

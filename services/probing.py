@@ -1,0 +1,101 @@
+"""The janitor's rows: what is due is claimed in one short transaction, and judged in another.
+
+Nothing is locked in between, while the network is asked. A claim moves the time at which a deployment is due again, so
+whoever dies after it only delays the next look by one interval, and any number of janitors share the work.
+"""
+
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.health import Suspect, expire, judge, make_pace, wait_before_next
+from services.settings import Settings
+from services.state import State
+from services.store import lock_state, save_state
+
+# The conditions are those of the partial index. Rows that somebody else has locked are left to the next look.
+_DUE = text("""
+SELECT d.id, d.agent_id, d.status, d.status_changed_at, d.is_production, d.acp_url, d.health_path, d.registered_at,
+    d.probe_streak, a.probe_interval_seconds, a.probe_threshold, a.probe_timeout_seconds
+FROM deployments AS d JOIN agents AS a ON a.id = d.agent_id
+WHERE d.id IN (
+    SELECT id FROM deployments
+    WHERE expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)
+        AND probe_due_at <= statement_timestamp()
+    ORDER BY probe_due_at
+    LIMIT :limit
+    FOR NO KEY UPDATE SKIP LOCKED)
+""")
+
+_CLAIM = text("""
+UPDATE deployments AS d SET probe_due_at = clock_timestamp() + make_interval(secs => r.seconds)
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, seconds double precision)
+WHERE d.id = r.id
+""")
+
+_OVERDUE = text("""
+SELECT id, agent_id FROM deployments
+WHERE expires_at IS NULL AND status = 'Pending' AND status_changed_at <= statement_timestamp() - CAST(:age AS interval)
+ORDER BY status_changed_at
+LIMIT :limit
+""")
+
+
+async def claim(session: AsyncSession, settings: Settings, limit: int) -> list[Suspect]:
+    """Up to so many deployments that are due, which nobody else gets once the transaction is committed."""
+    suspects = [_suspect(row, settings) for row in await session.execute(_DUE, {"limit": limit})]
+    if suspects:
+        waits = [
+            {"id": each.id, "seconds": wait_before_next(each, random.random()).total_seconds()}  # noqa: S311 - jitter
+            for each in suspects
+        ]
+        await session.execute(_CLAIM, {"rows": to_json(waits).decode()})
+    return suspects
+
+
+async def give_verdict(session: AsyncSession, suspect: Suspect, failure: str | None) -> tuple[State, State]:
+    """The agent before and after this probe, which failed for this reason (None: was answered).
+
+    Others see the effect once the transaction is committed. Raises `AgentNotFound`.
+    """
+    before = await lock_state(session, suspect.agent_id, suspect.id)
+    after = judge(before, suspect, failure)
+    await save_state(session, before, after)
+    return before, after
+
+
+async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> list[tuple[UUID, str]]:
+    """Agents and deployments that have been Pending for longer than this, the oldest first."""
+    rows = await session.execute(_OVERDUE, {"age": deadline, "limit": limit})
+    return [(row.agent_id, row.id) for row in rows]
+
+
+async def expire_pending(
+    session: AsyncSession, deployment: tuple[UUID, str], deadline: timedelta
+) -> tuple[State, State]:
+    """The agent before and after this deployment of it, if it is still Pending past its deadline, was set Failed."""
+    agent_id, deployment_id = deployment
+    before = await lock_state(session, agent_id, deployment_id)
+    after = expire(before, deployment_id, deadline)
+    await save_state(session, before, after)
+    return before, after
+
+
+def _suspect(row: Row[*tuple[Any, ...]], settings: Settings) -> Suspect:
+    return Suspect(
+        id=row.id,
+        agent_id=row.agent_id,
+        status=row.status,
+        status_changed_at=row.status_changed_at,
+        is_production=row.is_production,
+        acp_url=row.acp_url,
+        health_path=row.health_path,
+        registered_at=row.registered_at,
+        streak=row.probe_streak,
+        pace=make_pace(settings, row.probe_interval_seconds, row.probe_threshold, row.probe_timeout_seconds),
+    )

@@ -1,0 +1,144 @@
+"""States follow what pods answer, whoever asks them and however often one of the askers dies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from services.database import Sessions, in_transaction
+from services.registration import register_batch
+from services.settings import Settings
+from tests.factories import incoming
+from tests.integration.api.pods import Pod, refused_address, running_pod
+from tests.integration.workers.conftest import working
+from tests.waiting import eventually_rows, rows
+from workers.run import run_janitor
+
+INTERVAL = timedelta(seconds=0.3)
+
+
+@pytest.fixture
+def eager(settings: Settings) -> Settings:
+    """Settings with which a dead pod is found in a second."""
+    return settings.model_copy(update={"probe_interval": INTERVAL, "janitor_poll": timedelta(seconds=0.02)})
+
+
+@asynccontextmanager
+async def a_switchable_pod() -> AsyncIterator[tuple[Pod, dict[str, int]]]:
+    """A pod whose health page answers with the status in the dict."""
+    answer = {"status": 200}
+
+    async def handler(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=answer["status"])
+
+    async with running_pod(handler) as pod:
+        yield pod, answer
+
+
+async def registered(sessions: Sessions, deployment_id: str, url: str, **fields: Any) -> None:
+    """A pod that has announced itself."""
+    message = incoming(deployment_id=deployment_id, acp_url=url, **fields)
+    await in_transaction(sessions, lambda session: register_batch(session, [message]))
+
+
+def status_is(status: str, deployment_id: str = "v1") -> str:
+    """Whether this deployment has this status."""
+    return f"SELECT * FROM deployments WHERE id = '{deployment_id}' AND status = '{status}'"
+
+
+async def test_a_dead_pod_is_failed_and_one_that_answers_again_is_ready(eager: Settings, sessions: Sessions) -> None:
+    """With an event each time, and the reason; production stays where it was, and two janitors do not count twice."""
+    async with a_switchable_pod() as (pod, answer), working(run_janitor, eager), working(run_janitor, eager):
+        await registered(sessions, "v1", pod.url)
+        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE probe_streak = 3")
+        answer["status"] = 500
+        [failed] = await eventually_rows(sessions, status_is("Failed"))
+        answer["status"] = 404
+        [ready] = await eventually_rows(sessions, status_is("Ready"))
+    assert failed.status_reason == "3 probes in a row failed, the last one: its health page answers with status 500"
+    assert failed.is_production
+    assert ready.is_production
+    assert ready.status_reason is None
+    told = [row.type for row in await rows(sessions, "SELECT type FROM outbox ORDER BY id")]
+    assert [each.split(".")[2] for each in told[-2:]] == ["failed", "ready"]
+    assert {seen.target for seen in pod.seen} == {"/healthz"}
+
+
+async def test_one_flicker_never_flips_a_state(eager: Settings, sessions: Sessions) -> None:
+    """A pod that fails two probes of three, again and again, stays Ready."""
+    count = 0
+
+    async def flickers(_: web.BaseRequest) -> web.StreamResponse:
+        nonlocal count
+        count += 1
+        return web.Response(status=200 if count % 3 == 0 else 503)
+
+    async with running_pod(flickers) as pod, working(run_janitor, eager):
+        await registered(sessions, "v1", pod.url)
+        async with asyncio.timeout(30):
+            while count < 12:
+                await asyncio.sleep(0.02)
+        assert await rows(sessions, "SELECT 1 FROM outbox WHERE type LIKE '%failed%'") == []
+
+
+async def test_a_pod_that_announces_itself_during_a_probe_is_not_failed_by_it(
+    eager: Settings, sessions: Sessions
+) -> None:
+    """The verdict is about the announcement that was probed."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.BaseRequest) -> web.StreamResponse:
+        asked.set()
+        await go_on.wait()
+        return web.Response(status=500)
+
+    patient = eager.model_copy(update={"probe_interval": timedelta(seconds=10), "probe_threshold": 1})
+    async with running_pod(slow) as old, running_pod() as new, working(run_janitor, patient):
+        await registered(sessions, "v1", old.url)
+        await asked.wait()
+        await registered(sessions, "v1", new.url)
+        go_on.set()
+        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE probe_streak = 1")
+        assert await rows(sessions, "SELECT 1 FROM outbox WHERE type LIKE '%failed%'") == []
+
+
+async def test_a_version_whose_pod_never_comes_is_failed(eager: Settings, sessions: Sessions) -> None:
+    """Pending past the deadline, with an event; one that is not yet due stays Pending."""
+    await registered(sessions, "v1", "http://127.0.0.1:9")
+    create = (
+        "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at)"
+        " SELECT '{0}', id, 'Pending', now() - interval '{1} seconds', now() FROM agents"
+    )
+    async with sessions() as session, session.begin():
+        connection = await session.connection()
+        for name, age in (("late", 901), ("early", 600)):
+            await connection.exec_driver_sql(create.format(name, age))
+    async with working(run_janitor, eager):
+        [late] = await eventually_rows(sessions, status_is("Failed", "late"))
+    assert late.status_reason == "its pod did not announce itself within 15 minutes"
+    assert await rows(sessions, status_is("Pending", "early"))
+
+
+async def test_the_work_of_a_janitor_that_dies_is_taken_over(eager: Settings, sessions: Sessions) -> None:
+    """What it had claimed is due again after one interval."""
+    held = asyncio.Event()
+
+    async def hangs(_: web.BaseRequest) -> web.StreamResponse:
+        held.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with running_pod(hangs) as pod:
+        await registered(sessions, "v1", pod.url)
+        doomed = asyncio.ensure_future(run_janitor(eager, asyncio.Event()))
+        await held.wait()
+        doomed.cancel()
+        await asyncio.wait({doomed})
+    async with refused_address() as nowhere, sessions() as session, session.begin():
+        await (await session.connection()).exec_driver_sql(f"UPDATE deployments SET acp_url = '{nowhere}'")
+    async with working(run_janitor, eager):
+        await eventually_rows(sessions, status_is("Failed"))
