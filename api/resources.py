@@ -44,7 +44,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     try:
-        async with Waker(engine) as waker, upstream_session() as http, FanOut(events_engine) as events:
+        async with Waker(engine) as waker, upstream_session(settings) as http, FanOut(events_engine) as events:
             yield Resources(
                 settings=settings,
                 sessions=make_sessions(engine),

@@ -13,6 +13,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from api.jsonrpc import ForwardingFailure
+from services.destinations import Destinations
+from services.dialling import Denied, open_connector
+from services.errors import DestinationDenied, PodiumError
 from services.settings import Settings
 
 # Pods are mostly uvicorn, which closes idle connections after 5 s: let go of them before it does.
@@ -90,30 +93,35 @@ class _Attempt:
 
 
 @asynccontextmanager
-async def upstream_session() -> AsyncGenerator[aiohttp.ClientSession, None]:
+async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The one client session of a process: it adds nothing, follows nothing, remembers nothing."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_create_end.append(_connected)
     trace.on_connection_reuseconn.append(_connected)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        skip_auto_headers=_NOT_ADDED,
-        trace_configs=[trace],
-    ) as session:
+    async with (
+        open_connector(
+            settings, (settings.host, settings.port), limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS
+        ) as connector,
+        aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=_NOT_ADDED,
+            trace_configs=[trace],
+        ) as session,
+    ):
         # The library repeats GET and DELETE on a connection that turns out to be closed, after it has sent them.
         session._retry_connection = False  # noqa: SLF001 - there is no public switch
         yield session
 
 
 async def call_agent(session: aiohttp.ClientSession, call: Call, settings: Settings) -> aiohttp.ClientResponse:
-    """The agent's answer, up to its headers; close it. Raises `ForwardingFailure`.
+    """The agent's answer, up to its headers; close it. Raises `ForwardingFailure`, `DestinationDenied`.
 
     A refused connection is tried again, at most three times and within the time for connecting.
     """
+    Destinations.of(settings).check_host(call.target.raw_host or "")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + settings.connect_timeout.total_seconds()
     for pause in RETRY_PAUSES_SECONDS:
@@ -155,7 +163,9 @@ def _payload(body: bytes) -> bytes | io.BytesIO | None:
     return io.BytesIO(body) if len(body) > IN_ONE_GO_BYTES else body or None
 
 
-def _failure(error: Exception, attempt: _Attempt) -> ForwardingFailure:
+def _failure(error: Exception, attempt: _Attempt) -> PodiumError:
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, Denied):
+        return DestinationDenied()
     if isinstance(error, TimeoutError):
         return FirstByteTimeout() if attempt.sent else ConnectTimeout()
     if not attempt.sent:

@@ -201,6 +201,13 @@ class DeploymentUnavailable(Unavailable):
     retry_after_seconds = 5
 
 
+class DestinationDenied(PodiumError):
+    """The agent's address may not be dialled: the settings PODIUM_DIAL_NETWORKS, _HOSTS and _PORTS say which may."""
+
+    status = 502
+    reason = "destination-denied"
+
+
 class LostRace(PodiumError):
     """Somebody was faster: the transaction must run again."""
 

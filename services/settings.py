@@ -1,11 +1,11 @@
 """The settings: one frozen object, read once where a process starts and handed down."""
 
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts import topology
 
@@ -18,7 +18,18 @@ def _plain_seconds(value: object) -> object:
         return value
 
 
+def _listed(value: object) -> object:
+    """`a, b` as its parts."""
+    return [part for each in value.split(",") if (part := each.strip())] if isinstance(value, str) else value
+
+
 Duration = Annotated[timedelta, BeforeValidator(_plain_seconds), Field(ge=timedelta(0))]
+
+
+# Several, written with commas between them.
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -84,6 +95,16 @@ class Settings(BaseSettings):
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")
     sse_heartbeat: Duration = Field(default=timedelta(seconds=15), description="Sign of life on a silent event stream.")
     rpc_max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="Largest RPC request body.")
+    dial_networks: Networks = Field(
+        default=(),
+        description="Networks that agents may live in, as 10.0.0.0/8,fd00::/8; "
+        "if empty, private ones, and loopback where the API listens on loopback.",
+    )
+    dial_hosts: Names = Field(
+        default=(),
+        description="What the host of an agent's address must end in, as .internal,.example.com; if empty, any.",
+    )
+    dial_ports: Ports = Field(default=(), description="Ports of agents, as 80,443,8000; if empty, any.")
 
     log_format: Literal["console", "json"] = Field(default="console", description="For people, or a JSON line each.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least to log.")

@@ -52,7 +52,7 @@ def default_of(field: FieldInfo) -> str:
         return "-"
     if isinstance(value, timedelta):
         value = TypeAdapter(timedelta).dump_python(value, mode="json")
-    return f"`{value}`" if value not in {None, ""} else "-"
+    return f"`{value}`" if value not in {None, "", ()} else "-"
 
 
 def meaning_of(field: FieldInfo) -> str:
