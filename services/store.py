@@ -7,14 +7,14 @@ Each statement is set-based and touches its own columns only. The agent's row is
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
 
 from pydantic_core import to_json
-from sqlalchemy import Row, Select, TextClause, any_, bindparam, func, select
+from sqlalchemy import Select, TextClause, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
 from sqlalchemy.types import Text, Uuid
 
 from services import sql
@@ -22,55 +22,63 @@ from services.errors import AgentNotFound, LostRace
 from services.models import Agent, Deployment, Promotion
 from services.state import AgentState, DeploymentState, Event, LedgerRow, State
 
-AGENT_COLUMNS = [getattr(Agent, field.name) for field in fields(AgentState)]
-DEPLOYMENT_COLUMNS = [
-    Agent.name.label("agent_name") if field.name == "agent_name" else getattr(Deployment, field.name)
-    for field in fields(DeploymentState)
-]
-
+_AGENT_FIELDS = [field.name for field in fields(AgentState)]
 _DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState)]
+
+# Tables, not models: what the ORM does around a query of one row takes longer than the query.
+_agents = Agent.__table__
+_deployments = Deployment.__table__
+_promotions = Promotion.__table__
+_owners = _agents.alias("owners")
+_earlier = _agents.alias("earlier")
+
+AGENT_COLUMNS = [_agents.c[name] for name in _AGENT_FIELDS]
+DEPLOYMENT_COLUMNS = [
+    _owners.c.name.label("agent_name") if name == "agent_name" else _deployments.c[name] for name in _DEPLOYMENT_FIELDS
+]
 
 _NAMES = bindparam("names", type_=ARRAY(Text))
 _AGENT_IDS = bindparam("agent_ids", type_=ARRAY(Uuid))
 _DEPLOYMENT_IDS = bindparam("deployment_ids", type_=ARRAY(Text))
-_Earlier = aliased(Agent)
 
 _LIVING = (
     select(*AGENT_COLUMNS)
-    .where(Agent.name == any_(_NAMES), Agent.deleted_at.is_(None))
-    .order_by(Agent.id)
+    .where(_agents.c.name == any_(_NAMES), _agents.c.deleted_at.is_(None))
+    .order_by(_agents.c.id)
     .with_for_update(key_share=True)
 )
-_ONE = select(*AGENT_COLUMNS).where(Agent.id == bindparam("agent_id")).with_for_update(key_share=True)
+_ONE = select(*AGENT_COLUMNS).where(_agents.c.id == bindparam("agent_id")).with_for_update(key_share=True)
+_LAST_CUTOVER = (_promotions.c.agent_id == _agents.c.id) & (_promotions.c.generation == _agents.c.generation)
 _FACTS = (
     select(
-        Agent.id,
+        _agents.c.id,
         func.clock_timestamp().label("now"),
-        Promotion.at.label("last_cutover_at"),
-        select(func.max(_Earlier.deleted_at))
-        .where(_Earlier.name == Agent.name, _Earlier.deleted_at.is_not(None))
+        _promotions.c.at.label("last_cutover_at"),
+        select(func.max(_earlier.c.deleted_at))
+        .where(_earlier.c.name == _agents.c.name, _earlier.c.deleted_at.is_not(None))
         .scalar_subquery()
         .label("name_deleted_at"),
     )
-    .outerjoin(Promotion, (Promotion.agent_id == Agent.id) & (Promotion.generation == Agent.generation))
-    .where(Agent.id == any_(_AGENT_IDS))
+    .select_from(_agents.outerjoin(_promotions, _LAST_CUTOVER))
+    .where(_agents.c.id == any_(_AGENT_IDS))
 )
-_Owner = aliased(Agent)
 _FACTS_AND_NAMED = (
-    select(
-        func.clock_timestamp().label("now"),
-        Promotion.at.label("last_cutover_at"),
-        _Owner.name.label("agent_name"),
-        *(column for column in DEPLOYMENT_COLUMNS if column.name != "agent_name"),
+    select(func.clock_timestamp().label("now"), _promotions.c.at.label("last_cutover_at"), *DEPLOYMENT_COLUMNS)
+    .select_from(
+        _agents.outerjoin(_promotions, _LAST_CUTOVER)
+        .outerjoin(_deployments, _deployments.c.id == any_(_DEPLOYMENT_IDS))
+        .outerjoin(_owners, _owners.c.id == _deployments.c.agent_id)
     )
-    .select_from(Agent)
-    .outerjoin(Promotion, (Promotion.agent_id == Agent.id) & (Promotion.generation == Agent.generation))
-    .outerjoin(Deployment, Deployment.id == any_(_DEPLOYMENT_IDS))
-    .outerjoin(_Owner, _Owner.id == Deployment.agent_id)
-    .where(Agent.id == bindparam("agent_id"))
+    .where(_agents.c.id == bindparam("agent_id"))
 )
-DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).join(Agent, Agent.id == Deployment.agent_id)
-_NAMED = DEPLOYMENTS.where(Deployment.id == any_(_DEPLOYMENT_IDS))
+DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).select_from(
+    _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id)
+)
+_NAMED = DEPLOYMENTS.where(_deployments.c.id == any_(_DEPLOYMENT_IDS))
+
+_announced = attrgetter(*sql.ANNOUNCED_COLUMNS)
+_serving = attrgetter(*sql.SERVING_COLUMNS)
+_described = attrgetter(*sql.DESCRIBED_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,12 @@ class Facts:
 
 async def lock_living(session: AsyncSession, names: Sequence[str]) -> dict[str, AgentState]:
     """The living agents of these names, locked until the transaction ends, in id order."""
-    return {agent.name: agent for agent in await _agents(session, _LIVING, names=list(names))}
+    return {agent.name: agent for agent in await _read_agents(session, _LIVING, names=list(names))}
 
 
 async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
     """The agent, deleted or not, locked until the transaction ends. Raises `AgentNotFound`."""
-    agents = await _agents(session, _ONE, agent_id=agent_id)
+    agents = await _read_agents(session, _ONE, agent_id=agent_id)
     if not agents:
         raise AgentNotFound
     return agents[0]
@@ -104,7 +112,7 @@ async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[U
 async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[str, DeploymentState]:
     """Deployments by id, of whichever agent."""
     rows = await session.execute(_NAMED, {"deployment_ids": sorted(set(ids))})
-    return {row.id: _deployment(row) for row in rows}
+    return {each.id: each for each in map(_deployment, rows)}
 
 
 async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> State:
@@ -115,7 +123,7 @@ async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str
     rows = (await session.execute(_FACTS_AND_NAMED, {"agent_id": agent_id, "deployment_ids": ids})).all()
     return State(
         agent=agent,
-        deployments={row.id: _deployment(row) for row in rows if row.id is not None},
+        deployments={each.id: each for each in (_deployment(row[2:]) for row in rows if row.id is not None)},
         now=rows[0].now,
         last_cutover_at=rows[0].last_cutover_at,
     )
@@ -163,13 +171,13 @@ async def save(
         await session.execute(sql.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
 
 
-async def _agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
+async def _read_agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
     rows = await session.execute(query, parameters)
-    return [AgentState(**row._mapping) for row in rows]  # noqa: SLF001 - public, for all its underscore
+    return [AgentState(**dict(zip(_AGENT_FIELDS, row, strict=True))) for row in rows]
 
 
-def _deployment(row: Row[*tuple[Any, ...]]) -> DeploymentState:
-    return DeploymentState(**{name: getattr(row, name) for name in _DEPLOYMENT_FIELDS})
+def _deployment(columns: Sequence[Any]) -> DeploymentState:
+    return DeploymentState(**dict(zip(_DEPLOYMENT_FIELDS, columns, strict=True)))
 
 
 async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[object]) -> int:
@@ -182,18 +190,6 @@ async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[ob
 
 def _as_json(rows: object) -> str:
     return to_json(rows).decode()
-
-
-def _announced(deployment: DeploymentState) -> tuple[object, ...]:
-    return tuple(getattr(deployment, name) for name in sql.ANNOUNCED_COLUMNS)
-
-
-def _serving(agent: AgentState) -> tuple[object, ...]:
-    return tuple(getattr(agent, name) for name in sql.SERVING_COLUMNS)
-
-
-def _described(agent: AgentState) -> tuple[object, ...]:
-    return tuple(getattr(agent, name) for name in sql.DESCRIBED_COLUMNS)
 
 
 def _ledger_row(entry: LedgerRow) -> dict[str, object]:
