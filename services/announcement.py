@@ -1,6 +1,6 @@
 """A message that came in, and what can become of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -17,15 +17,17 @@ class Announcement:
     registered_at: datetime | None  # None: now, by the database's clock
     traceparent: str | None = None
 
-    @property
-    def name(self) -> str:
-        """The agent it speaks for."""
-        return self.request.name
+    name: str = field(init=False)
+    """The agent it speaks for."""
+    deployment_id: str | None = field(init=False)
+    """The version that speaks; None for a legacy agent and for a build."""
 
-    @property
-    def deployment_id(self) -> str | None:
-        """The version that speaks; None for a legacy agent and for a build."""
-        return self.request.deployment_id if isinstance(self.request, RegisterAgentRequest) else None
+    def __post_init__(self) -> None:
+        # Not properties: each message of a batch is asked for them again and again.
+        request = self.request
+        deployment_id = request.deployment_id if isinstance(request, RegisterAgentRequest) else None
+        object.__setattr__(self, "name", request.name)
+        object.__setattr__(self, "deployment_id", deployment_id)
 
 
 @dataclass(frozen=True, slots=True)

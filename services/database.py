@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import structlog
+from pydantic_core import from_json
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -59,6 +60,7 @@ def make_engine(
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
+        json_deserializer=from_json,
         connect_args={
             "timeout": CONNECT_TIMEOUT_SECONDS,
             "command_timeout": settings.statement_timeout.total_seconds() + COMMAND_TIMEOUT_MARGIN_SECONDS,

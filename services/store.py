@@ -106,13 +106,13 @@ async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
 async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, Facts]:
     """Facts by agent; call it after the lock, since they include the clock."""
     rows = await session.execute(_FACTS, {"agent_ids": list(agent_ids)})
-    return {row.id: Facts(row.now, row.last_cutover_at, row.name_deleted_at) for row in rows}
+    return {row.id: Facts(row.now, row.last_cutover_at, row.name_deleted_at) for row in rows.all()}
 
 
 async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[str, DeploymentState]:
     """Deployments by id, of whichever agent."""
     rows = await session.execute(_NAMED, {"deployment_ids": sorted(set(ids))})
-    return {each.id: each for each in map(_deployment, rows)}
+    return {each.id: each for each in map(_deployment, rows.all())}
 
 
 async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> State:
@@ -173,7 +173,7 @@ async def save(
 
 async def _read_agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
     rows = await session.execute(query, parameters)
-    return [AgentState(**dict(zip(_AGENT_FIELDS, row, strict=True))) for row in rows]
+    return [AgentState(**dict(zip(_AGENT_FIELDS, row, strict=True))) for row in rows.all()]
 
 
 def _deployment(columns: Sequence[Any]) -> DeploymentState:
