@@ -1,10 +1,10 @@
-"""Reading the inbox: what became of announcements, which answers "why is my pod not there?"."""
+"""The inbox: what became of announcements, which answers "why is my pod not there?", and for how long it is kept."""
 
 from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Select, cast, exists, literal, null, select, union_all
+from sqlalchemy import Select, cast, exists, literal, null, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Text, Uuid
 
@@ -16,6 +16,38 @@ from services.state import AgentState
 PARKED = "Parked"
 
 _BIGINT_ZERO = literal(0)
+
+# A message that comes again after its row is gone is Stale by its pair, or older than the deletion of its name, or
+# refused as it was. A pod's clock that runs ahead breaks this: the message may count as newer than what it was decided
+# as. Its row stays until something at least as new was applied, or what it announced was deleted.
+_REMOVE = text("""
+WITH old AS (
+    SELECT r.message_id
+    FROM registrations AS r
+    CROSS JOIN LATERAL (SELECT coalesce(r.dated_at, r.registered_at) AS at) AS dated
+    WHERE r.received_at < :before AND (
+        r.outcome = 'Rejected' OR dated.at IS NULL OR dated.at <= r.received_at
+        OR EXISTS (
+            SELECT FROM deployments AS d
+            WHERE d.id = r.deployment_id
+                AND (d.expires_at IS NOT NULL OR (d.registered_at, d.registered_message_id) >= (dated.at, r.message_id))
+        )
+        OR r.deployment_id IS NULL AND EXISTS (
+            SELECT FROM agents AS a
+            WHERE a.name = r.agent_name AND a.deleted_at IS NULL
+                AND (a.registered_at, a.registered_message_id) >= (dated.at, r.message_id)
+        )
+        OR r.deployment_id IS NULL AND EXISTS (
+            SELECT FROM agents AS a WHERE a.name = r.agent_name AND a.deleted_at > dated.at
+        )
+    )
+    ORDER BY r.received_at
+    LIMIT :limit
+), removed AS (
+    DELETE FROM registrations AS r USING old WHERE r.message_id = old.message_id RETURNING r.message_id
+)
+SELECT count(*) FROM removed
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +93,14 @@ async def recent_registrations(session: AsyncSession, wanted: Lifetime, page: Pa
         select(*columns).order_by(both.c.received_at.desc(), both.c.seq.desc()).limit(page.limit).offset(page.offset)
     )
     return [InboxRow(*row) for row in rows]
+
+
+async def remove_decided(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Forget at most so many messages that were received before then; how many they were.
+
+    None of them has an effect when it comes again, known or not; what might have one is kept for longer.
+    """
+    return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
 def _decided(wanted: Lifetime) -> Select[tuple[object, ...]]:

@@ -183,6 +183,20 @@ class Deployment(Base):
         Index("deployments_agent_id_created_at_id_idx", "agent_id", "created_at", "id"),
         Index("deployments_probe_due_at_idx", "probe_due_at", postgresql_where=text(PROBED)),
         Index("deployments_pending_since_idx", "status_changed_at", postgresql_where=text(WAITING)),
+        # What retention looks for: the oldest that live, the longest deleted, and what was in production last.
+        Index("deployments_of_age_idx", "created_at", "id", postgresql_where=text("expires_at IS NULL")),
+        Index(
+            "deployments_to_purge_idx",
+            "expires_at",
+            "id",
+            postgresql_where=text("expires_at IS NOT NULL AND purged_at IS NULL"),
+        ),
+        Index(
+            "deployments_agent_id_promoted_at_idx",
+            "agent_id",
+            "promoted_at",
+            postgresql_where=text("promoted_at IS NOT NULL"),
+        ),
     )
 
 
@@ -213,6 +227,7 @@ class Promotion(Base):
         CheckConstraint("restored IS NULL OR (cause = 'rollback' AND restored < generation)", name="restored_is_older"),
         CheckConstraint("to_deployment_id IS NULL OR to_acp_url IS NOT NULL", name="deployment_has_address"),
         Index("promotions_agent_id_at_idx", "agent_id", "at", unique=True),
+        Index("promotions_of_deployment_idx", "agent_id", "to_deployment_id", "generation"),
     )
 
 
@@ -265,6 +280,7 @@ class Registration(Base):
     agent_name: Mapped[str]
     deployment_id: Mapped[str | None]
     registered_at: Mapped[datetime | None]
+    dated_at: Mapped[datetime | None]  # by the pod, where its clock ran so far ahead that ours dated the message
     outcome: Mapped[str]
     reason: Mapped[str | None]
     received_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
@@ -299,6 +315,7 @@ class Parked(Base):
     __table_args__ = (
         CheckConstraint("attempts > 0", name="attempts_positive"),
         Index("parked_received_at_idx", "received_at"),
+        Index("parked_agent_name_received_at_idx", "agent_name", "received_at"),
     )
 
 

@@ -6,6 +6,7 @@ They stay until somebody drops them or their retention ends; sending one again l
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -76,6 +77,16 @@ WHERE parked.message_id IS DISTINCT FROM excluded.message_id
 """)
 
 
+_REMOVE = text("""
+WITH old AS (
+    SELECT id FROM parked WHERE received_at < :before ORDER BY received_at LIMIT :limit FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM parked USING old WHERE parked.id = old.id RETURNING parked.id
+)
+SELECT count(*) FROM removed
+""")
+
+
 async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
     """Keep these messages; others see them once the transaction is committed."""
     newest: dict[str, Refusal] = {}
@@ -128,6 +139,11 @@ async def mark_retried(session: AsyncSession, parked_id: UUID) -> Parked:
     if found is None:
         raise ParkedNotFound
     return found
+
+
+async def remove_parked(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Forget at most so many messages that came for the last time before then; how many they were."""
+    return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
 async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:

@@ -172,14 +172,16 @@ async def _record(
 def _entry(content: Announcement | Unreadable, decided: Decided) -> dict[str, object]:
     """The inbox row of a message."""
     outcome = decided.outcome
-    registered_at = None
+    registered_at = dated_at = None
     if isinstance(content, Announcement) and decided.state is not None:
         registered_at = effective_time(content.registered_at, decided.state.now)
+        dated_at = content.registered_at if content.registered_at != registered_at else None
     return {
         "message_id": content.message_id,
         "agent_name": content.name,
         "deployment_id": content.deployment_id,
         "registered_at": registered_at,
+        "dated_at": dated_at,
         "outcome": type(outcome).__name__,
         "reason": outcome.error.message if isinstance(outcome, Rejected) else None,
     }

@@ -90,6 +90,31 @@ class Settings(BaseSettings):
         default=timedelta(milliseconds=250), description="How often a janitor looks for what is due."
     )
 
+    preview_max_age: Duration = Field(
+        default=timedelta(0), description="Previews not announced for longer than this are deleted; 0: never."
+    )
+    deleted_retention: Duration = Field(
+        default=timedelta(days=30), description="How long deleted deployments are kept whole; a tombstone stays."
+    )
+    production_versions_kept: int = Field(
+        default=20, ge=0, description="Versions of a living agent, the last in production, that no age removes."
+    )
+    outbox_retention: Duration = Field(
+        default=timedelta(days=7), description="How long published events can be read over HTTP."
+    )
+    inbox_retention: Duration = Field(
+        default=timedelta(days=7), description="How long it is told what became of an announcement."
+    )
+    parked_retention: Duration = Field(
+        default=timedelta(days=30), description="How long messages stay parked that nobody drops."
+    )
+    sweep_interval: Duration = Field(
+        default=timedelta(seconds=60),
+        ge=timedelta(milliseconds=100),
+        description="How often what is past its retention is looked for.",
+    )
+    sweep_batch_size: int = Field(default=500, ge=1, le=5000, description="Rows that are removed at a time, at most.")
+
     connect_timeout: Duration = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
     first_byte_timeout: Duration = Field(default=timedelta(seconds=300), description="Until an agent answers.")
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")

@@ -186,11 +186,11 @@ DELETE_UNBORN_AGENTS = text("DELETE FROM agents WHERE id = ANY(CAST(:ids AS uuid
 KNOWN_MESSAGES = text("SELECT message_id FROM registrations WHERE message_id = ANY(CAST(:ids AS uuid[]))")
 
 INSERT_REGISTRATIONS = text("""
-INSERT INTO registrations (message_id, agent_name, deployment_id, registered_at, outcome, reason)
-SELECT message_id, agent_name, deployment_id, registered_at, outcome, reason
+INSERT INTO registrations (message_id, agent_name, deployment_id, registered_at, dated_at, outcome, reason)
+SELECT message_id, agent_name, deployment_id, registered_at, dated_at, outcome, reason
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    position bigint, message_id uuid, agent_name text, deployment_id text, registered_at timestamptz, outcome text,
-    reason text)
+    position bigint, message_id uuid, agent_name text, deployment_id text, registered_at timestamptz,
+    dated_at timestamptz, outcome text, reason text)
 ORDER BY position
 ON CONFLICT (message_id) DO NOTHING
 """)

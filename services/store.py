@@ -47,6 +47,12 @@ _LIVING = (
     .order_by(_agents.c.id)
     .with_for_update(key_share=True)
 )
+_UNCLAIMED = (
+    select(*AGENT_COLUMNS)
+    .where(_agents.c.id == any_(_AGENT_IDS))
+    .order_by(_agents.c.id)
+    .with_for_update(key_share=True, skip_locked=True)
+)
 _ONE = select(*AGENT_COLUMNS).where(_agents.c.id == bindparam("agent_id")).with_for_update(key_share=True)
 _LAST_CUTOVER = (_promotions.c.agent_id == _agents.c.id) & (_promotions.c.generation == _agents.c.generation)
 _FACTS = (
@@ -101,6 +107,12 @@ async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
     if not agents:
         raise AgentNotFound
     return agents[0]
+
+
+async def lock_unclaimed(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
+    """Those of these agents that nobody else holds, locked until the transaction ends; it waits for none."""
+    agents = await _agents(session, _UNCLAIMED, agent_ids=sorted(set(agent_ids)))
+    return {agent.id: agent for agent in agents}
 
 
 async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, Facts]:

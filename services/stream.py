@@ -65,11 +65,12 @@ CROSS JOIN LATERAL (
 ORDER BY e.id LIMIT :limit
 """  # noqa: S608 - no part of it comes from elsewhere
 
+# Only the oldest are looked at, whatever their age: to look for age would be a walk through all, or one more index.
 _REMOVE = text("""
-WITH old AS (
-    SELECT id FROM outbox WHERE published_at < :before ORDER BY id LIMIT :limit FOR UPDATE
+WITH oldest AS (
+    SELECT id, published_at FROM outbox WHERE published_at IS NOT NULL ORDER BY id LIMIT :limit
 ), removed AS (
-    DELETE FROM outbox USING old WHERE outbox.id = old.id
+    DELETE FROM outbox USING oldest WHERE outbox.id = oldest.id AND oldest.published_at < :before
     RETURNING outbox.agent_id, outbox.sequence, outbox.xid, outbox.id
 ), marked AS (
     INSERT INTO outbox_low_water AS mark (agent_id, sequence, xid, id)

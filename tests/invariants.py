@@ -12,6 +12,7 @@ PROMOTED = "podium.deployment.promoted.v1"
 DEMOTED = "podium.deployment.demoted.v1"
 REGISTERED = "podium.agent.registered.v1"
 DELETED = "podium.agent.deleted.v1"
+PURGED = "podium.deployment.purged.v1"
 
 
 async def assert_invariants(session: AsyncSession) -> None:
@@ -40,7 +41,8 @@ def _pointer_and_flag_agree(agent: Agent, own: Sequence[Deployment]) -> None:
     assert flagged == ([] if pointer is None else [pointer]), f"{agent.name}: pointer {pointer}, flags {flagged}"
     for each in own:
         assert not (each.is_production and each.expires_at), f"{each.id} is in production and deleted"
-        assert each.acp_url is not None or each.status != "Ready", f"{each.id} is Ready without an address"
+        reachable = each.acp_url is not None or each.purged_at is not None
+        assert reachable or each.status != "Ready", f"{each.id} is Ready without an address"
         assert (each.ready_at is None) == (each.first_registered_at is None), f"{each.id}: first Ready"
     failed = any(each.is_production and each.status == "Failed" for each in own)
     serves = pointer is not None or agent.legacy_acp_url is not None
@@ -125,8 +127,12 @@ def _each_deployment_is_told_of(agent: Agent, own: Sequence[Deployment], told: S
     assert len(gone) == len(set(gone)), f"{agent.name}: a deployment was deleted twice"
     if agent.deleted_at is None:
         assert set(gone) == {each.id for each in own if each.expires_at}, f"{agent.name}: deleted events {gone}"
+    purged = [event.subject for event in told if event.type == PURGED]
+    assert sorted(purged) == sorted(each.id for each in own if each.purged_at), f"{agent.name}: purged events {purged}"
+    # Nothing but what retention removes happens to a deleted agent.
+    last = next(event.sequence for event in reversed(told) if agent.deleted_at is None or event.type != PURGED)
     farewells = [event.sequence for event in told if event.type == DELETED]
-    assert farewells == ([] if agent.deleted_at is None else [agent.event_seq]), f"{agent.name}: agent.deleted"
+    assert farewells == ([] if agent.deleted_at is None else [last]), f"{agent.name}: agent.deleted"
 
 
 def _ledger_ends_where_the_agent_is(agent: Agent, own: Sequence[Deployment], rows: Sequence[Promotion]) -> None:

@@ -20,6 +20,7 @@ from workers.janitor import Janitor
 from workers.pause import at_most
 from workers.registrar import Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
+from workers.sweep import Sweeper
 
 
 class WorkerName(StrEnum):
@@ -99,9 +100,11 @@ async def run_drainer(settings: Settings, stop: asyncio.Event) -> None:
 
 async def run_janitor(settings: Settings, stop: asyncio.Event) -> None:
     """Keep states true and tables tidy until told to stop."""
-    engine = make_engine(settings, application_name="podium-janitor", pool_size=JANITOR_CONNECTIONS)
-    async with _disposed(engine), Waker(engine) as waker:
-        await Janitor(settings, make_sessions(engine), waker).run(stop)
+    engine = make_engine(settings, application_name="podium-janitor", pool_size=JANITOR_CONNECTIONS + 1)
+    sessions = make_sessions(engine)
+    async with _disposed(engine), Waker(engine) as waker, asyncio.TaskGroup() as duties:
+        duties.create_task(Janitor(settings, sessions, waker).run(stop))
+        duties.create_task(Sweeper(settings, sessions).run(stop))
 
 
 @asynccontextmanager

@@ -127,6 +127,10 @@ class World:
         """The deployment's row."""
         return await self.do(lambda session: _one(session, select(Deployment).where(Deployment.id == deployment_id)))
 
+    async def deployments(self) -> list[Deployment]:
+        """All versions of all agents, by id."""
+        return await self.do(lambda session: _all(session, select(Deployment).order_by(Deployment.id)))
+
     async def ledger(self, name: str = NAME) -> list[Promotion]:
         """The agent's ledger, oldest row first."""
         agent_id = await self.agent_id(name)

@@ -1,0 +1,208 @@
+"""Old previews are deleted, deleted versions are purged, and what serves or may serve again is left alone."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services import retention
+from services.errors import DeploymentDeletedError
+from services.retention import START, Limits, Step, delete_old_previews, purge_deleted
+from services.routing import route_to_deployment
+from services.state import AgentState
+from tests.factories import ago, incoming, over_http
+from tests.integration.services.world import NAME, World
+
+DAY = 24 * 3600
+TOMBSTONE = ("id", "agent_id", "docker_image", "status", "created_at", "first_registered_at", "ready_at", "expires_at")
+FORGOTTEN = ("registration_metadata", "acp_url", "status_reason", "sgp_deploy_id", "helm_release_name")
+
+_CREATED = text("UPDATE deployments SET created_at = clock_timestamp() - make_interval(days => :days) WHERE id = :id")
+
+
+def limits(days: float = 0, *, keep: int = 20, rows: int = 100) -> Limits:
+    """What is older than so many days."""
+    return Limits(before=datetime.now(UTC) - timedelta(days=days), keep=keep, rows=rows)
+
+
+async def delete_old(world: World, at_most: Limits) -> int:
+    """How many previews a step deleted."""
+    return (await world.do(lambda session: delete_old_previews(session, at_most))).changed
+
+
+async def purge(world: World, at_most: Limits) -> int:
+    """How many versions a step purged."""
+    return (await world.do(lambda session: purge_deleted(session, at_most))).changed
+
+
+async def aged(world: World, deployment_id: str, days: float, **fields: object) -> None:
+    """A version that was created and announced so many days ago."""
+    await world.arrive(deployment_id=deployment_id, registered_at=ago(days * DAY), **fields)
+    await world.do(lambda session: session.execute(_CREATED, {"id": deployment_id, "days": days}))
+
+
+async def in_turn(world: World, *deployment_ids: str) -> None:
+    """Have these versions in production, one after the other."""
+    for deployment_id in deployment_ids:
+        await world.arrive(deployment_id=deployment_id)
+        await world.promote(deployment_id)
+
+
+async def gone(world: World) -> dict[str, bool]:
+    """Every version, and whether it is deleted."""
+    return {each.id: each.expires_at is not None for each in await world.deployments()}
+
+
+async def test_an_old_preview_is_deleted_as_by_hand(world: World) -> None:
+    """The same columns, the same event; production of the same age stays."""
+    for deployment_id in ("v1", "by-hand", "by-age"):
+        await aged(world, deployment_id, 10)
+    await world.delete("by-hand")
+    assert await delete_old(world, limits(7)) == 1
+    assert await gone(world) == {"v1": False, "by-hand": True, "by-age": True}
+    by_hand, by_age = (await world.events())[-2:]
+    assert (by_age.type, by_age.subject) == (by_hand.type, "by-age")
+    assert by_age.payload.keys() == by_hand.payload.keys()
+    deleted = await world.deployment("by-age")
+    assert deleted.expires_at is not None
+    assert datetime.fromisoformat(str(by_age.payload["expires_at"])) == deleted.expires_at
+    assert await delete_old(world, limits(7)) == 0
+
+
+async def test_a_preview_is_as_old_as_its_last_announcement(world: World) -> None:
+    """One that announces itself is young; one whose clock is behind is no older than its row."""
+    await world.arrive(deployment_id="v1")
+    await aged(world, "announced", 10)
+    await world.arrive(deployment_id="announced", registered_at=ago(1 * DAY))
+    await world.arrive(deployment_id="clock-behind", registered_at=ago(100 * DAY))
+    await world.create(id="pending")
+    await world.create(id="never-came")
+    await world.do(lambda session: session.execute(_CREATED, {"id": "never-came", "days": 10}))
+    assert await delete_old(world, limits(7)) == 1
+    assert [each for each, deleted in (await gone(world)).items() if deleted] == ["never-came"]
+
+
+async def test_the_last_versions_that_were_in_production_are_not_collected(world: World) -> None:
+    """Neither by their age nor once they are deleted; a rollback still finds them."""
+    await in_turn(world, "v1", "v2", "v3", "v4")
+    await world.arrive(deployment_id="never")
+    assert await delete_old(world, limits(keep=3)) == 2
+    assert [each for each, deleted in (await gone(world)).items() if deleted] == ["never", "v1"]
+    await world.roll_back()
+    assert (await world.agent()).production_deployment_id == "v3"
+    await world.delete("v2")
+    assert await purge(world, limits(keep=3)) == 2
+    assert [each.id for each in await world.deployments() if each.purged_at] == ["never", "v1"]
+    assert await purge(world, limits(keep=2)) == 1
+    assert [each.id for each in await world.deployments() if each.purged_at] == ["never", "v1", "v2"]
+
+
+async def test_production_is_not_collected_however_little_is_kept(world: World) -> None:
+    """Also where no other version is."""
+    await in_turn(world, "v1", "v2")
+    assert await delete_old(world, limits(keep=0)) == 1
+    assert await purge(world, limits(keep=0)) == 1
+    assert await gone(world) == {"v1": True, "v2": False}
+    assert (await world.agent()).production_deployment_id == "v2"
+
+
+async def test_a_purge_leaves_a_tombstone(world: World) -> None:
+    """Id, agent, image, status and times stay, the rest goes; it is told of once; the ledger keeps its own copy."""
+    await world.arrive(deployment_id="v1")
+    facts = {"docker_image": "bot:2", "registration_metadata": {"git": "abc"}, "rpc_path": "/rpc"}
+    await world.arrive(deployment_id="v2", **facts)
+    await in_turn(world, "v2", "v1")
+    await world.delete("v2")
+    before, ledger = await world.deployment("v2"), await world.ledger()
+    assert await purge(world, limits(days=1, keep=0)) == 0
+    assert await purge(world, limits(keep=0)) == 1
+    after = await world.deployment("v2")
+    assert {name: getattr(after, name) for name in TOMBSTONE} == {name: getattr(before, name) for name in TOMBSTONE}
+    assert [getattr(after, name) for name in FORGOTTEN] == [None] * len(FORGOTTEN)
+    assert after.rpc_path == "/api"
+    assert (await world.told())[-1] == "deployment.purged"
+    assert [(row.generation, row.to_acp_url) for row in await world.ledger()] == [
+        (row.generation, row.to_acp_url) for row in ledger
+    ]
+    assert await purge(world, limits(keep=0)) == 0
+
+
+@pytest.mark.parametrize("image", [None, "bot:2", "another:1"])
+async def test_a_purged_id_stays_taken(world: World, image: str | None) -> None:
+    """Rule 7: whoever comes back under it is refused as deleted, with the same image, another or none."""
+    await in_turn(world, "v2", "v1")
+    await world.arrive(deployment_id="v3", docker_image="bot:2")
+    for deployment_id in ("v2", "v3"):
+        await world.delete(deployment_id)
+    assert await purge(world, limits(keep=0)) == 2
+    for message in (incoming, over_http):
+        (decided,) = await world.decide(message(deployment_id="v3", docker_image=image))
+        assert isinstance(decided.outcome.error, DeploymentDeletedError)  # type: ignore[union-attr]
+    agent_id = await world.agent_id()
+    for refused in (
+        lambda: world.promote("v2"),
+        lambda: world.roll_back(to="v2"),
+        lambda: world.create(id="v3", image=image or "bot:2"),
+        lambda: world.do(lambda session: route_to_deployment(session, agent_id, "v2")),
+    ):
+        with pytest.raises(DeploymentDeletedError):
+            await refused()
+    await world.delete("v3")
+    assert (await world.told())[-2:] == ["deployment.purged", "deployment.purged"]
+
+
+async def test_all_of_a_deleted_agent_is_purged(world: World) -> None:
+    """Nobody rolls it back any more; its name and its versions' ids answer as before."""
+    await in_turn(world, "v1", "v2")
+    await world.delete_agent()
+    assert await purge(world, limits()) == 2
+    assert (await world.told())[-3:] == ["agent.deleted", "deployment.purged", "deployment.purged"]
+    assert await world.arrive(deployment_id="v2") == "Rejected"
+    assert await world.arrive(deployment_id="v3") == "Registered"
+    assert (await world.deployment("v3")).is_production
+
+
+async def test_each_step_goes_on_where_the_last_one_stood(world: World) -> None:
+    """At most so many rows a step; what must not be collected holds up nobody behind it."""
+    await in_turn(world, "v1", "v2", "v3")
+    for deployment_id in ("v1", "v2"):
+        await world.delete(deployment_id)
+    for number in range(5):
+        await world.arrive(deployment_id=f"preview-{number}")
+        await world.delete(f"preview-{number}")
+    changed, step = [], Step(0, START)
+    while step.place is not None:
+        place = step.place
+        step = await world.do(lambda session, place=place: purge_deleted(session, limits(rows=2), place))  # type: ignore[misc]
+        changed.append(step.changed)
+    assert changed == [0, 2, 2, 1]
+
+
+async def test_an_agent_that_is_busy_is_passed_over(world: World) -> None:
+    """Nobody waits for it, and the others are done; it has its turn the next time."""
+    for name in (NAME, "other"):
+        await world.two_versions(name)
+        await world.delete(f"{name}.v2", name)
+    async with world.uncommitted() as busy:
+        await busy.execute(text("SELECT FROM agents WHERE name = 'other' FOR NO KEY UPDATE"))
+        assert await purge(world, limits()) == 1
+    assert await purge(world, limits()) == 1
+
+
+async def test_what_was_promoted_while_retention_looked_is_left_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was ripe when it was looked at is asked for again under the agent's lock."""
+    await world.two_versions()
+    lock = retention.lock_unclaimed
+
+    async def promote_first(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
+        await world.promote(f"{NAME}.v2")
+        return await lock(session, agent_ids)
+
+    monkeypatch.setattr(retention, "lock_unclaimed", promote_first)
+    assert await delete_old(world, limits(keep=0)) == 0
+    assert await gone(world) == {f"{NAME}.v1": False, f"{NAME}.v2": False}
