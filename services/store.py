@@ -111,7 +111,7 @@ async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
 
 async def lock_unclaimed(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
     """Those of these agents that nobody else holds, locked until the transaction ends; it waits for none."""
-    agents = await _agents(session, _UNCLAIMED, agent_ids=sorted(set(agent_ids)))
+    agents = await _read_agents(session, _UNCLAIMED, agent_ids=sorted(set(agent_ids)))
     return {agent.id: agent for agent in agents}
 
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import retention
 from services.errors import DeploymentDeletedError
 from services.retention import START, Limits, Step, delete_old_previews, purge_deleted
 from services.routing import route_to_deployment
 from services.state import AgentState
+from services.store import lock_unclaimed
 from tests.factories import ago, incoming, over_http
 from tests.integration.services.world import NAME, World
 
@@ -38,9 +39,9 @@ async def purge(world: World, at_most: Limits) -> int:
     return (await world.do(lambda session: purge_deleted(session, at_most))).changed
 
 
-async def aged(world: World, deployment_id: str, days: float, **fields: object) -> None:
+async def aged(world: World, deployment_id: str, days: float) -> None:
     """A version that was created and announced so many days ago."""
-    await world.arrive(deployment_id=deployment_id, registered_at=ago(days * DAY), **fields)
+    await world.arrive(deployment_id=deployment_id, registered_at=ago(days * DAY))
     await world.do(lambda session: session.execute(_CREATED, {"id": deployment_id, "days": days}))
 
 
@@ -112,7 +113,7 @@ async def test_production_is_not_collected_however_little_is_kept(world: World) 
 async def test_a_purge_leaves_a_tombstone(world: World) -> None:
     """Id, agent, image, status and times stay, the rest goes; it is told of once; the ledger keeps its own copy."""
     await world.arrive(deployment_id="v1")
-    facts = {"docker_image": "bot:2", "registration_metadata": {"git": "abc"}, "rpc_path": "/rpc"}
+    facts: dict[str, Any] = {"docker_image": "bot:2", "registration_metadata": {"git": "abc"}, "rpc_path": "/rpc"}
     await world.arrive(deployment_id="v2", **facts)
     await in_turn(world, "v2", "v1")
     await world.delete("v2")
@@ -197,12 +198,11 @@ async def test_what_was_promoted_while_retention_looked_is_left_alone(
 ) -> None:
     """What was ripe when it was looked at is asked for again under the agent's lock."""
     await world.two_versions()
-    lock = retention.lock_unclaimed
 
     async def promote_first(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
         await world.promote(f"{NAME}.v2")
-        return await lock(session, agent_ids)
+        return await lock_unclaimed(session, agent_ids)
 
-    monkeypatch.setattr(retention, "lock_unclaimed", promote_first)
+    monkeypatch.setattr("services.retention.lock_unclaimed", promote_first)
     assert await delete_old(world, limits(keep=0)) == 0
     assert await gone(world) == {f"{NAME}.v1": False, f"{NAME}.v2": False}
