@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 RUNS ?= 1
+RESULTS ?=
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11
 
@@ -24,8 +25,8 @@ up: setup ## Start the whole system and stay, at http://127.0.0.1:8080
 test: servers-for-tests ## Run every test against real servers
 	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs)
-	@$(BIN)/python -m tests.benchmarks --runs $(RUNS)
+bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs, RESULTS=name for name.json and name.svg)
+	@$(BIN)/python -m tests.benchmarks --runs $(RUNS) $(if $(RESULTS),--output $(RESULTS).json --chart $(RESULTS).svg)
 
 chaos: servers-for-tests ## Kill, stop and starve everything, at length: half an hour
 	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos

@@ -1,13 +1,12 @@
 """`make bench`: Podium beside the usual way and beside what the servers can do, both numbers of each ratio.
 
-    python -m tests.benchmarks [--runs 3] [--output results.json]
+    python -m tests.benchmarks [--runs 3] [--output results.json] [--chart chart.svg]
 
 Caveats: one machine runs the servers, the load and what is measured, so the numbers compare programs and say little
 about any program alone; the backlog is published before the clock starts; the peers do less than Podium does.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -16,11 +15,14 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from podium.servers import private_servers
+from tests.benchmarks.chart import draw
 from tests.benchmarks.measure import Bench
+from tests.benchmarks.rows import LIMITS, RATIOS, Figures
 
 AGENTS = 400
 PEER_AGENTS = 40
@@ -32,15 +34,18 @@ LATENCY_SAMPLES = 300
 console = Console()
 
 
-def main(runs: int, output: Path | None) -> None:
-    """Measure everything `runs` times, print the table after each, write all of it as JSON."""
+def main(runs: int, output: Path | None, chart: Path | None) -> None:
+    """Measure everything `runs` times, print the table after each, write all of it as JSON and as a picture."""
     with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)  # the servers' unprivileged account must be able to enter
-        results = asyncio.run(run(runs, folder))
+        results = uvloop.run(run(runs, folder))
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     if output is not None:
-        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
         output.write_text(json.dumps({"machine": machine, "runs": results}, indent=2) + "\n")
+    if chart is not None:
+        about = f"{machine['cores']} cores, Python {machine['python']}"
+        chart.write_text(draw(results, about))
 
 
 async def run(runs: int, folder: Path) -> list[dict[str, float]]:
@@ -72,26 +77,21 @@ async def _measure(bench: Bench) -> dict[str, float]:
     return {**found, "event_p50_ms": percentiles[49], "event_p99_ms": percentiles[98]}
 
 
-def _table(found: dict[str, float], title: str) -> Table:
+def _table(found: Figures, title: str) -> Table:
     table = Table(title=title)
     for heading in ("work", "Podium", "compared with", "", "ratio", "target"):
         table.add_column(heading, justify="left" if heading in {"work", "compared with"} else "right")
-    rows = [
-        (
-            "registrations/s, one worker process",
-            "registrations",
-            "handler + ORM session each",
-            "usual_way",
-            25.0,
-        ),
-        ("the same", "registrations", "raw consume, no database", "raw_consume", 0.6),
-        ("promotes/s, 64 sessions, 64 agents", "promotes", "single-row commits/s", "commits", 0.25),
-    ]
-    for work, ours, peer, theirs, target in rows:
-        ratio = found[ours] / found[theirs]
-        table.add_row(work, f"{found[ours]:,.0f}", peer, f"{found[theirs]:,.0f}", f"{ratio:.2f}x", f">= {target}x")
-    table.add_row("publish -> event, idle, p50", f"{found['event_p50_ms']:.1f} ms", "-", "", "", "<= 15 ms")
-    table.add_row("publish -> event, idle, p99", f"{found['event_p99_ms']:.1f} ms", "-", "", "", "<= 50 ms")
+    for each in RATIOS:
+        table.add_row(
+            each.work,
+            f"{found[each.ours]:,.0f}",
+            each.peer,
+            f"{found[each.theirs]:,.0f}",
+            f"{each.of(found):.2f}x",
+            f">= {each.target:g}x",
+        )
+    for limit in LIMITS:
+        table.add_row(limit.work, f"{found[limit.ours]:.1f} ms", "-", "", "", f"<= {limit.target_ms:g} ms")
     return table
 
 
@@ -99,5 +99,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure Podium beside its peers.")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=None, help="write all numbers to this file as JSON")
+    parser.add_argument("--chart", type=Path, default=None, help="draw the median of the runs into this SVG file")
     options = parser.parse_args()
-    main(options.runs, options.output)
+    main(options.runs, options.output, options.chart)

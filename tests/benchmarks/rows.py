@@ -1,0 +1,41 @@
+"""What is compared with what, and what is aimed at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """So much work per second beside what something else does per second."""
+
+    work: str
+    ours: str
+    peer: str
+    theirs: str
+    target: float
+
+    def of(self, found: Figures) -> float:
+        """How many times the peer's number ours is."""
+        return found[self.ours] / found[self.theirs]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A time that should not be longer than this."""
+
+    work: str
+    ours: str
+    target_ms: float
+
+
+RATIOS = (
+    Ratio("registrations/s, one worker", "registrations", "FastStream handler + ORM session each", "usual_way", 25.0),
+    Ratio("registrations/s, one worker", "registrations", "raw aio-pika consume, no database", "raw_consume", 0.6),
+    Ratio("promotes/s, 64 sessions, 64 agents", "promotes", "single-row commits/s of the database", "commits", 0.25),
+)
+LIMITS = (
+    Limit("publish -> event seen, idle, p50", "event_p50_ms", 15.0),
+    Limit("publish -> event seen, idle, p99", "event_p99_ms", 50.0),
+)
