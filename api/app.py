@@ -14,7 +14,20 @@ from litestar import Litestar
 from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
-from api import agents, asyncapi, deployments, events, health, lookup, openapi, parked, registration, registrations, rpc
+from api import (
+    agents,
+    asyncapi,
+    cards,
+    deployments,
+    events,
+    health,
+    lookup,
+    openapi,
+    parked,
+    registration,
+    registrations,
+    rpc,
+)
 from api.auth import check_bind, check_caller
 from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
@@ -50,6 +63,7 @@ def create_app(settings: Settings) -> Litestar:
             *events.ROUTES,
             *lookup.ROUTES,
             *rpc.ROUTES,
+            *cards.ROUTES,
             *health.ROUTES,
             *openapi.ROUTES,
             *asyncapi.ROUTES,

@@ -56,10 +56,16 @@ def response_headers(given: RawHeaders, route: Route) -> Sequence[tuple[bytes, b
     headers = [(name.lower(), value) for name, value in given]
     stripped = _NOT_ANSWERED | _named_by_connection(headers)
     answered = [(name, value) for name, value in headers if name not in stripped]
-    answered.append((GENERATION_HEADER.encode(), str(route.generation).encode()))
-    if route.deployment_id is not None:
-        answered.append((DEPLOYMENT_HEADER.encode(), route.deployment_id.encode()))
+    answered += [(name.encode(), value.encode()) for name, value in route_headers(route).items()]
     return answered
+
+
+def route_headers(route: Route) -> dict[str, str]:
+    """Who answered: the generation, and the deployment if it was one."""
+    headers = {GENERATION_HEADER: str(route.generation)}
+    if route.deployment_id is not None:
+        headers[DEPLOYMENT_HEADER] = route.deployment_id
+    return headers
 
 
 def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:

@@ -4,10 +4,11 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts import topology
+from contracts.fields import check_service_address
 
 
 def _plain_seconds(value: object) -> object:
@@ -21,6 +22,10 @@ def _plain_seconds(value: object) -> object:
 def _listed(value: object) -> object:
     """`a, b` as its parts."""
     return [part for each in value.split(",") if (part := each.strip())] if isinstance(value, str) else value
+
+
+def _address_or_none(value: str) -> str:
+    return check_service_address(value) if value else value
 
 
 Duration = Annotated[timedelta, BeforeValidator(_plain_seconds), Field(ge=timedelta(0))]
@@ -50,6 +55,10 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
+
+    public_url: Annotated[str, AfterValidator(_address_or_none)] = Field(
+        default="", description="Where callers reach the API, for agent cards; where not set, as each request came in."
+    )
 
     database_pool_size: int = Field(default=10, ge=1, description="Connections per process.")
     lock_timeout: Duration = Field(default=timedelta(seconds=5), description="Longest wait for an agent's row.")
@@ -118,6 +127,7 @@ class Settings(BaseSettings):
     connect_timeout: Duration = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
     first_byte_timeout: Duration = Field(default=timedelta(seconds=300), description="Until an agent answers.")
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")
+    card_timeout: Duration = Field(default=timedelta(seconds=10), description="Fetching an agent's card, in all.")
     sse_heartbeat: Duration = Field(default=timedelta(seconds=15), description="Sign of life on a silent event stream.")
     rpc_max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="Largest RPC request body.")
     dial_networks: Networks = Field(

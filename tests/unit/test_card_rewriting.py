@@ -1,0 +1,131 @@
+"""Agent cards: whatever an agent claims, its callers are told of one way in."""
+
+from typing import Any
+
+import pytest
+from pydantic_core import from_json, to_json
+
+from api.card_rewriting import AgentCardInvalid, rewritten
+
+REGISTERED = "http://10.0.0.7:8000/a2a"
+HERE = "https://podium.example/agents/name/bot/rpc"
+CLAIMED = "https://bot.example/a2a"
+
+
+def seen(card: object) -> dict[str, Any]:
+    """The card as callers get it."""
+    found: dict[str, Any] = from_json(rewritten(to_json(card), registered_url=REGISTERED, rpc_url=HERE))
+    return found
+
+
+def test_a_card_of_a2a_0_3() -> None:
+    """Its address is the gateway's, its other transports and signatures are gone, everything else is as it was."""
+    rest = {
+        "protocolVersion": "0.3.0",
+        "name": "bot",
+        "provider": {"organization": "o", "url": "https://o.example"},
+        "iconUrl": "https://o.example/icon.png",
+        "capabilities": {"streaming": True},
+        "skills": [{"id": "s", "tags": []}],
+        "x-number": 123456789012345678901234567890,
+    }
+    card = {
+        **rest,
+        "url": CLAIMED,
+        "preferredTransport": "JSONRPC",
+        "additionalInterfaces": [
+            {"url": CLAIMED, "transport": "JSONRPC"},
+            {"url": "https://bot.example/v1", "transport": "HTTP+JSON"},
+            {"url": "bot.example:50051", "transport": "GRPC"},
+        ],
+        "signatures": [{"protected": "e", "signature": "s"}],
+    }
+    assert seen(card) == {
+        **rest,
+        "url": HERE,
+        "preferredTransport": "JSONRPC",
+        "additionalInterfaces": [{"url": HERE, "transport": "JSONRPC"}],
+    }
+    assert seen({**rest, "url": CLAIMED}) == {**rest, "url": HERE, "preferredTransport": "JSONRPC"}
+
+
+def test_json_rpc_beside_another_preferred_transport() -> None:
+    """What is forwarded becomes what is preferred."""
+    interfaces = [{"url": CLAIMED, "transport": "JSONRPC"}]
+    card = {"url": "bot.example:50051", "preferredTransport": "GRPC", "additionalInterfaces": interfaces}
+    assert seen(card) == {
+        "url": HERE,
+        "preferredTransport": "JSONRPC",
+        "additionalInterfaces": [{"url": HERE, "transport": "JSONRPC"}],
+    }
+
+
+def test_a_card_of_a2a_1_0() -> None:
+    """Of its interfaces those by JSON-RPC stay, each version of the protocol once, with tenants."""
+    interfaces = [
+        {"url": "bot.example:50051", "protocolBinding": "GRPC", "protocolVersion": "1.0"},
+        {"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "1.0", "tenant": "t"},
+        {"url": f"{CLAIMED}/", "protocolBinding": "JSONRPC", "protocolVersion": "1.0", "tenant": "t"},
+        {"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "0.3"},
+        {"url": f"{CLAIMED}/rest", "protocolBinding": "HTTP+JSON", "protocolVersion": "1.0"},
+    ]
+    assert seen({"name": "bot", "supportedInterfaces": interfaces, "signatures": [{}]}) == {
+        "name": "bot",
+        "supportedInterfaces": [
+            {"url": HERE, "protocolBinding": "JSONRPC", "protocolVersion": "1.0", "tenant": "t"},
+            {"url": HERE, "protocolBinding": "JSONRPC", "protocolVersion": "0.3"},
+        ],
+    }
+
+
+def test_a_card_of_both_versions() -> None:
+    """Each shape is rewritten for its own readers; one that has nothing to offer leaves no empty promise."""
+    both = {
+        "url": "bot.example:50051",
+        "preferredTransport": "GRPC",
+        "supportedInterfaces": [{"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}],
+    }
+    assert seen(both) == {
+        "supportedInterfaces": [{"url": HERE, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]
+    }
+    only_grpc = [{"url": "bot.example:50051", "protocolBinding": "GRPC"}]
+    assert seen({"url": CLAIMED, "supportedInterfaces": only_grpc}) == {"url": HERE, "preferredTransport": "JSONRPC"}
+
+
+def test_only_the_path_that_calls_go_to_is_offered() -> None:
+    """Another JSON-RPC endpoint of the agent would get calls that were never meant for it; else all are kept."""
+    other = {"url": "https://bot.example/old", "protocolBinding": "JSONRPC", "protocolVersion": "0.3"}
+    one = {"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}
+    assert seen({"supportedInterfaces": [other, one]})["supportedInterfaces"] == [{**one, "url": HERE}]
+    assert seen({"supportedInterfaces": [other]})["supportedInterfaces"] == [{**other, "url": HERE}]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {},
+        [],
+        "card",
+        None,
+        {"name": "bot"},
+        {"url": "bot.example:50051", "preferredTransport": "GRPC"},
+        {"supportedInterfaces": []},
+        {"supportedInterfaces": {"url": CLAIMED}},
+        {"supportedInterfaces": [CLAIMED]},
+        {"supportedInterfaces": [{"protocolBinding": "JSONRPC"}]},
+        {"supportedInterfaces": [{"url": 7, "protocolBinding": "JSONRPC"}]},
+        {"url": "http://[", "preferredTransport": "JSONRPC"},
+        {"url": CLAIMED, "additionalInterfaces": 3},
+    ],
+)
+def test_cards_that_nobody_could_use(card: object) -> None:
+    """Refused, whatever they are."""
+    with pytest.raises(AgentCardInvalid):
+        seen(card)
+
+
+@pytest.mark.parametrize("card", [b"", b"{", b"\xff", b"<html>", b'{"url": NaN}', b"[" * 5000])
+def test_what_is_no_json(card: bytes) -> None:
+    """Refused as well."""
+    with pytest.raises(AgentCardInvalid):
+        rewritten(card, registered_url=REGISTERED, rpc_url=HERE)
