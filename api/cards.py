@@ -12,16 +12,14 @@ from multidict import CIMultiDict
 
 from api.card_rewriting import AgentCardInvalid, rewritten
 from api.forwarded import REQUEST_ID_HEADER, request_headers, route_headers
-from api.gateway import FindRoute
 from api.jsonrpc import ForwardingFailure
 from api.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
 from api.problems import documented
 from api.resources import Injected, Resources
 from api.upstream import Call, call_agent
 from contracts.fields import check_service_address
-from services.database import in_transaction
 from services.errors import InvalidRequest, PodiumError
-from services.routing import Route, route_to_agent, route_to_deployment, route_to_name
+from services.routing import Route, Wanted
 
 # https://a2a-protocol.org/latest/specification/#82-well-known-uri
 CARD_PATH = "/.well-known/agent-card.json"
@@ -53,14 +51,14 @@ class AgentCardTimeout(ForwardingFailure):
 async def card(agent_id: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The card of what serves the agent now; it names `rpc` beside it as the agent's address."""
     wanted = agent_uuid(agent_id)
-    return await _answer(request, resources, lambda session: route_to_agent(session, wanted), f"/agents/{wanted}")
+    return await _answer(request, resources, Wanted(agent_id=wanted), f"/agents/{wanted}")
 
 
 @get(f"/agents/name/{{name:str}}{CARD_PATH}", responses=_DOCUMENTED)
 async def card_by_name(name: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The card of what serves the living agent of this name now; it names `rpc` beside it as the agent's address."""
     wanted = agent_name(name)
-    return await _answer(request, resources, lambda session: route_to_name(session, wanted), f"/agents/name/{wanted}")
+    return await _answer(request, resources, Wanted(name=wanted), f"/agents/name/{wanted}")
 
 
 @get(f"/agents/{{agent_id:str}}/deployments/{{deployment_id:str}}{CARD_PATH}", responses=_DOCUMENTED)
@@ -72,7 +70,7 @@ async def preview_card(
     return await _answer(
         request,
         resources,
-        lambda session: route_to_deployment(session, wanted, key),
+        Wanted(agent_id=wanted, deployment_id=key),
         f"/agents/{wanted}/deployments/{key}",
     )
 
@@ -80,9 +78,9 @@ async def preview_card(
 ROUTES = [card, card_by_name, preview_card]
 
 
-async def _answer(request: AnyRequest, resources: Resources, find_route: FindRoute, beside: str) -> Response[bytes]:
+async def _answer(request: AnyRequest, resources: Resources, wanted: Wanted, beside: str) -> Response[bytes]:
     rpc_url = f"{_public_url(request, resources)}{beside}/rpc"
-    route = await in_transaction(resources.reads, find_route)
+    route = await resources.routes.find(wanted)
     try:
         async with asyncio.timeout(resources.settings.card_timeout.total_seconds()):
             found = await _fetched(request, resources, route)

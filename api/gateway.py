@@ -5,7 +5,7 @@ call after the call has come in, so that a promote holds for every call sent aft
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,6 @@ import structlog
 from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import HTTPScope, Receive, Scope, Send
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.forwarded import request_headers, response_headers
 from api.jsonrpc import error_response, request_id
@@ -22,11 +21,8 @@ from api.problems import refusal_headers
 from api.resources import Resources
 from api.upstream import Call, call_agent
 from contracts.fields import ErrorStyle
-from services.database import in_transaction
 from services.errors import MessageTooLarge, PodiumError
-from services.routing import Route
-
-FindRoute = Callable[[AsyncSession], Awaitable[Route]]
+from services.routing import Route, Wanted
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +38,9 @@ class AnswerBroke(Exception):
 class Forward:
     """One call on its way: an ASGI application that a route handler returns."""
 
-    def __init__(self, resources: Resources, find_route: FindRoute) -> None:
+    def __init__(self, resources: Resources, wanted: Wanted) -> None:
         self._resources = resources
-        self._find_route = find_route
+        self._wanted = wanted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the call, unless its caller leaves first."""
@@ -62,7 +58,7 @@ class Forward:
         resources = self._resources
         style: ErrorStyle | None = None
         try:
-            route = await in_transaction(resources.reads, self._find_route)
+            route = await resources.routes.find(self._wanted)
             style = route.error_style
             resources.error_styles.learn(scope["path"], style)
             call = Call(
@@ -85,7 +81,7 @@ class Forward:
     async def _learn_style(self, path: str) -> None:
         """Look up how to refuse a call that is refused before its route is read."""
         try:
-            style: ErrorStyle | None = (await in_transaction(self._resources.reads, self._find_route)).error_style
+            style: ErrorStyle | None = (await self._resources.routes.find(self._wanted)).error_style
         except PodiumError as exc:
             style = exc.error_style
         if style is not None:

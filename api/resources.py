@@ -12,6 +12,7 @@ from api.error_style import ErrorStyles
 from api.fanout import FanOut
 from api.upstream import upstream_session
 from services.database import Sessions, make_engine, make_sessions
+from services.route_reads import RouteReads
 from services.settings import Settings
 from services.wake import Waker
 
@@ -29,6 +30,7 @@ class Resources:
     reads: Sessions
     waker: Waker
     http: aiohttp.ClientSession
+    routes: RouteReads
     events: FanOut
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
 
@@ -44,13 +46,19 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     try:
-        async with Waker(engine) as waker, upstream_session(settings) as http, FanOut(events_engine) as events:
+        async with (
+            Waker(engine) as waker,
+            upstream_session(settings) as http,
+            RouteReads(settings, application_name=APPLICATION_NAME) as routes,
+            FanOut(events_engine) as events,
+        ):
             yield Resources(
                 settings=settings,
                 sessions=make_sessions(engine),
                 reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
                 waker=waker,
                 http=http,
+                routes=routes,
                 events=events,
             )
     finally:

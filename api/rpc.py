@@ -8,7 +8,7 @@ from api.gateway import Forward
 from api.jsonrpc import documented
 from api.parameters import agent_name, agent_uuid, deployment_key
 from api.resources import Injected
-from services.routing import route_to_agent, route_to_deployment, route_to_name
+from services.routing import Wanted
 
 METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
 
@@ -16,15 +16,13 @@ METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
 @route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
 async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to what serves the agent now: any body, and the agent's answer as it comes."""
-    wanted = agent_uuid(agent_id)
-    return Forward(resources, lambda session: route_to_agent(session, wanted))
+    return Forward(resources, Wanted(agent_id=agent_uuid(agent_id)))
 
 
 @route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
 async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to what serves the living agent of this name now."""
-    wanted = agent_name(name)
-    return Forward(resources, lambda session: route_to_name(session, wanted))
+    return Forward(resources, Wanted(name=agent_name(name)))
 
 
 @route(
@@ -35,8 +33,7 @@ async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
 )
 async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to this deployment, in production or not."""
-    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    return Forward(resources, lambda session: route_to_deployment(session, wanted, key))
+    return Forward(resources, Wanted(agent_id=agent_uuid(agent_id), deployment_id=deployment_key(deployment_id)))
 
 
 ROUTES = [rpc, rpc_by_name, preview_rpc]

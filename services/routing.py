@@ -1,11 +1,10 @@
-"""Where an RPC goes: read for each call, so that a promote holds for every call sent after its reply."""
+"""Where an RPC goes: what is asked for, how it is read, and what a row means. `services.route_reads` reads it."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
-
-from sqlalchemy import Row, Select, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.fields import ErrorStyle
 from services.errors import (
@@ -16,7 +15,17 @@ from services.errors import (
     DeploymentUnavailable,
     NothingServes,
 )
-from services.models import Agent, Deployment
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Whose route: of an agent by its id or by its name while it lives, or of one deployment of the agent."""
+
+    agent_id: UUID | None = None
+    name: str | None = None
+    deployment_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,8 @@ class Route:
     acp_url: str
     rpc_path: str
     error_style: ErrorStyle
+    registered_at: datetime | None = None
+    """When the address was announced last."""
 
     @property
     def rpc_url(self) -> str:
@@ -36,74 +47,90 @@ class Route:
         return f"{self.acp_url.rstrip('/')}/{self.rpc_path.lstrip('/')}"
 
 
-_COLUMNS = (
-    Agent.id.label("agent_id"),
-    Agent.name.label("agent_name"),
-    Agent.deleted_at,
-    Agent.generation,
-    Agent.legacy_acp_url,
-    Agent.legacy_rpc_path,
-    Agent.legacy_error_style,
-    Deployment.id.label("deployment_id"),
-    Deployment.status,
-    Deployment.status_reason,
-    Deployment.expires_at,
-    Deployment.acp_url,
-    Deployment.rpc_path,
-    Deployment.error_style,
-)
-_PRODUCTION = select(*_COLUMNS).outerjoin(Deployment, Deployment.id == Agent.production_deployment_id)
+# Any number of routes in one statement, so in one snapshot: $1 agents' ids, $2 names, $3 and $4 pairs of agent and
+# deployment. One row for each that is found, beside what it was asked by.
+READ_ROUTES = """
+SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.id AS agent_id, asked.name AS agent_name,
+       asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path, asked.legacy_error_style,
+       asked.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status, d.status_reason, d.expires_at,
+       d.acp_url, d.rpc_path, d.error_style, d.registered_at
+FROM (
+    SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, a.production_deployment_id AS wanted, a.*
+    FROM agents a WHERE a.id = ANY($1::uuid[])
+    UNION ALL
+    SELECT NULL, a.name, NULL, a.production_deployment_id, a.*
+    FROM agents a WHERE a.name = ANY($2::text[]) AND a.deleted_at IS NULL
+    UNION ALL
+    SELECT pair.agent_id, NULL, pair.deployment_id, pair.deployment_id, a.*
+    FROM unnest($3::uuid[], $4::text[]) AS pair(agent_id, deployment_id) JOIN agents a ON a.id = pair.agent_id
+) AS asked
+LEFT JOIN deployments d ON d.id = asked.wanted AND d.agent_id = asked.id
+"""
 
 
-async def route_to_agent(session: AsyncSession, agent_id: UUID) -> Route:
-    """What serves the agent now.
+def arguments(wanted: Collection[Wanted]) -> tuple[list[UUID], list[str], list[UUID], list[str]]:
+    """What `READ_ROUTES` takes."""
+    agents = [each.agent_id for each in wanted if each.agent_id is not None and each.deployment_id is None]
+    names = [each.name for each in wanted if each.name is not None]
+    pairs = [(each.agent_id, each.deployment_id) for each in wanted if each.agent_id and each.deployment_id]
+    return agents, names, [agent for agent, _ in pairs], [deployment for _, deployment in pairs]
 
-    Raises `AgentNotFound`, `AgentDeletedError`, `NothingServes`, `DeploymentUnavailable`.
+
+def asked_by(row: Row) -> Wanted:
+    """What a row of `READ_ROUTES` answers."""
+    return Wanted(row["by_id"], row["by_name"], row["by_deployment"])
+
+
+def route_of(wanted: Wanted, row: Row | None) -> Route:
+    """The way that the row names; None is a row that was not found.
+
+    Raises `AgentNotFound`, `AgentDeletedError`, `NothingServes`, `DeploymentUnavailable`; for one deployment 404, 410
+    or `DeploymentUnavailable` in that order.
     """
-    return await _production(session, _PRODUCTION.where(Agent.id == agent_id))
-
-
-async def route_to_name(session: AsyncSession, name: str) -> Route:
-    """What serves the living agent of this name now; raises as `route_to_agent` does."""
-    return await _production(session, _PRODUCTION.where(Agent.name == name, Agent.deleted_at.is_(None)))
-
-
-async def route_to_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> Route:
-    """One living deployment of the agent. Raises 404, 410 or `DeploymentUnavailable` in that order."""
-    own = (Deployment.agent_id == Agent.id) & (Deployment.id == deployment_id)
-    row = (
-        await session.execute(select(*_COLUMNS).outerjoin(Deployment, own).where(Agent.id == agent_id))
-    ).one_or_none()
     if row is None:
         raise AgentNotFound
-    if row.deployment_id is None:
-        raise DeploymentNotFound
-    if row.deleted_at is not None:
-        raise AgentDeletedError().in_style(row.error_style)
-    if row.expires_at is not None:
-        raise DeploymentDeletedError().in_style(row.error_style)
-    return _deployment_route(row)
-
-
-async def _production(session: AsyncSession, query: Select[*tuple[Any, ...]]) -> Route:
-    row = (await session.execute(query)).one_or_none()
-    if row is None:
-        raise AgentNotFound
-    if row.deleted_at is not None:
+    if wanted.deployment_id is not None:
+        _check_preview(row)
+    elif row["deleted_at"] is not None:
         raise AgentDeletedError
-    if row.deployment_id is not None:
-        return _deployment_route(row)
-    if row.legacy_acp_url is None:
+    if row["deployment_id"] is not None:
+        return _of_deployment(row)
+    if row["legacy_acp_url"] is None:
         raise NothingServes(
-            f"Nothing serves agent {row.agent_name} yet: register a pod of it, or promote one of its deployments."
+            f"Nothing serves agent {row['agent_name']} yet: register a pod of it, or promote one of its deployments."
         )
-    return Route(row.agent_id, row.generation, None, row.legacy_acp_url, row.legacy_rpc_path, row.legacy_error_style)
+    return Route(
+        row["agent_id"],
+        row["generation"],
+        None,
+        row["legacy_acp_url"],
+        row["legacy_rpc_path"],
+        row["legacy_error_style"],
+        row["legacy_registered_at"],
+    )
 
 
-def _deployment_route(row: Row[*tuple[Any, ...]]) -> Route:
-    if row.status != "Ready":
-        because = f": {row.status_reason}" if row.status_reason else ""
+def _check_preview(row: Row) -> None:
+    if row["deployment_id"] is None:
+        raise DeploymentNotFound
+    if row["deleted_at"] is not None:
+        raise AgentDeletedError().in_style(row["error_style"])
+    if row["expires_at"] is not None:
+        raise DeploymentDeletedError().in_style(row["error_style"])
+
+
+def _of_deployment(row: Row) -> Route:
+    if row["status"] != "Ready":
+        because = f": {row['status_reason']}" if row["status_reason"] else ""
         raise DeploymentUnavailable(
-            f"Deployment {row.deployment_id} of agent {row.agent_name} is {row.status}{because}."
-        ).in_style(row.error_style)
-    return Route(row.agent_id, row.generation, row.deployment_id, row.acp_url, row.rpc_path, row.error_style)
+            f"Deployment {row['deployment_id']} of agent {row['agent_name']} is {row['status']}{because}."
+        ).in_style(row["error_style"])
+    return Route(
+        row["agent_id"],
+        row["generation"],
+        row["deployment_id"],
+        row["acp_url"],
+        row["rpc_path"],
+        row["error_style"],
+        row["registered_at"],
+    )

@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     )
     sweep_batch_size: int = Field(default=500, ge=1, le=5000, description="Rows that are removed at a time, at most.")
 
+    route_timeout: Duration = Field(
+        default=timedelta(seconds=3), description="Reading what serves; a call waits for two such reads at most."
+    )
     connect_timeout: Duration = Field(default=timedelta(seconds=3), description="Reaching an agent's pod.")
     first_byte_timeout: Duration = Field(default=timedelta(seconds=300), description="Until an agent answers.")
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")

@@ -13,9 +13,9 @@ from services.errors import (
 )
 from services.models import Agent
 from services.queries import Page
-from services.routing import route_to_deployment
+from services.routing import Wanted
 from tests.factories import a_build, ago, incoming
-from tests.integration.services.world import World
+from tests.integration.services.world import World, read_route
 
 COLUMNS = list(Agent.__table__.columns.keys())
 
@@ -46,7 +46,7 @@ async def test_a_deleted_preview_leaves_the_lists_and_stays_for_audit(world: Wor
     read = await world.do(lambda session: queries.get_deployment(session, agent_id, "v2"))
     assert read.expires_at is not None
     with pytest.raises(DeploymentDeletedError):
-        await world.do(lambda session: route_to_deployment(session, agent_id, "v2"))
+        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v2")))
 
 
 async def test_nobody_deletes_reads_or_reaches_another_agent_s_deployment(world: World) -> None:
@@ -62,7 +62,7 @@ async def test_nobody_deletes_reads_or_reaches_another_agent_s_deployment(world:
     with pytest.raises(DeploymentNotFound):
         await world.do(lambda session: queries.get_deployment(session, agent_id, "mail-1"))
     with pytest.raises(DeploymentNotFound):
-        await world.do(lambda session: route_to_deployment(session, agent_id, "mail-1"))
+        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="mail-1")))
 
 
 async def test_a_deployment_can_be_created_ahead_of_its_pod(world: World) -> None:

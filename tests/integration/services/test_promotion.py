@@ -11,9 +11,9 @@ from services.errors import (
     PodiumError,
 )
 from services.promotion import Caller
-from services.routing import route_to_agent, route_to_name
+from services.routing import Wanted
 from tests.factories import a_build, an_id, incoming
-from tests.integration.services.world import AMY, World
+from tests.integration.services.world import AMY, World, read_route
 
 
 async def two_versions(world: World) -> None:
@@ -51,8 +51,8 @@ async def test_whoever_routes_after_a_promote_s_reply_gets_the_new_version(world
     for version in ("v2", "v1", "v2"):
         state = await world.promote(version)
         for route in (
-            await world.do(lambda session: route_to_agent(session, agent_id)),
-            await world.do(lambda session: route_to_name(session, "support-bot")),
+            await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id))),
+            await world.do(lambda session: read_route(session, Wanted(name="support-bot"))),
         ):
             assert (route.deployment_id, route.generation) == (version, state.agent.generation)
             assert route.rpc_url == f"http://{version}/api"
@@ -160,7 +160,7 @@ async def test_a_serving_deployment_that_moves_is_announced_and_routed(world: Wo
     """A new address of production needs no generation; `deployment.ready` tells it, and RPC goes there."""
     await two_versions(world)
     await world.arrive(deployment_id="v1", acp_url="http://moved/base/", rpc_path="rpc")
-    route = await world.do(lambda session: route_to_name(session, "support-bot"))
+    route = await world.do(lambda session: read_route(session, Wanted(name="support-bot")))
     assert (route.rpc_url, route.generation) == ("http://moved/base/rpc", 1)
     event = (await world.events())[-1]
     assert (event.type, event.payload["acp_url"]) == ("podium.deployment.ready.v1", "http://moved/base/")

@@ -13,9 +13,9 @@ from services.errors import (
 )
 from services.lifecycle import AgentChange, NewDeployment
 from services.queries import AgentView, Page
-from services.routing import route_to_agent, route_to_deployment, route_to_name
+from services.routing import Wanted
 from tests.factories import a_build, an_id, incoming
-from tests.integration.services.world import AMY, NAME, World
+from tests.integration.services.world import AMY, NAME, World, read_route
 
 
 async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World) -> None:
@@ -30,10 +30,10 @@ async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World)
     with pytest.raises(AgentNotFound):
         await world.do(lambda session: queries.get_agent_by_name(session, NAME))
     with pytest.raises(AgentNotFound):
-        await world.do(lambda session: route_to_name(session, NAME))
+        await world.do(lambda session: read_route(session, Wanted(name=NAME)))
     for refused in (
-        lambda session: route_to_agent(session, agent_id),
-        lambda session: route_to_deployment(session, agent_id, "v1"),
+        lambda session: read_route(session, Wanted(agent_id=agent_id)),
+        lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v1")),
         lambda session: promotion.promote(session, agent_id, "v1", AMY),
         lambda session: promotion.roll_back(session, agent_id, AMY),
         lambda session: promotion.roll_back(session, agent_id, AMY, to="v1"),
@@ -52,8 +52,8 @@ async def test_an_unknown_agent_is_not_found(world: World) -> None:
         lambda session: queries.get_agent(session, nobody),
         lambda session: queries.get_deployment(session, nobody, "v1"),
         lambda session: queries.list_deployments(session, nobody, Page()),
-        lambda session: route_to_agent(session, nobody),
-        lambda session: route_to_deployment(session, nobody, "v1"),
+        lambda session: read_route(session, Wanted(agent_id=nobody)),
+        lambda session: read_route(session, Wanted(agent_id=nobody, deployment_id="v1")),
         lambda session: lifecycle.delete_agent(session, nobody, AMY),
         lambda session: lifecycle.delete_deployment(session, nobody, "v1"),
         lambda session: lifecycle.change_agent(session, nobody, AgentChange()),
@@ -68,20 +68,20 @@ async def test_routes_say_why_nothing_can_be_reached(world: World) -> None:
     await world.register(a_build())
     agent_id = await world.agent_id()
     with pytest.raises(NothingServes):
-        await world.do(lambda session: route_to_agent(session, agent_id))
+        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
     await world.arrive(acp_url="http://legacy/", rpc_path="/old")
-    route = await world.do(lambda session: route_to_agent(session, agent_id))
+    route = await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
     assert (route.deployment_id, route.rpc_url) == (None, "http://legacy/old")
     await world.create(id="pending")
     with pytest.raises(DeploymentUnavailable, match="Pending"):
-        await world.do(lambda session: route_to_deployment(session, agent_id, "pending"))
+        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="pending")))
     await world.arrive(deployment_id="v1", acp_url="http://v1")
-    route = await world.do(lambda session: route_to_deployment(session, agent_id, "v1"))
+    route = await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v1")))
     assert route.rpc_url == "http://v1/api"
     await world.promote("v1")
     await world.fail("v1")
     with pytest.raises(DeploymentUnavailable, match="Failed: probe failed"):
-        await world.do(lambda session: route_to_agent(session, agent_id))
+        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
 
 
 async def test_what_served_at_a_time_can_be_read_from_the_ledger(world: World) -> None:

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.errors import DeploymentDeletedError
 from services.retention import START, Limits, Step, delete_old_previews, purge_deleted
-from services.routing import route_to_deployment
+from services.routing import Wanted
 from services.state import AgentState
 from services.store import lock_unclaimed
 from tests.factories import ago, incoming, over_http
-from tests.integration.services.world import NAME, World
+from tests.integration.services.world import NAME, World, read_route
 
 DAY = 24 * 3600
 TOMBSTONE = ("id", "agent_id", "docker_image", "status", "created_at", "first_registered_at", "ready_at", "expires_at")
@@ -147,7 +147,7 @@ async def test_a_purged_id_stays_taken(world: World, image: str | None) -> None:
         lambda: world.promote("v2"),
         lambda: world.roll_back(to="v2"),
         lambda: world.create(id="v3", image=image or "bot:2"),
-        lambda: world.do(lambda session: route_to_deployment(session, agent_id, "v2")),
+        lambda: world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v2"))),
     ):
         with pytest.raises(DeploymentDeletedError):
             await refused()

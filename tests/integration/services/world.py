@@ -17,6 +17,7 @@ from services.lifecycle import AgentChange, NewDeployment
 from services.models import Agent, Base, Deployment, OutboxEvent, Parked, Promotion, Registration
 from services.promotion import Caller
 from services.registration import Decided, Incoming, register_batch
+from services.routing import READ_ROUTES, Route, Wanted, arguments, route_of
 from services.state import DeploymentState, State
 from tests.factories import incoming
 
@@ -192,3 +193,11 @@ async def settled(work: Awaitable[Any]) -> Any:
         return await work
     except PodiumError as refused:
         return refused
+
+
+async def read_route(session: AsyncSession, wanted: Wanted) -> Route:
+    """The route that the gateway would take."""
+    connection = await (await session.connection()).get_raw_connection()
+    driver: Any = connection.driver_connection
+    rows = await driver.fetch(READ_ROUTES, *arguments([wanted]))
+    return route_of(wanted, rows[0] if rows else None)

@@ -1,0 +1,197 @@
+"""Reading routes: what was committed before a call came in is seen by it, and no database hangs it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from services.errors import AgentNotFound, DeploymentNotFound, NothingServes, Unavailable
+from services.route_reads import RouteReads
+from services.routing import Row, Wanted
+from services.settings import Settings
+from tests.factories import a_build, incoming
+from tests.integration.services.proxy import Proxy, running_proxy
+from tests.integration.services.world import NAME, World
+from tests.waiting import eventually
+
+BY_NAME = Wanted(name=NAME)
+ENDS_CONNECTIONS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE application_name = 'reads' AND datname = current_database()"
+)
+
+
+@pytest_asyncio.fixture
+async def reads(settings: Settings) -> AsyncIterator[RouteReads]:
+    """The reader of one process."""
+    async with RouteReads(settings, application_name="reads") as reads:
+        yield reads
+
+
+class Held:
+    """Answers of the database that have come, and are not looked at before they are let go."""
+
+    def __init__(self, reads: RouteReads) -> None:
+        self._read = reads._rows
+        self.asked: list[set[Wanted]] = []
+        self.arrived = asyncio.Event()
+        self.go_on = asyncio.Event()
+        # The moment between an answer and its use has no other door.
+        reads._rows = self._hold  # type: ignore[method-assign]
+
+    async def _hold(self, wanted: Collection[Wanted]) -> list[Row]:
+        self.asked.append(set(wanted))
+        rows = await self._read(wanted)
+        self.arrived.set()
+        await self.go_on.wait()
+        return rows
+
+
+async def two_versions(world: World) -> UUID:
+    """An agent with v1 in production and v2 beside it."""
+    await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
+    return await world.agent_id()
+
+
+async def test_a_call_after_a_promote_never_joins_a_read_from_before_it(world: World, reads: RouteReads) -> None:
+    """A read that runs while the promote commits answers those who came before it alone (rule 11)."""
+    await two_versions(world)
+    held = Held(reads)
+    before = asyncio.create_task(reads.find(BY_NAME))
+    await held.arrived.wait()
+    await world.promote("v2")
+    after = [asyncio.create_task(reads.find(BY_NAME)) for _ in range(5)]
+    await asyncio.sleep(0)
+    held.go_on.set()
+    assert (await before).deployment_id == "v1"
+    assert {(await each).deployment_id for each in after} == {"v2"}
+    assert len(held.asked) == 2, "all who wait are answered by one read"
+
+
+async def test_one_read_answers_all_kinds_of_questions(world: World, reads: RouteReads) -> None:
+    """By id, by name, by deployment, legacy, and each with its own reason why not."""
+    agent_id = await two_versions(world)
+    await world.register(incoming("old", acp_url="http://old"), a_build("nothing-yet"))
+    asked: dict[Wanted, Any] = {
+        BY_NAME: "v1",
+        Wanted(agent_id=agent_id): "v1",
+        Wanted(agent_id=agent_id, deployment_id="v2"): "v2",
+        Wanted(agent_id=agent_id, deployment_id="v3"): DeploymentNotFound,
+        Wanted(name="old"): None,
+        Wanted(name="nothing-yet"): NothingServes,
+        Wanted(name="nobody"): AgentNotFound,
+        Wanted(agent_id=UUID(int=1)): AgentNotFound,
+        Wanted(agent_id=UUID(int=1), deployment_id="v1"): AgentNotFound,
+    }
+    held = Held(reads)
+    first = asyncio.create_task(reads.find(BY_NAME))
+    await held.arrived.wait()
+    tasks = {wanted: asyncio.create_task(reads.find(wanted)) for wanted in asked for _ in range(3)}
+    await asyncio.sleep(0)
+    held.go_on.set()
+    await first
+    for wanted, expected in asked.items():
+        if isinstance(expected, type):
+            with pytest.raises(expected):
+                await tasks[wanted]
+        else:
+            assert (await tasks[wanted]).deployment_id == expected
+    assert held.asked == [{BY_NAME}, set(asked)]
+
+
+async def test_who_gives_up_takes_nobody_along(world: World, reads: RouteReads) -> None:
+    """Others who wait for the same read get its answer."""
+    await two_versions(world)
+    held = Held(reads)
+    leaving, staying = (asyncio.create_task(reads.find(BY_NAME)) for _ in range(2))
+    await held.arrived.wait()
+    leaving.cancel()
+    await asyncio.wait((leaving,))
+    held.go_on.set()
+    assert (await staying).deployment_id == "v1"
+
+
+async def test_a_connection_that_was_lost_is_made_anew_unnoticed(world: World, reads: RouteReads) -> None:
+    """After a restart of the database, or of whatever is between, no call fails for it."""
+    await two_versions(world)
+    for _ in range(3):
+        assert (await reads.find(BY_NAME)).deployment_id == "v1"
+        assert await world.do(lambda session: session.scalar(ENDS_CONNECTIONS))
+
+
+@pytest_asyncio.fixture
+async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
+    """What stands between the reader and its database."""
+    url = make_url(settings.database_url.get_secret_value())
+    assert url.host is not None
+    assert url.port is not None
+    async with running_proxy(url.host, url.port) as proxy:
+        yield proxy
+
+
+def through(proxy: Proxy, settings: Settings, **changes: Any) -> Settings:
+    """The settings of a process that reaches its database by this way."""
+    url = make_url(settings.database_url.get_secret_value()).set(host="127.0.0.1", port=proxy.port)
+    changes["database_url"] = SecretStr(url.render_as_string(hide_password=False))
+    return settings.model_copy(update=changes)
+
+
+async def test_a_frozen_database_hangs_nobody(world: World, settings: Settings, proxy: Proxy) -> None:
+    """Each call is told within two times the time of a read, also who comes late; later all is well by itself."""
+    await two_versions(world)
+    limit = timedelta(seconds=0.5)
+    async with RouteReads(through(proxy, settings, route_timeout=limit), application_name="reads") as reads:
+        assert (await reads.find(BY_NAME)).deployment_id == "v1"
+        proxy.freeze()
+        calls = [asyncio.create_task(reads.find(BY_NAME))]
+        await asyncio.sleep(0.1)
+        calls += [asyncio.create_task(reads.find(BY_NAME)) for _ in range(20)]
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Unavailable}
+        assert len({id(answer) for answer in answers}) == len(calls), "each call has an error of its own"
+        proxy.thaw()
+
+        async def works() -> bool:
+            try:
+                return (await reads.find(BY_NAME)).deployment_id == "v1"
+            except Unavailable:
+                return False
+
+        await eventually(works, "routes are read again")
+
+
+async def test_a_database_that_is_away_is_said_at_once(world: World, settings: Settings, proxy: Proxy) -> None:
+    """And it is found again by whoever asks next, without a pause."""
+    await two_versions(world)
+    async with RouteReads(through(proxy, settings), application_name="reads") as reads:
+        assert (await reads.find(BY_NAME)).deployment_id == "v1"
+        await proxy.away()
+        async with asyncio.timeout(2):
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    await reads.find(BY_NAME)
+        await proxy.back()
+        assert (await reads.find(BY_NAME)).deployment_id == "v1"
+
+
+async def test_a_plan_from_an_empty_database_stays_right(world: World, reads: RouteReads) -> None:
+    """The statement is planned once; it looks keys up in indexes, however small the tables were."""
+    with pytest.raises(AgentNotFound):
+        await reads.find(BY_NAME)
+    name = reads._statement.get_name()
+    plan = "\n".join(
+        row[0] for row in await reads._connection.fetch(f"EXPLAIN EXECUTE {name}('{{}}', '{{}}', '{{}}', '{{}}')")
+    )
+    assert "Seq Scan" not in plan
+    assert "Hash" not in plan
+    assert plan.count("Index") >= 4
+    await two_versions(world)
+    assert (await reads.find(BY_NAME)).deployment_id == "v1"
