@@ -105,7 +105,7 @@ async def test_the_style_is_that_of_the_newest_announcement(api: Api, nowhere: s
 
 async def test_the_style_is_known_while_the_database_is_away(serve: Serve, engine: AsyncEngine, pod: Pod) -> None:
     """Sessions outlive an outage: the style that was read last counts, each path for itself."""
-    api = await serve(lock_timeout=timedelta(milliseconds=300))
+    api = await serve(route_timeout=timedelta(milliseconds=300))
     await api.register("bot", "v1", acp_url=pod.url, error_style="jsonrpc")
     await api.register("other", "o1", acp_url=pod.url)
     other = "/agents/name/other/rpc"
@@ -114,8 +114,8 @@ async def test_the_style_is_known_while_the_database_is_away(serve: Serve, engin
         await locking.execute(text("LOCK TABLE agents IN ACCESS EXCLUSIVE MODE"))
         told, refused = await asyncio.gather(api.post(RPC, CALL), api.post(other, CALL))
         await locking.rollback()
-    assert_told(told, "agent-busy")
-    refused.rpc_error(503, "agent-busy")
+    assert_told(told, "database-unavailable")
+    refused.rpc_error(503, "database-unavailable")
 
 
 def test_what_is_remembered_is_bounded() -> None:
