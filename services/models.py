@@ -319,6 +319,27 @@ class Parked(Base):
     )
 
 
+class McpSession(Base):
+    """Which deployment issued a session (MCP over HTTP); of its id, which is a secret, only the digest is kept."""
+
+    __tablename__ = "mcp_sessions"
+
+    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
+    session_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    deployment_id: Mapped[str]
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+    __table_args__ = (
+        CheckConstraint("octet_length(session_sha256) = 32", name="digest_whole"),
+        ForeignKeyConstraint(
+            ["deployment_id", "agent_id"],
+            ["deployments.id", "deployments.agent_id"],
+            name="mcp_sessions_of_own_deployment",
+        ),
+        Index("mcp_sessions_last_seen_at_idx", "last_seen_at"),
+    )
+
+
 LEDGER_GUARD_FUNCTION = """
 CREATE OR REPLACE FUNCTION promotions_are_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -117,6 +117,11 @@ class Settings(BaseSettings):
     parked_retention: Duration = Field(
         default=timedelta(days=30), description="How long messages stay parked that nobody drops."
     )
+    session_retention: Duration = Field(
+        default=timedelta(days=7),
+        gt=timedelta(hours=1),
+        description="How long after its last call an MCP session stays with its deployment; more than an hour.",
+    )
     sweep_interval: Duration = Field(
         default=timedelta(seconds=60),
         ge=timedelta(milliseconds=100),

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.inbox import remove_decided
+from services.mcp_sessions import remove_unseen
 from services.parking import remove_parked
 from services.retention import START, Limits, Place, Step, delete_old_previews, purge_deleted
 from services.settings import Settings
@@ -32,6 +33,7 @@ class Chore(IntEnum):
     PUBLISHED_EVENTS = 3
     DECIDED_ANNOUNCEMENTS = 4
     PARKED_MESSAGES = 5
+    UNSEEN_SESSIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ def retention_of(chore: Chore, settings: Settings) -> timedelta | None:
         Chore.PUBLISHED_EVENTS: settings.outbox_retention,
         Chore.DECIDED_ANNOUNCEMENTS: settings.inbox_retention,
         Chore.PARKED_MESSAGES: settings.parked_retention,
+        Chore.UNSEEN_SESSIONS: settings.session_retention,
     }[chore]
 
 
@@ -87,4 +90,5 @@ _REMOVALS: dict[Chore, Callable[[AsyncSession, datetime, int], Awaitable[int]]] 
     Chore.PUBLISHED_EVENTS: remove_published,
     Chore.DECIDED_ANNOUNCEMENTS: remove_decided,
     Chore.PARKED_MESSAGES: remove_parked,
+    Chore.UNSEEN_SESSIONS: remove_unseen,
 }

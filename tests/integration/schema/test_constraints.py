@@ -23,6 +23,7 @@ INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, gen
     VALUES ('{A}', 'podium.deployment.promoted.v1', '{A}', 'a', 'a1', 1, 1, '{{}}');
 INSERT INTO outbox_low_water (agent_id, sequence, xid, id) VALUES ('{A}', 1, '1', 1);
 INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Registered');
+INSERT INTO mcp_sessions (agent_id, session_sha256, deployment_id) VALUES ('{A}', sha256('one'), 'a1');
 INSERT INTO parked (id, key, reason, error, routing_key, headers, body)
     VALUES ('{A}', 'k', 'malformed', 'why', 'agent.a', '{{}}', '')
 """
@@ -122,6 +123,9 @@ BAD_STATES = [
     Bad("registrations_outcome_known", "UPDATE registrations SET outcome = 'Duplicate'"),
     Bad("parked_pkey", f"INSERT INTO parked SELECT '{A}', 'other', NULL, NULL, NULL, 'r', 'e', 'k', '{{}}', ''"),
     Bad("parked_key_key", f"INSERT INTO parked SELECT '{B}', 'k', NULL, NULL, NULL, 'r', 'e', 'k', '{{}}', ''"),
+    Bad("mcp_sessions_pkey", "INSERT INTO mcp_sessions SELECT * FROM mcp_sessions"),
+    Bad("mcp_sessions_digest_whole", "UPDATE mcp_sessions SET session_sha256 = 'an id'"),
+    Bad("mcp_sessions_of_own_deployment", "UPDATE mcp_sessions SET deployment_id = 'b1'"),
     Bad("parked_attempts_positive", "UPDATE parked SET attempts = 0"),
 ]
 

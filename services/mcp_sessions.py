@@ -1,0 +1,68 @@
+"""Sessions of agents that speak MCP over HTTP: each stays with the deployment that issued it.
+
+An id counts within its agent alone. It is a secret of agent and client, so only its digest is kept.
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management
+"""
+
+import hashlib
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+# How exactly `last_seen_at` is kept: a session is written at most so often, however many calls it has.
+SEEN_EVERY = timedelta(hours=1)
+
+# Who issued an id keeps it while it lives, whatever another deployment of the agent answers with.
+_KEEP = text("""
+INSERT INTO mcp_sessions AS s (agent_id, session_sha256, deployment_id)
+VALUES (CAST(:agent_id AS uuid), CAST(:digest AS bytea), CAST(:deployment_id AS text))
+ON CONFLICT (agent_id, session_sha256) DO UPDATE
+SET deployment_id = excluded.deployment_id, last_seen_at = clock_timestamp()
+WHERE s.deployment_id <> excluded.deployment_id AND NOT EXISTS (
+    SELECT FROM deployments AS d WHERE d.id = s.deployment_id AND d.status = 'Ready' AND d.expires_at IS NULL)
+""")
+_SEEN = text("""
+UPDATE mcp_sessions SET last_seen_at = clock_timestamp()
+WHERE agent_id = CAST(:agent_id AS uuid) AND session_sha256 = CAST(:digest AS bytea)
+    AND last_seen_at < clock_timestamp() - CAST(:every AS interval)
+""")
+_END = text("""
+DELETE FROM mcp_sessions WHERE agent_id = CAST(:agent_id AS uuid) AND session_sha256 = CAST(:digest AS bytea)
+""")
+_REMOVE = text("""
+WITH old AS (
+    SELECT agent_id, session_sha256 FROM mcp_sessions WHERE last_seen_at < :before
+    ORDER BY last_seen_at LIMIT :limit FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM mcp_sessions AS s USING old
+    WHERE s.agent_id = old.agent_id AND s.session_sha256 = old.session_sha256 RETURNING s.agent_id
+)
+SELECT count(*) FROM removed
+""")
+
+
+def digest_of(session_id: bytes) -> bytes:
+    """What is kept of a session id: its SHA-256."""
+    return hashlib.sha256(session_id).digest()
+
+
+async def keep_session(session: AsyncSession, agent_id: UUID, digest: bytes, deployment_id: str) -> None:
+    """From the commit on, every process sends this session's calls to this deployment, for as long as it lives."""
+    await session.execute(_KEEP, {"agent_id": agent_id, "digest": digest, "deployment_id": deployment_id})
+
+
+async def session_seen(session: AsyncSession, agent_id: UUID, digest: bytes) -> None:
+    """Its retention starts anew, if it was not seen for an hour."""
+    await session.execute(_SEEN, {"agent_id": agent_id, "digest": digest, "every": SEEN_EVERY})
+
+
+async def end_session(session: AsyncSession, agent_id: UUID, digest: bytes) -> None:
+    """Forget the session: its id is one like any other."""
+    await session.execute(_END, {"agent_id": agent_id, "digest": digest})
+
+
+async def remove_unseen(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Forget at most so many sessions that were seen for the last time before then; how many they were."""
+    return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)

@@ -1,0 +1,86 @@
+"""Sessions over MCP: whose they are, for how long, and that one agent's are none of another's business."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import text
+
+from services.mcp_sessions import digest_of, end_session, keep_session, remove_unseen, session_seen
+from services.settings import Settings
+from services.sweeping import Chore, sweep
+from tests.integration.services.world import NAME, World
+
+V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
+ONE, TWO = digest_of(b"one"), digest_of(b"two")
+
+_AGED = text("UPDATE mcp_sessions SET last_seen_at = clock_timestamp() - CAST(:age AS interval)")
+
+
+async def keep(world: World, deployment_id: str, digest: bytes = ONE, name: str = NAME) -> None:
+    """A deployment has issued this session."""
+    agent_id = await world.agent_id(name)
+    await world.do(lambda session: keep_session(session, agent_id, digest, deployment_id))
+
+
+async def kept(world: World) -> dict[tuple[str, bytes], str]:
+    """The deployment of each session, by the agent's name and the digest."""
+    query = text("SELECT a.name, s.* FROM mcp_sessions AS s JOIN agents AS a ON a.id = s.agent_id")
+    found = await world.do(lambda session: session.execute(query))
+    return {(row.name, row.session_sha256): row.deployment_id for row in found}
+
+
+async def test_a_session_stays_with_the_deployment_that_issued_it_first(world: World) -> None:
+    """Whatever another one answers with, as long as the first one lives; then it may be taken over."""
+    await world.two_versions()
+    await keep(world, V1)
+    await keep(world, V2)
+    await keep(world, V2, TWO)
+    assert await kept(world) == {(NAME, ONE): V1, (NAME, TWO): V2}
+    await world.fail(V1)
+    await keep(world, V2)
+    assert await kept(world) == {(NAME, ONE): V2, (NAME, TWO): V2}
+    await world.delete(V2)
+    await keep(world, V1)
+    assert await kept(world) == {(NAME, ONE): V1, (NAME, TWO): V2}
+
+
+async def test_ids_count_within_their_agent(world: World) -> None:
+    """Two agents may issue the same id; ending one leaves the other."""
+    await world.arrive("a", deployment_id="a1")
+    await world.arrive("b", deployment_id="b1")
+    await keep(world, "a1", name="a")
+    await keep(world, "b1", name="b")
+    assert await kept(world) == {("a", ONE): "a1", ("b", ONE): "b1"}
+    agent_id = await world.agent_id("a")
+    for _ in range(2):
+        await world.do(lambda session: end_session(session, agent_id, ONE))
+    assert await kept(world) == {("b", ONE): "b1"}
+
+
+async def test_only_a_digest_is_kept(world: World) -> None:
+    """Whoever reads the table cannot speak in anybody's session."""
+    await world.two_versions()
+    await keep(world, V1, digest_of(b"a secret id"))
+    found = await world.do(lambda session: session.scalar(text("SELECT mcp_sessions::text FROM mcp_sessions")))
+    assert b"a secret id".hex() not in found
+    assert "a secret id" not in found
+
+
+async def test_sessions_that_nobody_uses_are_forgotten(world: World, settings: Settings) -> None:
+    """So many at a time, the oldest first; being seen keeps one, and is written once an hour."""
+    await world.two_versions()
+    agent_id = await world.agent_id()
+    await keep(world, V1)
+    await world.do(lambda session: session.execute(_AGED, {"age": timedelta(days=8)}))
+    await keep(world, V2, TWO)
+    nothing = await world.do(lambda session: remove_unseen(session, datetime.now(UTC) - timedelta(days=9), 10))
+    assert nothing == 0
+    swept = await world.do(lambda session: sweep(session, Chore.UNSEEN_SESSIONS, settings))
+    assert swept.rows == 1
+    assert await kept(world) == {(NAME, TWO): V2}
+
+    for minutes, again in ((59, False), (61, True)):
+        await world.do(lambda session, age=timedelta(minutes=minutes): session.execute(_AGED, {"age": age}))
+        before = await world.do(lambda session: session.scalar(text("SELECT last_seen_at FROM mcp_sessions")))
+        await world.do(lambda session: session_seen(session, agent_id, TWO))
+        after = await world.do(lambda session: session.scalar(text("SELECT last_seen_at FROM mcp_sessions")))
+        assert (after > before) is again
