@@ -14,7 +14,8 @@ from services.database import async_url
 _EMPTY = (
     "ALTER TABLE promotions DISABLE TRIGGER USER",
     "UPDATE agents SET production_deployment_id = NULL WHERE production_deployment_id IS NOT NULL",
-    *(f"DELETE FROM {table}" for table in ("mcp_sessions", "deployments", "promotions", "outbox", "registrations", "parked", "agents")),
+    "DELETE FROM mcp_sessions",
+    *(f"DELETE FROM {table}" for table in ("deployments", "promotions", "outbox", "registrations", "parked", "agents")),
     "ALTER TABLE promotions ENABLE TRIGGER USER",
 )
 
