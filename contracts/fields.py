@@ -3,6 +3,7 @@
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ _AUTHORITY = re.compile(rf"(?P<host>\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|{_HOST_LABEL}(\
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+# Pods announce the same address again and again.
+@lru_cache(maxsize=10_000)
 def check_service_address(address: str) -> str:
     """The address itself, byte for byte: http or https, a host, no userinfo, query or fragment.
 

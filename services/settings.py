@@ -73,7 +73,7 @@ class Settings(BaseSettings):
 
     batch_size: int = Field(default=200, ge=1, le=5000, description="Registrations per transaction, at most.")
     batch_linger: Duration = Field(
-        default=timedelta(milliseconds=2), description="How long a batch waits for company once it has a message."
+        default=timedelta(0), description="How long a batch waits for company once it has a message."
     )
     relay_batch_size: int = Field(default=500, ge=1, le=10_000, description="Events read from the outbox at a time.")
     relay_poll: Duration = Field(
