@@ -1,13 +1,13 @@
-"""Agents: reading, changing and deleting them, rolling back, and the ledger of what served."""
+"""Agents: reading, changing and deleting them, and the ledger of what served."""
 
 from typing import Annotated
 from uuid import UUID
 
-from litestar import Response, delete, get, patch, post
+from litestar import Response, delete, get, patch
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.bodies import ChangeAgentRequest, ConditionalChange, JsonBody, RollbackRequest
+from api.bodies import ChangeAgentRequest, JsonBody
 from api.conditional import generation_header
 from api.parameters import (
     AnyRequest,
@@ -26,7 +26,6 @@ from services.database import in_transaction
 from services.ledger import history
 from services.lifecycle import change_agent, delete_agent
 from services.models import Promotion
-from services.promotion import roll_back
 from services.queries import AgentView, Page, event_cursor, get_agent, get_agent_by_name, list_agents
 
 CURSOR_HEADER = "x-podium-cursor"
@@ -81,7 +80,7 @@ async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Respon
 async def update_agent(
     agent_id: FromPath[str], data: JSONBody[ChangeAgentRequest], resources: Injected
 ) -> Response[AgentAnswer]:
-    """Set the description or what is promoted by itself; an unknown field is refused."""
+    """Set the description, what is promoted or rolled back by itself, and how it is probed."""
     wanted = agent_uuid(agent_id)
     state = await in_transaction(resources.sessions, lambda session: change_agent(session, wanted, data.command()))
     resources.waker.wake()
@@ -110,26 +109,6 @@ async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resourc
     agent_id = await in_transaction(resources.sessions, work)
     resources.waker.wake()
     return DeletedAnswer(id=str(agent_id), message=f"Agent {wanted} is deleted.")
-
-
-@post(
-    "/agents/{agent_id:str}/rollback",
-    status_code=200,
-    dto=JsonBody[RollbackRequest],
-    return_dto=None,
-    operation_class=ConditionalChange,
-    responses=documented(404, 409, 410, 412),
-)
-async def roll_agent_back(
-    agent_id: FromPath[str], request: AnyRequest, resources: Injected, data: JSONBody[RollbackRequest | None] = None
-) -> Response[AgentAnswer]:
-    """Go back to what served before, or to a named deployment, or to 'legacy'. Pauses automatic promotion."""
-    body = data or RollbackRequest()
-    asking = caller(request, resources, body.reason)
-    wanted = agent_uuid(agent_id)
-    state = await in_transaction(resources.sessions, lambda session: roll_back(session, wanted, asking, to=body.to))
-    resources.waker.wake()
-    return _answer(AgentAnswer.of_state(state))
 
 
 @get("/agents/{agent_id:str}/promotions", responses=documented(404))
@@ -162,6 +141,5 @@ ROUTES = [
     update_agent,
     remove_agent,
     remove_agent_by_name,
-    roll_agent_back,
     read_promotions,
 ]

@@ -26,6 +26,7 @@ from api import (
     parked,
     registration,
     registrations,
+    rollback,
     rpc,
 )
 from api.auth import check_bind, check_caller
@@ -57,6 +58,7 @@ def create_app(settings: Settings) -> Litestar:
         route_handlers=[
             *registration.ROUTES,
             *agents.ROUTES,
+            *rollback.ROUTES,
             *deployments.ROUTES,
             *registrations.ROUTES,
             *parked.ROUTES,

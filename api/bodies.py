@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from contracts.fields import DeploymentId, Image, Text
 from contracts.messages import Facts
 from services.errors import InvalidRequest
-from services.lifecycle import AgentChange, NewDeployment
-from services.state import AutoPromote
+from services.lifecycle import AgentChange, Default, NewDeployment
+from services.state import AutoPromote, OnFailure
 
 T = TypeVar("T", bound=BaseModel)
 
 REASON_MAX_LENGTH = 2000
 
+ProbeSeconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400)]
 Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
 
 
@@ -103,6 +104,7 @@ class RollbackRequest(BaseModel):
         default=None, description="A deployment id or 'legacy'; left out: what served before."
     )
     reason: Reason | None = None
+    force: StrictBool = Field(default=False, description="Go there even if it does not answer a probe.")
 
 
 class ChangeAgentRequest(BaseModel):
@@ -113,6 +115,19 @@ class ChangeAgentRequest(BaseModel):
     description: Text | None = None
     auto_promote: AutoPromote | None = None
     auto_promote_paused: StrictBool | None = None
+    on_failure: OnFailure | None = Field(
+        default=None,
+        description="When production fails: 'hold' it, or 'rollback' to the newest earlier version that answers.",
+    )
+    probe_interval_seconds: ProbeSeconds | Default | None = Field(
+        default=None, description="How often each deployment is asked; 'default': as the settings say."
+    )
+    probe_threshold: Annotated[int, Field(strict=True, ge=1, le=1000)] | Default | None = Field(
+        default=None, description="Probes in a row that must agree; 'default': as the settings say."
+    )
+    probe_timeout_seconds: ProbeSeconds | Default | None = Field(
+        default=None, description="Longest probe, never longer than the interval; 'default': as the settings say."
+    )
 
     def command(self) -> AgentChange:
         """What the service takes."""

@@ -12,6 +12,7 @@ from api.error_style import ErrorStyles
 from api.fanout import FanOut
 from api.upstream import upstream_session
 from services.database import Sessions, make_engine, make_sessions
+from services.probe import Prober, open_prober
 from services.route_reads import RouteReads
 from services.settings import Settings
 from services.wake import Waker
@@ -31,6 +32,7 @@ class Resources:
     waker: Waker
     http: aiohttp.ClientSession
     routes: RouteReads
+    prober: Prober
     events: FanOut
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
 
@@ -51,6 +53,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
             upstream_session(settings) as http,
             RouteReads(settings, application_name=APPLICATION_NAME) as routes,
             FanOut(events_engine) as events,
+            open_prober(settings, (settings.host, settings.port)) as prober,
         ):
             yield Resources(
                 settings=settings,
@@ -59,6 +62,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
                 waker=waker,
                 http=http,
                 routes=routes,
+                prober=prober,
                 events=events,
             )
     finally:

@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from contracts.fields import AcpType, Cause, ErrorStyle, InputType
 from services.models import Promotion
 from services.queries import AgentView
-from services.state import AgentState, AgentStatus, AutoPromote, DeploymentState, DeploymentStatus, State, serving
+from services.state import (
+    AgentState,
+    AgentStatus,
+    AutoPromote,
+    DeploymentState,
+    DeploymentStatus,
+    OnFailure,
+    State,
+    serving,
+)
 
 UNKNOWN_IMAGE = "unknown"
 
@@ -35,6 +44,10 @@ class AgentAnswer(BaseModel):
     sequence: int = Field(description="Of the agent's last event.")
     auto_promote: AutoPromote
     auto_promote_paused: bool
+    on_failure: OnFailure = Field(description="What happens when production fails.")
+    probe_interval_seconds: float | None = Field(description="Here and below, null: as the settings say.")
+    probe_threshold: int | None
+    probe_timeout_seconds: float | None
     created_at: datetime
     updated_at: datetime
     deleted_at: datetime | None
@@ -59,6 +72,10 @@ class AgentAnswer(BaseModel):
             sequence=agent.event_seq,
             auto_promote=agent.auto_promote,
             auto_promote_paused=agent.auto_promote_paused,
+            on_failure=agent.on_failure,
+            probe_interval_seconds=agent.probe_interval_seconds,
+            probe_threshold=agent.probe_threshold,
+            probe_timeout_seconds=agent.probe_timeout_seconds,
             created_at=agent.created_at,
             updated_at=agent.updated_at,
             deleted_at=agent.deleted_at,

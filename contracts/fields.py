@@ -58,6 +58,11 @@ def check_service_address(address: str) -> str:
     return address
 
 
+def joined(address: str, path: str) -> str:
+    """Address and path with exactly one slash between them."""
+    return f"{address.rstrip('/')}/{path.lstrip('/')}"
+
+
 def check_storable(value: object) -> object:
     """The value itself, if PostgreSQL can hold it as JSON: no NUL, no lone surrogate, no infinite number."""
     if isinstance(value, str):

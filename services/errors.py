@@ -83,6 +83,13 @@ class NothingToRollBackTo(PodiumError):
     reason = "nothing-to-roll-back-to"
 
 
+class TargetDoesNotAnswer(PodiumError):
+    """What the rollback leads to does not answer a probe: name another deployment, or send force."""
+
+    status = 409
+    reason = "rollback-target-does-not-answer"
+
+
 class AgentIdMismatch(PodiumError):
     """The announced agent_id is not the id of the named agent: leave agent_id out, or announce the right name."""
 
@@ -206,6 +213,12 @@ class DestinationDenied(PodiumError):
 
     status = 502
     reason = "destination-denied"
+
+
+class TargetMoved(Busy):
+    """The agent keeps changing while what it would go back to is asked whether it lives: try again."""
+
+    reason = "rollback-target-moved"
 
 
 class LostRace(PodiumError):

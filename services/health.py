@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from contracts.events import DeploymentFailed
+from contracts.fields import joined
 from services.readiness import announce_ready, promote_first_time
 from services.settings import Settings
-from services.state import AgentState, DeploymentState, DeploymentStatus, State, emit, status_of_agent
+from services.state import AgentState, DeploymentState, DeploymentStatus, OnFailure, State, emit, status_of_agent
 
 # Always sooner, never later: what is promised of the interval holds, and what came at once does not stay together.
 JITTER = 0.1
@@ -43,12 +44,13 @@ class Suspect:
     health_path: str
     registered_at: datetime | None
     streak: int
+    on_failure: OnFailure
     pace: Pace
 
     @property
     def url(self) -> str:
-        """Its health page: address and path joined by exactly one slash."""
-        return f"{self.acp_url.rstrip('/')}/{self.health_path.lstrip('/')}"
+        """Its health page."""
+        return joined(self.acp_url, self.health_path)
 
 
 def pace_of(agent: AgentState, settings: Settings) -> Pace:

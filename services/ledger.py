@@ -1,16 +1,17 @@
 """Questions to the ledger: where a rollback goes, and what served when."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from contracts.fields import joined
 from services.models import Promotion
 
 # From the newest row to older ones; a rollback row stands for the row that it restored.
-_ROLLBACK_TARGET = text("""
+_ROLLBACK_TARGETS = text("""
 WITH RECURSIVE walk(generation) AS (
     SELECT coalesce(p.restored, p.generation)
     FROM promotions AS p
@@ -19,7 +20,9 @@ WITH RECURSIVE walk(generation) AS (
     SELECT coalesce(p.restored, p.generation)
     FROM walk JOIN promotions AS p ON p.agent_id = :agent_id AND p.generation = walk.generation - 1
 )
-SELECT p.to_deployment_id AS deployment_id, p.generation AS restored
+SELECT p.to_deployment_id AS deployment_id, max(p.generation) AS restored,
+    coalesce(d.acp_url, a.legacy_acp_url) AS acp_url, coalesce(d.health_path, a.legacy_health_path) AS health_path,
+    coalesce(d.registered_at, a.registered_at) AS registered_at
 FROM walk
 JOIN agents AS a ON a.id = :agent_id
 JOIN promotions AS p ON p.agent_id = a.id AND p.generation = walk.generation
@@ -28,8 +31,9 @@ WHERE CASE WHEN p.to_deployment_id IS NULL
     THEN p.to_acp_url IS NOT NULL AND a.legacy_acp_url IS NOT NULL AND a.production_deployment_id IS NOT NULL
     ELSE d.status = 'Ready' AND d.expires_at IS NULL AND d.id IS DISTINCT FROM a.production_deployment_id
 END
-ORDER BY walk.generation DESC
-LIMIT 1
+GROUP BY p.to_deployment_id, d.id, a.id
+ORDER BY restored DESC
+LIMIT :limit
 """)
 
 _LAST_SERVED = text("""
@@ -42,18 +46,30 @@ LIMIT 1
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class RollbackTarget:
-    """What served before: a deployment, or the legacy address (None), and the generation at which it came."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What can serve in the place of what serves now: a deployment, or the legacy address (None), and where it is."""
 
     deployment_id: str | None
-    restored: int
+    acp_url: str
+    health_path: str
+    registered_at: datetime | None
+    restored: int | None  # the generation at which it came to serve, if it ever did
+
+    @property
+    def url(self) -> str:
+        """Its health page."""
+        return joined(self.acp_url, self.health_path)
+
+    def is_where(self, other: "Target") -> bool:
+        """Whether whoever has asked the other one has asked this one."""
+        return replace(self, restored=None) == replace(other, restored=None)
 
 
-async def rollback_target(session: AsyncSession, agent_id: UUID) -> RollbackTarget | None:
-    """The newest thing that served before, does not serve now and still can; None if there is none."""
-    row = (await session.execute(_ROLLBACK_TARGET, {"agent_id": agent_id})).one_or_none()
-    return RollbackTarget(row.deployment_id, row.restored) if row else None
+async def rollback_targets(session: AsyncSession, agent_id: UUID, *, limit: int) -> list[Target]:
+    """What served before, does not serve now and still can, the newest first: where a rollback goes, and where else."""
+    rows = await session.execute(_ROLLBACK_TARGETS, {"agent_id": agent_id, "limit": limit})
+    return [Target(**row._mapping) for row in rows]  # noqa: SLF001 - public, for all its underscore
 
 
 async def last_served(session: AsyncSession, agent_id: UUID, deployment_id: str | None) -> int | None:

@@ -1,7 +1,7 @@
 """What people and pipelines do to agents and deployments beside promoting them."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import text
@@ -16,8 +16,12 @@ from services.errors import (
     ProductionCannotBeDeleted,
 )
 from services.promotion import Caller
-from services.state import AutoPromote, DeploymentState, State, emit, serving
+from services.state import AutoPromote, DeploymentState, OnFailure, State, emit, serving
 from services.store import lock_state, save_state
+
+T = TypeVar("T")
+# Goes back to what the settings say.
+Default = Literal["default"]
 
 _EXPIRE_ONE = text("UPDATE deployments SET expires_at = :at WHERE id = :id")
 _EXPIRE_ALL = text("UPDATE deployments SET expires_at = :at WHERE agent_id = :agent_id AND expires_at IS NULL")
@@ -41,6 +45,10 @@ class AgentChange:
     description: str | None = None
     auto_promote: AutoPromote | None = None
     auto_promote_paused: bool | None = None
+    on_failure: OnFailure | None = None
+    probe_interval_seconds: float | Default | None = None
+    probe_threshold: int | Default | None = None
+    probe_timeout_seconds: float | Default | None = None
 
 
 async def create_deployment(session: AsyncSession, agent_id: UUID, new: NewDeployment) -> DeploymentState:
@@ -116,12 +124,23 @@ async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChang
         auto_promote_paused=(
             agent.auto_promote_paused if change.auto_promote_paused is None else change.auto_promote_paused
         ),
+        on_failure=change.on_failure or agent.on_failure,
+        probe_interval_seconds=_chosen(change.probe_interval_seconds, agent.probe_interval_seconds),
+        probe_threshold=_chosen(change.probe_threshold, agent.probe_threshold),
+        probe_timeout_seconds=_chosen(change.probe_timeout_seconds, agent.probe_timeout_seconds),
     )
     if changed == agent:
         return before
     after = replace(before, agent=replace(changed, updated_at=before.now))
     await save_state(session, before, after)
     return after
+
+
+def _chosen(wanted: T | Default | None, stored: T | None) -> T | None:
+    """What is wanted; None, where that is the default of the settings."""
+    if wanted is None:
+        return stored
+    return None if wanted == "default" else wanted
 
 
 def _confirmed(state: State, stored: DeploymentState, new: NewDeployment) -> DeploymentState:

@@ -1,6 +1,7 @@
 """Asking a pod whether it lives: one GET of its health page, which nobody may be locked out by."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -10,41 +11,59 @@ import aiohttp
 from pydantic_core import from_json
 from yarl import URL
 
+from services.destinations import Destinations
+from services.dialling import Denied, Server, open_connector
+from services.errors import DestinationDenied
+from services.settings import Settings
+
 # What a health page says of itself fits in far less; the rest of a larger one is not read.
 BODY_MAX_BYTES = 16 * 1024
 UP_WITHOUT_HEALTH_PAGE = (404, 405)
 USER_AGENT = "podium-probe"
 
 
+class Prober:
+    """Asks pods, whichever process it is in."""
+
+    def __init__(self, session: aiohttp.ClientSession, destinations: Destinations) -> None:
+        self._session = session
+        self._destinations = destinations
+
+    async def ask(self, address: str, agent_id: UUID, patience: timedelta) -> str | None:
+        """Why what is at this address is no living pod of the agent; None if it is one."""
+        try:
+            url = URL(address, encoded=True)
+            self._destinations.check_host(url.raw_host or "")
+            async with asyncio.timeout(patience.total_seconds()) as timer:
+                async with self._session.get(url, allow_redirects=False) as response:
+                    return verdict_of(response.status, await _body(response, timer.when() or 0), agent_id)
+        except TimeoutError:
+            return f"no answer within {patience.total_seconds():g} s"
+        except DestinationDenied as error:
+            return error.message
+        except aiohttp.ClientConnectorDNSError:
+            return "its host's name cannot be resolved"
+        except aiohttp.ClientConnectorError as error:
+            return _unconnected(error.os_error)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return f"no valid answer ({type(error).__name__})"
+
+
 @asynccontextmanager
-async def probe_session(concurrency: int) -> AsyncGenerator[aiohttp.ClientSession, None]:
-    """The one client session of a process: it follows nothing, remembers nothing, keeps no connection."""
-    connector = aiohttp.TCPConnector(limit=concurrency, force_close=True)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=False,
-        headers={"User-Agent": USER_AGENT},
-    ) as session:
-        yield session
-
-
-async def probe(session: aiohttp.ClientSession, url: str, agent_id: UUID, patience: timedelta) -> str | None:
-    """Why what is at this address is no living pod of the agent; None if it is one."""
-    try:
-        async with asyncio.timeout(patience.total_seconds()) as timer:
-            deadline = timer.when() or 0
-            async with session.get(URL(url, encoded=True), allow_redirects=False, timeout=_NONE) as response:
-                return verdict_of(response.status, await _body(response, deadline), agent_id)
-    except TimeoutError:
-        return f"no answer within {patience.total_seconds():g} s"
-    except aiohttp.ClientConnectorDNSError:
-        return "its host's name cannot be resolved"
-    except aiohttp.ClientConnectorError as error:
-        return f"cannot connect ({error.os_error.strerror or type(error.os_error).__name__})"
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        return f"no valid answer ({type(error).__name__})"
+async def open_prober(settings: Settings, *own: Server, concurrency: int = 0) -> AsyncGenerator[Prober, None]:
+    """A prober: it follows nothing, remembers nothing, keeps no connection, and dials what the gateway may dial."""
+    async with (
+        open_connector(settings, *own, limit=concurrency, force_close=True) as connector,
+        aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            headers={"User-Agent": USER_AGENT},
+            timeout=aiohttp.ClientTimeout(total=None),  # bounded by whoever asks
+        ) as session,
+    ):
+        yield Prober(session, Destinations.of(settings))
 
 
 def verdict_of(status: int, body: bytes, agent_id: UUID) -> str | None:
@@ -57,8 +76,10 @@ def verdict_of(status: int, body: bytes, agent_id: UUID) -> str | None:
     return None
 
 
-# The time is bounded outside.
-_NONE = aiohttp.ClientTimeout(total=None)
+def _unconnected(error: OSError) -> str:
+    if isinstance(error, Denied):
+        return str(error)
+    return f"cannot connect ({os.strerror(error.errno) if error.errno else type(error).__name__})"
 
 
 async def _body(response: aiohttp.ClientResponse, deadline: float) -> bytes:

@@ -21,7 +21,7 @@ from services.store import lock_state, save_state
 # The conditions are those of the partial index. Rows that somebody else has locked are left to the next look.
 _DUE = text("""
 SELECT d.id, d.agent_id, d.status, d.status_changed_at, d.is_production, d.acp_url, d.health_path, d.registered_at,
-    d.probe_streak, a.probe_interval_seconds, a.probe_threshold, a.probe_timeout_seconds
+    d.probe_streak, a.on_failure, a.probe_interval_seconds, a.probe_threshold, a.probe_timeout_seconds
 FROM deployments AS d JOIN agents AS a ON a.id = d.agent_id
 WHERE d.id IN (
     SELECT id FROM deployments
@@ -76,10 +76,9 @@ async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> lis
 
 
 async def expire_pending(
-    session: AsyncSession, deployment: tuple[UUID, str], deadline: timedelta
+    session: AsyncSession, agent_id: UUID, deployment_id: str, deadline: timedelta
 ) -> tuple[State, State]:
-    """The agent before and after this deployment of it, if it is still Pending past its deadline, was set Failed."""
-    agent_id, deployment_id = deployment
+    """The agent before and after this deployment, if it is still Pending past its deadline, was set Failed."""
     before = await lock_state(session, agent_id, deployment_id)
     after = expire(before, deployment_id, deadline)
     await save_state(session, before, after)
@@ -97,5 +96,6 @@ def _suspect(row: Row[*tuple[Any, ...]], settings: Settings) -> Suspect:
         health_path=row.health_path,
         registered_at=row.registered_at,
         streak=row.probe_streak,
+        on_failure=row.on_failure,
         pace=make_pace(settings, row.probe_interval_seconds, row.probe_threshold, row.probe_timeout_seconds),
     )

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from contracts.fields import ErrorStyle
+from contracts.fields import ErrorStyle, joined
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -43,8 +43,8 @@ class Route:
 
     @property
     def rpc_url(self) -> str:
-        """Where JSON-RPC goes: address and path joined by exactly one slash."""
-        return f"{self.acp_url.rstrip('/')}/{self.rpc_path.lstrip('/')}"
+        """Where JSON-RPC goes."""
+        return joined(self.acp_url, self.rpc_path)
 
 
 # Any number of routes in one statement, so in one snapshot: $1 agents' ids, $2 names, $3 and $4 pairs of agent and

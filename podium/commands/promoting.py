@@ -65,9 +65,15 @@ async def promote(
 
 @command
 async def rollback(
-    call: Call, agent: AgentArgument, to: To = None, if_generation: IfGeneration = None, reason: Reason = None
+    call: Call,
+    agent: AgentArgument,
+    to: To = None,
+    if_generation: IfGeneration = None,
+    reason: Reason = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Go there even if it does not answer a probe.")] = False,
 ) -> None:
-    """Go back to what served before; twice goes back twice.
+    """Go back to what served before, if it answers; twice goes back twice.
 
     Pauses automatic promotion, until somebody promotes.
     """
@@ -76,7 +82,7 @@ async def rollback(
     found = await call.api.agent(agent)
     async with call.screen.progress("Rolling back"):
         answer = await call.api.change(
-            f"/agents/{found['id']}/rollback", {"to": to, "reason": reason}, if_generation=if_generation
+            f"/agents/{found['id']}/rollback", {"to": to, "reason": reason, "force": force}, if_generation=if_generation
         )
         await report(call, found, answer, to or "what served before")
     call.screen.remark("Automatic promotion is paused until somebody promotes.")

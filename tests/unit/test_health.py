@@ -23,6 +23,7 @@ def suspect_of(deployment: DeploymentState) -> Suspect:
         health_path=deployment.health_path,
         registered_at=deployment.registered_at,
         streak=deployment.probe_streak,
+        on_failure="hold",
         pace=PACE,
     )
 

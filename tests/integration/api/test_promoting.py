@@ -109,26 +109,6 @@ async def test_promotes_at_once_with_the_same_condition(api: Api) -> None:
     assert (read["generation"], read["production_deployment_id"]) == (2, winner)
 
 
-async def test_rolling_back(api: Api) -> None:
-    """Twice goes back twice, down to the legacy address; a target can be named; it pauses automatic promotion."""
-    agent = await api.register("bot", acp_url="http://legacy:1")
-    for version in ("v1", "v2"):
-        await api.register("bot", version)
-        await api.promote(agent, version)
-    path = f"/agents/{agent['id']}/rollback"
-    first = await api.post(path, {"reason": "it is slow"})
-    assert first.status == 200
-    assert first.headers["x-podium-generation"] == "4"
-    assert first.json["production_deployment_id"] == "v1"
-    assert first.json["auto_promote_paused"]
-    second = await api.post(path)
-    assert (second.json["production_deployment_id"], second.json["acp_url"]) == (None, "http://legacy:1")
-    named = await api.post(path, {"to": "v2"}, headers={"If-Match": '"5"'})
-    assert named.json["production_deployment_id"] == "v2"
-    assert (await api.post(path, {"to": "legacy"})).json["acp_url"] == "http://legacy:1"
-    (await api.post(path, {"to": "nowhere"})).problem(404, "deployment-not-found")
-
-
 async def test_the_ledger_and_what_served_when(api: Api) -> None:
     """One row per generation, newest first, with who and why; `at` gives the row that held then."""
     agent = await api.register("bot", "v1")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import lifecycle, promotion
+from services import lifecycle, promotion, rollback
 from services.lifecycle import AgentChange, NewDeployment
 from services.promotion import Caller
 from services.state import AutoPromote, State
@@ -57,7 +57,7 @@ class RollBack(Spoken):
         return Call(
             f"{label} is rolled back{f' to {to}' if to else ''}{_condition(caller)}",
             lambda model, now: model.roll_back(label, to, caller.if_generation, now),
-            _generation(lambda session: promotion.roll_back(session, agent_id, caller, to=to)),
+            _generation(lambda session: rollback.roll_back(session, agent_id, caller, to=to)),
         )
 
 

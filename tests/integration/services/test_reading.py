@@ -3,7 +3,7 @@ from uuid import UUID
 
 import pytest
 
-from services import ledger, lifecycle, promotion, queries
+from services import ledger, lifecycle, promotion, queries, rollback
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -35,9 +35,9 @@ async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World)
         lambda session: read_route(session, Wanted(agent_id=agent_id)),
         lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v1")),
         lambda session: promotion.promote(session, agent_id, "v1", AMY),
-        lambda session: promotion.roll_back(session, agent_id, AMY),
-        lambda session: promotion.roll_back(session, agent_id, AMY, to="v1"),
-        lambda session: promotion.roll_back(session, agent_id, AMY, to="legacy"),
+        lambda session: rollback.roll_back(session, agent_id, AMY),
+        lambda session: rollback.roll_back(session, agent_id, AMY, to="v1"),
+        lambda session: rollback.roll_back(session, agent_id, AMY, to="legacy"),
         lambda session: lifecycle.change_agent(session, agent_id, AgentChange(description="x")),
         lambda session: lifecycle.create_deployment(session, agent_id, NewDeployment(docker_image="bot:1")),
     ):

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import lifecycle, promotion
+from services import lifecycle, promotion, rollback
 from services.database import Sessions, in_transaction
 from services.errors import PodiumError
 from services.lifecycle import AgentChange, NewDeployment
@@ -81,7 +81,7 @@ class World:
     async def roll_back(self, *, to: str | None = None, name: str = NAME, caller: Caller = AMY) -> State:
         """The agent after a rollback."""
         agent_id = await self.agent_id(name)
-        return await self.do(lambda session: promotion.roll_back(session, agent_id, caller, to=to))
+        return await self.do(lambda session: rollback.roll_back(session, agent_id, caller, to=to))
 
     async def create(self, name: str = NAME, *, image: str = "registry/bot:1", **fields: Any) -> DeploymentState:
         """The deployment, created ahead of its pod."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,12 +10,14 @@ import pytest
 from aiohttp import web
 
 from services.database import Sessions, in_transaction
+from services.lifecycle import AgentChange, change_agent
+from services.promotion import Caller, promote
 from services.registration import register_batch
 from services.settings import Settings
 from tests.factories import incoming
 from tests.integration.api.pods import Pod, refused_address, running_pod
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually_rows, rows
+from tests.waiting import eventually, eventually_rows, rows
 from workers.run import run_janitor
 
 INTERVAL = timedelta(seconds=0.3)
@@ -142,3 +144,79 @@ async def test_the_work_of_a_janitor_that_dies_is_taken_over(eager: Settings, se
         await (await session.connection()).exec_driver_sql(f"UPDATE deployments SET acp_url = '{nowhere}'")
     async with working(run_janitor, eager):
         await eventually_rows(sessions, status_is("Failed"))
+
+
+PROMOTED = "SELECT * FROM outbox WHERE type = 'podium.deployment.promoted.v1' AND generation = {}"
+
+
+async def three_versions(sessions: Sessions, **urls: str) -> None:
+    """An agent with the policy to roll back, whose versions at these addresses served one after another."""
+    for version, url in urls.items():
+        await registered(sessions, version, url)
+    agent_id = (await rows(sessions, "SELECT id FROM agents"))[0].id
+    change = AgentChange(on_failure="rollback")
+    await in_transaction(sessions, lambda session: change_agent(session, agent_id, change))
+    for version in list(urls)[1:]:
+        await in_transaction(
+            sessions,
+            lambda session, version=version: promote(session, agent_id, version, Caller(actor="amy")),  # type: ignore[misc]
+        )
+
+
+async def test_a_failed_production_goes_back_by_itself_to_what_answers(eager: Settings, sessions: Sessions) -> None:
+    """Past a dead version, with a cause, actor and reason of its own; a later preview does not steal it back."""
+    async with AsyncExitStack() as stack:
+        alive = await stack.enter_async_context(running_pod())
+        dead = await stack.enter_async_context(refused_address())
+        pod, answer = await stack.enter_async_context(a_switchable_pod())
+        await three_versions(sessions, v1=alive.url, v2=dead, v3=pod.url)
+        await stack.enter_async_context(working(run_janitor, eager))
+        answer["status"] = 500
+        [event] = await eventually_rows(sessions, PROMOTED.format(4))
+        await registered(sessions, "v4", alive.url)
+        [agent] = await rows(sessions, "SELECT * FROM agents")
+        [failed] = await rows(sessions, status_is("Failed", "v3"))
+    assert event.payload["deployment_id"] == "v1"
+    assert (event.payload["cause"], event.payload["actor"]) == ("rollback", "podium")
+    assert event.payload["reason"] == f"Deployment v3 is Failed: {failed.status_reason}"
+    assert (agent.production_deployment_id, agent.auto_promote_paused, agent.status) == ("v1", True, "Ready")
+    assert (event.created_at - failed.status_changed_at).total_seconds() < 5
+
+
+async def test_a_production_that_nothing_can_replace_stays_until_something_can(
+    eager: Settings, sessions: Sessions
+) -> None:
+    """Nobody is sent from one dead version to the next; when an earlier one answers, it serves at the next probe."""
+    async with AsyncExitStack() as stack:
+        pod, answer = await stack.enter_async_context(a_switchable_pod())
+        dead = await stack.enter_async_context(refused_address())
+        answer["status"] = 500
+        lasting = eager.model_copy(update={"probe_threshold": 20})
+        await three_versions(sessions, v1=pod.url, v2=dead)
+        async with sessions() as session, session.begin():
+            connection = await session.connection()
+            await connection.exec_driver_sql("UPDATE deployments SET probe_streak = -19 WHERE id = 'v2'")
+        await stack.enter_async_context(working(run_janitor, lasting))
+        await eventually_rows(sessions, status_is("Failed", "v2"))
+        asked = len(pod.seen)
+
+        async def asked_again() -> bool:
+            return len(pod.seen) > asked + 4
+
+        await eventually(asked_again, "refuges are looked for again")
+        assert await rows(sessions, PROMOTED.format(3)) == []
+        answer["status"] = 200
+        await eventually_rows(sessions, PROMOTED.format(3))
+
+
+async def test_by_default_a_failed_production_stays(eager: Settings, sessions: Sessions) -> None:
+    """Only whoever asks for it is moved."""
+    async with AsyncExitStack() as stack:
+        alive = await stack.enter_async_context(running_pod())
+        dead = await stack.enter_async_context(refused_address())
+        await three_versions(sessions, v1=alive.url, v2=dead)
+        agent_id = (await rows(sessions, "SELECT id FROM agents"))[0].id
+        await in_transaction(sessions, lambda session: change_agent(session, agent_id, AgentChange(on_failure="hold")))
+        await stack.enter_async_context(working(run_janitor, eager))
+        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE probe_streak <= -5")
+        assert await rows(sessions, PROMOTED.format(3)) == []

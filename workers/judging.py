@@ -1,0 +1,117 @@
+"""Asking one deployment whether it lives, and what follows: a verdict, and a way back if it was in production."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.database import Sessions, in_transaction
+from services.health import Suspect, changes_nothing
+from services.probe import Prober
+from services.probing import expire_pending, give_verdict
+from services.rollback import refuges, retreat
+from services.state import DeploymentState, State
+from services.wake import Waker
+
+VERDICTS_AT_ONCE = 4
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Verdict = Callable[[AsyncSession], Awaitable[tuple[State, State]]]
+
+
+class Judge:
+    """Gives verdicts; one that cannot be given now is given after the next look, so nothing is raised."""
+
+    def __init__(self, sessions: Sessions, prober: Prober, waker: Waker) -> None:
+        self._sessions = sessions
+        self._prober = prober
+        self._waker = waker
+        self._verdicts = asyncio.Semaphore(VERDICTS_AT_ONCE)
+
+    async def look_at(self, suspect: Suspect) -> None:
+        """Ask it, and let what it answers have its effect."""
+        failure = await self._prober.ask(suspect.url, suspect.agent_id, suspect.pace.timeout)
+        try:
+            failed = await self._judge(suspect, failure)
+            if failed and suspect.is_production and suspect.on_failure == "rollback":
+                await self._flee(suspect)
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing was changed
+            _lost(suspect.id, error)
+
+    async def expire(self, agent_id: UUID, deployment_id: str, deadline: timedelta) -> bool:
+        """Set Failed what has been Pending for too long; whether that could be decided."""
+        try:
+            await self._decide(
+                deployment_id, lambda session: expire_pending(session, agent_id, deployment_id, deadline)
+            )
+        except Exception as error:  # noqa: BLE001 - as above
+            _lost(deployment_id, error)
+            return False
+        return True
+
+    async def _judge(self, suspect: Suspect, failure: str | None) -> bool:
+        """Whether the deployment has just failed once more and counts as Failed."""
+        status = suspect.status
+        if not changes_nothing(suspect, failure):
+            deployment = await self._decide(suspect.id, lambda session: give_verdict(session, suspect, failure))
+            status = deployment.status if deployment is not None else "Pending"
+        return failure is not None and status == "Failed"
+
+    async def _decide(self, deployment_id: str, verdict: Verdict) -> DeploymentState | None:
+        """The deployment after this verdict, which is told of if it changed the status."""
+        before, after = await self._do(verdict)
+        deployment = after.deployments.get(deployment_id)
+        if deployment is not None and after.events:
+            self._waker.wake()
+            log.warning(
+                "A deployment's status has changed.",
+                action=f"janitor.{deployment.status.lower()}",
+                agent=after.agent.name,
+                deployment=deployment_id,
+                production=before.deployments[deployment_id].is_production,
+                why=deployment.status_reason,
+            )
+        return deployment
+
+    async def _flee(self, suspect: Suspect) -> None:
+        """Go back to the newest version that answers; if none does, it is tried again after the next probe."""
+        agent_id, failed_id = suspect.agent_id, suspect.id
+        targets = await self._do(lambda session: refuges(session, agent_id, failed_id))
+        if not targets:
+            return
+        asked = (self._prober.ask(each.url, agent_id, suspect.pace.timeout) for each in targets)
+        failures = await asyncio.gather(*asked)
+        target = next((each for each, why in zip(targets, failures, strict=True) if why is None), None)
+        if target is None:
+            log.error("Nothing that served before answers.", action="janitor.no_refuge", deployment=failed_id)
+            return
+        state = await self._do(lambda session: retreat(session, agent_id, failed_id, target))
+        if state.events:
+            self._waker.wake()
+            log.warning(
+                "Production had failed; what served before serves again, and automatic promotion is paused.",
+                action="janitor.rolled_back",
+                agent=state.agent.name,
+                failed=failed_id,
+                deployment=target.deployment_id,
+                generation=state.agent.generation,
+            )
+
+    async def _do(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """What comes of a transaction; only so many at a time, since there are only so many connections."""
+        async with self._verdicts:
+            return await in_transaction(self._sessions, work)
+
+
+def _lost(deployment_id: str, error: Exception) -> None:
+    log.warning(
+        "A verdict could not be given; there will be another.",
+        action="janitor.verdict_lost",
+        deployment=deployment_id,
+        error=f"{type(error).__name__}: {error}"[:300],
+    )
