@@ -44,7 +44,7 @@ class InOrder(TyperGroup):
 
 def operator_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command()(agents)
+    app.add_typer(agents)
     app.add_typer(deployments)
     app.add_typer(parked)
     for each in (registrations, promote, rollback, history, events, rpc, register, doctor):

@@ -1,10 +1,12 @@
-"""`podium agents`: which there are, and what serves one of them."""
+"""`podium agents`: which there are, what serves one of them, and what happens to it by itself."""
 
 from typing import Annotated, Any
 
 import typer
 
 from podium.commands.calling import Call, Limit, Page, command
+from podium.commands.deployments import LIST, ListsByDefault
+from podium.commands.policy import probing, set_policy
 from podium.commands.tables import Column, facts
 from podium.commands.wording import age, local, serves
 
@@ -18,8 +20,24 @@ COLUMNS = [
 ]
 
 
+class ListsAtOnce(ListsByDefault):
+    """`podium agents` is `podium agents list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer keeps this type to itself
+        """Say `list` where nothing is named at all."""
+        return super().parse_args(ctx, args or [LIST])
+
+
+agents = typer.Typer(
+    name="agents",
+    cls=ListsAtOnce,
+    help="List agents, show one of them, or set what happens to it by itself.",
+    subcommand_metavar="[list] [AGENT] | set AGENT",
+)
+
+
 @command
-async def agents(
+async def list_agents(
     call: Call,
     agent: Annotated[
         str | None, typer.Argument(metavar="AGENT", help="Show this one, by name or id.", show_default=False)
@@ -45,7 +63,16 @@ async def agents(
 async def _show(call: Call, name_or_id: str) -> None:
     async with call.screen.progress("Asking for the agent"):
         agent = await call.api.agent(name_or_id)
+    show_agent(call, agent)
+
+
+def show_agent(call: Call, agent: dict[str, Any]) -> None:
+    """All about one agent."""
     call.screen.one(agent, agent["name"], facts(_facts(agent)))
+
+
+agents.command(LIST)(list_agents)
+agents.command("set")(set_policy)
 
 
 def _row(agent: dict[str, Any]) -> list[str]:
@@ -70,6 +97,8 @@ def _facts(agent: dict[str, Any]) -> list[tuple[str, str]]:
         ("address", agent["acp_url"]),
         ("generation", str(agent["generation"])),
         ("auto-promote", f"{agent['auto_promote']}{paused}"),
+        ("on failure", agent["on_failure"]),
+        ("probes", probing(agent)),
         ("type", agent["acp_type"]),
         ("image", agent["docker_image"]),
         ("description", agent["description"]),

@@ -5,7 +5,15 @@ from podium.cli import app
 from podium.commands.exits import MEANINGS, ExitCode, code_of_status
 
 RUNNER = CliRunner()
-ASKING = ["agents", "deployments list", "deployments show", "deployments wait", "deployments delete", "promote"]
+ASKING = [
+    "agents list",
+    "agents set",
+    "deployments list",
+    "deployments show",
+    "deployments wait",
+    "deployments delete",
+    "promote",
+]
 ASKING += ["rollback", "history", "events", "registrations", "rpc", "register", "doctor"]
 ASKING += ["parked list", "parked show", "parked retry", "parked drop"]
 

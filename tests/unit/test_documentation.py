@@ -165,7 +165,7 @@ def commands() -> dict[str, set[str]]:
             for name, each in command.commands.items():
                 yield from below(each, (*words, name))
         else:
-            yield " ".join(words), {option for parameter in command.params for option in parameter.opts}
+            yield " ".join(words), {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
 
     return dict(below(typer.main.get_command(app), ()))
 

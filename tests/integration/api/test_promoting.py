@@ -208,3 +208,32 @@ async def test_a_build_gets_its_first_pod(api: Api) -> None:
     agent = await api.register("bot", "v1")
     assert (agent["id"], agent["status"]) == (first.json["id"], "Ready")
     assert (await api.get(f"/agents/{agent['id']}/deployments/v1")).json["docker_image"] == "image:1"
+
+
+async def test_setting_an_agent_s_policies(api: Api) -> None:
+    """What happens when production fails, and how it is probed; 'default' goes back to the settings."""
+    agent = await api.register("bot", "v1")
+    path = f"/agents/{agent['id']}"
+    names = ("on_failure", "probe_interval_seconds", "probe_threshold", "probe_timeout_seconds")
+    assert [agent[name] for name in names] == ["hold", None, None, None]
+    values = {
+        "on_failure": "rollback",
+        "probe_interval_seconds": 10,
+        "probe_threshold": 5,
+        "probe_timeout_seconds": 0.5,
+    }
+    changed = (await api.call("PATCH", path, json=values)).json
+    assert {name: changed[name] for name in names} == values
+    back = (await api.call("PATCH", path, json={"probe_threshold": "default", "probe_timeout_seconds": None})).json
+    assert [back[name] for name in names] == ["rollback", 10, None, 0.5]
+    refused = {
+        "on_failure": "panic",
+        "probe_interval_seconds": 0,
+        "probe_threshold": 1.5,
+        "probe_timeout_seconds": "soon",
+    }
+    for name, value in refused.items():
+        answer = await api.call("PATCH", path, json={name: value})
+        assert answer.status == 400, answer.body
+        assert answer.json["field"].startswith(name)
+    assert [(await api.get(path)).json[name] for name in names] == ["rollback", 10, None, 0.5]

@@ -61,6 +61,17 @@ async def test_from_announcement_to_rollback(operator: Terminal, pod: Pod) -> No
     assert back.out == "bot: v1 serves now, v2 served before (generation 3).\n"
     assert "paused" in back.err
 
+    set_now = await operator.quick(
+        "agents", "set", "bot", "--resume", "--on-failure", "rollback", "--probe-interval", "5m"
+    )
+    assert "on failure    rollback\n" in set_now.out
+    assert "probes        every 5m\n" in set_now.out
+    assert "paused" not in set_now.out
+    unset = await operator.quick(
+        "agents", "set", "bot", "--probe-interval", "default", "--probe-threshold", "2", "--json"
+    )
+    assert (json.loads(unset.out)["probe_interval_seconds"], json.loads(unset.out)["probe_threshold"]) == (None, 2)
+
     history = (await operator.quick("history", "bot")).out
     assert [line.split()[-1] for line in history.splitlines()] == ["GENERATION", "3", "2", "1"]
     assert "promoted: looks good" in history
