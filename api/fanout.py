@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.topics import Frame, Topic, frame
+from services.database import close_engine
 from services.outbox import WAKE_CHANNEL
 from services.stream import Position, make_reader, read_events, read_events_of_agents
 
@@ -82,7 +83,7 @@ class FanOut:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._engine.dispose()
+        await close_engine(self._engine)
 
     async def _run(self) -> None:
         while True:

@@ -11,7 +11,7 @@ from litestar.di import NamedDependency
 from api.error_style import ErrorStyles
 from api.fanout import FanOut
 from api.upstream import upstream_session
-from services.database import Sessions, make_engine, make_sessions
+from services.database import Sessions, close_engine, make_engine, make_sessions
 from services.probe import Prober, open_prober
 from services.route_reads import RouteReads
 from services.settings import Settings
@@ -57,8 +57,10 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
         ):
             yield Resources(
                 settings=settings,
-                sessions=make_sessions(engine),
-                reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
+                sessions=make_sessions(engine, patience=settings.database_timeout),
+                reads=make_sessions(
+                    engine.execution_options(isolation_level="AUTOCOMMIT"), patience=settings.database_timeout
+                ),
                 waker=waker,
                 http=http,
                 routes=routes,
@@ -66,7 +68,7 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
                 events=events,
             )
     finally:
-        await engine.dispose()
+        await close_engine(engine)
 
 
 def provide_resources(state: State) -> Resources:

@@ -3,35 +3,38 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
 import structlog
 from pydantic_core import from_json
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from services.errors import CONSTRAINT_ERRORS, Busy, LostRace, PodiumError, Unavailable
+from services.errors import CONSTRAINT_ERRORS, Busy, DatabaseFailed, LostRace, PodiumError, Unavailable
 from services.settings import Settings
 
 T = TypeVar("T")
-Sessions = async_sessionmaker[AsyncSession]
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 5
+CLOSE_TIMEOUT_SECONDS = 2
 MAX_ATTEMPTS = 10
 BACKOFF_SECONDS = 0.01
 # Beyond the server's own statement timeout, for a server that does not answer at all.
 COMMAND_TIMEOUT_MARGIN_SECONDS = 5
 
-DEADLOCK = "40P01"
-SERIALIZATION_FAILURE = "40001"
-LOCK_NOT_AVAILABLE = "55P03"
+# Of SQLSTATE: serialization failure, deadlock, lock not available.
+STATE_ERRORS: dict[str, type[PodiumError]] = {"40001": LostRace, "40P01": LostRace, "55P03": Busy}
 # The server's state, not the statement's fault: connection exception, read-only (a standby, before or after a
-# fail-over), session ended while idle, no authorization, no such database, insufficient resources, operator.
-SERVER_STATES = ("08", "25006", "25P03", "28", "3D", "53", "57")
+# fail-over), session ended while idle, no authorization, no such database, insufficient resources, operator, files.
+SERVER_STATES = ("08", "25006", "25P03", "28", "3D", "53", "57", "58")
+# An error of the server's own: a passing state as well (on a full disk no session can begin: "could not write init
+# file"), or a damaged page that only some statements read.
+INTERNAL_STATES = "XX"
 
 log = structlog.get_logger(__name__)
 
@@ -74,24 +77,51 @@ def make_engine(
     )
 
 
-def make_sessions(engine: AsyncEngine) -> Sessions:
+async def close_engine(engine: AsyncEngine) -> None:
+    """Close its connections, but wait no longer than some seconds for a server that does not say good-bye."""
+    with suppress(SQLAlchemyError, OSError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+            await engine.dispose()
+
+
+class Sessions(async_sessionmaker[AsyncSession]):
+    """Makes sessions, and says for how long a whole transaction may keep its caller waiting; None: for ever."""
+
+    def __init__(self, engine: AsyncEngine, *, patience: timedelta | None) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        self.patience = patience.total_seconds() if patience is not None else None
+
+
+def make_sessions(engine: AsyncEngine, *, patience: timedelta | None = None) -> Sessions:
     """The factory that entry points hand to `in_transaction`."""
-    return async_sessionmaker(engine, expire_on_commit=False)
+    return Sessions(engine, patience=patience)
 
 
 async def in_transaction(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
     """What `work` returns, once its transaction is committed; others see nothing of it before.
 
     Runs `work` again after a deadlock, a serialization failure or a lost race, so it must only touch its session.
-    Raises `Busy` after too long a wait for a lock, `Unavailable` while the database is away; after the latter
-    the transaction may have been committed all the same, so callers must be able to repeat themselves.
+    Raises `Busy` after too long a wait for a lock, `Unavailable` while the database is away or says nothing for longer
+    than `sessions.patience` (ending the connection may take two seconds more); after the latter the transaction may
+    have been committed all the same, so callers must be able to repeat themselves.
     """
+    try:
+        async with asyncio.timeout(sessions.patience):
+            return await _run_until_committed(sessions, work)
+    except TimeoutError as exc:
+        raise Unavailable("The database does not answer: try again.") from exc
+
+
+async def _run_until_committed(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with sessions() as session, session.begin():
                 return await work(session)
         except (DBAPIError, PoolTimeoutError, OSError, LostRace) as exc:
             error = translate(exc)
+            if isinstance(error, DatabaseFailed):
+                cause = str(getattr(exc, "orig", exc))[:300]
+                log.warning("The database met an error of its own.", action="database.failed", cause=cause)
             if not isinstance(error, LostRace):
                 raise error from exc
             log.info("A transaction runs again.", action="transaction.retry", attempt=attempt, cause=str(exc)[:200])
@@ -105,13 +135,17 @@ def translate(error: Exception) -> Exception:
         return error
     if not isinstance(error, DBAPIError):
         return Unavailable()
-    state = getattr(error.orig, "sqlstate", None)
-    if state in {DEADLOCK, SERIALIZATION_FAILURE}:
-        return LostRace()
-    if state == LOCK_NOT_AVAILABLE:
-        return Busy()
-    if error.connection_invalidated or (isinstance(state, str) and state.startswith(SERVER_STATES)):
-        return Unavailable()
-    cause = getattr(error.orig, "__cause__", None)
-    domain_error = CONSTRAINT_ERRORS.get(getattr(cause, "constraint_name", None) or "")
+    domain_error = _meaning(error)
     return domain_error() if domain_error else error
+
+
+def _meaning(error: DBAPIError) -> type[PodiumError] | None:
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state in STATE_ERRORS:
+        return STATE_ERRORS[state]
+    if error.connection_invalidated or state.startswith(SERVER_STATES):
+        return Unavailable
+    if state.startswith(INTERNAL_STATES):
+        return DatabaseFailed
+    cause = getattr(error.orig, "__cause__", None)
+    return CONSTRAINT_ERRORS.get(getattr(cause, "constraint_name", None) or "")

@@ -188,6 +188,12 @@ class Busy(Unavailable):
     retry_after_seconds = 1
 
 
+class DatabaseFailed(Unavailable):
+    """The database met an error of its own: try again, and look at its log if that does not help."""
+
+    reason = "database-failed"
+
+
 class BrokerUnavailable(Unavailable):
     """The broker cannot be reached: try again."""
 

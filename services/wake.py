@@ -13,6 +13,8 @@ from services.outbox import WAKE_CHANNEL
 
 # A NOTIFY inside each transaction takes a lock that all commits share: it cost three quarters of their throughput.
 INTERVAL_SECONDS = 0.005
+# A hint that takes longer is worth nothing, and its connection is not its own.
+LIMIT_SECONDS = 2.0
 
 _NOTIFY = text(f"NOTIFY {WAKE_CHANNEL}")
 
@@ -46,6 +48,6 @@ class Waker:
             await self._events_wait.wait()
             self._events_wait.clear()
             with suppress(SQLAlchemyError, OSError):  # a lost hint costs one polling interval
-                async with self._engine.connect() as connection:
+                async with asyncio.timeout(LIMIT_SECONDS), self._engine.connect() as connection:
                     await connection.execute(_NOTIFY)
             await asyncio.sleep(INTERVAL_SECONDS)

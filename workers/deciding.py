@@ -1,12 +1,15 @@
 """Deciding a batch, come what may: the database may be away, and one message in it may be poison."""
 
 import asyncio
+from enum import Enum, auto
+from functools import partial
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from services.announcement import Announcement
 from services.database import Sessions, in_transaction
-from services.errors import Unavailable, Unprocessable
+from services.errors import DatabaseFailed, Unavailable, Unprocessable
 from services.registration import Decided, Incoming, Unreadable, register_batch
 from workers.outage import Outage
 from workers.pause import pause
@@ -14,8 +17,18 @@ from workers.pause import pause
 # Of SQLSTATE: no such table, column or right. Our statements are the same for every message, so none is to blame.
 SCHEMA_STATES = "42"
 NOT_MIGRATED = "Did 'podium migrate' of this version run?"
+# Attempts at one message, alone, whose failure may be its own or the server's: some seconds altogether.
+DOUBTS = 6
 
 log = structlog.get_logger(__name__)
+
+
+class Blame(Enum):
+    """Whose fault a failure is."""
+
+    SERVER = auto()
+    MESSAGE = auto()
+    IN_DOUBT = auto()
 
 
 class Decider:
@@ -27,49 +40,72 @@ class Decider:
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
         """What became of each message, committed; None if the process stops while the database is away."""
+        doubts = 0
         while True:
             try:
-                decided = await in_transaction(self._sessions, lambda session: register_batch(session, batch))
+                decided = await in_transaction(self._sessions, partial(register_batch, batch=batch))
             except Exception as error:  # noqa: BLE001 - whatever one message causes must not stop the others
-                blameless = isinstance(error, Unavailable) or _has_no_schema(error)
-                if not blameless:
-                    return await self._isolate(batch, error, stop)
-                hint = None if isinstance(error, Unavailable) else NOT_MIGRATED
-                await pause(stop, self._outage.failed(error, hint=hint))
+                blame = _blame(error)
+                if blame is not Blame.SERVER and len(batch) > 1:
+                    return await self._halve(batch, error, stop)
+                doubts += blame is Blame.IN_DOUBT
+                if blame is Blame.MESSAGE or doubts >= DOUBTS:
+                    parked = await self._park(batch[0], error)
+                    if parked is not None:
+                        return parked
+                    doubts = 0
+                await pause(stop, self._outage.failed(error, hint=NOT_MIGRATED if _has_no_schema(error) else None))
                 if stop.is_set():
                     return None
             else:
                 self._outage.over()
                 return decided
 
-    async def _isolate(self, batch: list[Incoming], error: Exception, stop: asyncio.Event) -> list[Decided] | None:
-        """Halve the batch until what the database refuses stands alone, and park that: its neighbours are decided."""
-        log.warning(
-            "The database refuses a batch; looking for the message that is to blame.",
-            action="registrar.batch_refused",
-            messages=len(batch),
-            error=f"{type(error).__name__}: {error}"[:300],
-        )
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            earlier = await self.decide(batch[:middle], stop)
-            later = await self.decide(batch[middle:], stop) if earlier is not None else None
-            return earlier + later if earlier is not None and later is not None else None
-        (poison,) = batch
-        refused = _refused(poison.content, error)
-        return await self.decide([Incoming(refused, poison.envelope)], stop)
+    async def _halve(self, batch: list[Incoming], error: Exception, stop: asyncio.Event) -> list[Decided] | None:
+        """Each half for itself, until what the database refuses stands alone: its neighbours are decided."""
+        _tell(batch, error)
+        middle = len(batch) // 2
+        earlier = await self.decide(batch[:middle], stop)
+        later = await self.decide(batch[middle:], stop) if earlier is not None else None
+        return earlier + later if earlier is not None and later is not None else None
 
+    async def _park(self, poison: Incoming, error: Exception) -> list[Decided] | None:
+        """Park the message for what the database says of it; None if the database cannot do even that now.
 
-def _refused(content: Announcement | Unreadable, error: Exception) -> Unreadable:
-    """Under its id and name, unless these are what the database refuses. Raises the error if nothing else is left."""
-    why = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
-    if isinstance(content, Announcement):
-        return Unreadable(why, content.message_id, content.name)
-    if content.message_id is None:
+        Under its id and name, unless these are what is refused. Raises the error if nothing else is left.
+        """
+        _tell([poison], error)
+        why = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
+        forms = [Unreadable(why)]
+        if isinstance(poison.content, Announcement):
+            forms.insert(0, Unreadable(why, poison.content.message_id, poison.content.name))
+        for form in forms:
+            refused = [Incoming(form, poison.envelope)]
+            try:
+                return await in_transaction(self._sessions, partial(register_batch, batch=refused))
+            except Exception as again:  # noqa: BLE001 - as above
+                if _blame(again) is not Blame.MESSAGE:
+                    return None
         raise error
-    return Unreadable(why)
+
+
+def _blame(error: Exception) -> Blame:
+    if isinstance(error, DatabaseFailed):
+        return Blame.IN_DOUBT
+    if isinstance(error, Unavailable) or _has_no_schema(error):
+        return Blame.SERVER
+    return Blame.MESSAGE if isinstance(error, DBAPIError) else Blame.IN_DOUBT
 
 
 def _has_no_schema(error: Exception) -> bool:
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return isinstance(state, str) and state.startswith(SCHEMA_STATES)
+
+
+def _tell(batch: list[Incoming], error: Exception) -> None:
+    log.warning(
+        "The database refuses a message; looking for it, to park it alone.",
+        action="registrar.batch_refused",
+        messages=len(batch),
+        error=f"{type(error).__name__}: {error}"[:300],
+    )

@@ -10,14 +10,12 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import make_engine, make_sessions
+from services.database import close_engine, make_engine, make_sessions
 from services.settings import Settings
 from services.wake import Waker
-from workers.broker import CLOSE_SECONDS
 from workers.drain import Drainer
 from workers.janitor import CONNECTIONS as JANITOR_CONNECTIONS
 from workers.janitor import Janitor
-from workers.pause import at_most
 from workers.registrar import Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 from workers.sweep import Sweeper
@@ -112,7 +110,7 @@ async def _disposed(engine: AsyncEngine) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await at_most(CLOSE_SECONDS, engine.dispose())
+        await close_engine(engine)
 
 
 @asynccontextmanager

@@ -29,6 +29,8 @@ from tests.waiting import eventually
 from workers.topology import declare
 
 EVENTS_QUEUE = "chaos.events"
+# Without the janitor, who would find that the pods of these tests do not exist.
+MESSENGERS = "registrar relay drainer"
 # A quorum queue of RabbitMQ 3.10 finds no leader again if its node is killed in its first second or so.
 SETTLED_SECONDS = 2.5
 
@@ -70,7 +72,7 @@ class Field:
         return name
 
     @asynccontextmanager
-    async def worker(self, names: str = "", **more: str) -> AsyncIterator[GuardedProcess]:
+    async def worker(self, names: str = MESSENGERS, **more: str) -> AsyncIterator[GuardedProcess]:
         """A `podium worker` that tells what it does in JSON."""
         told = {"PODIUM_LOG_LEVEL": "info", "PODIUM_LOG_FORMAT": "json", **more}
         # Nobody answers at the addresses that are announced here: nothing may come of it before the test ends.

@@ -20,6 +20,9 @@ class Size:
     broker_down: float
     database_down: float
     frozen: float
+    server_frozen: float
+    database_timeout: float
+    """What the API is told, while its database is frozen."""
     patience: float
     """The longest wait for everything to be decided and told, once nothing is broken any more."""
 
@@ -34,6 +37,8 @@ SHORT = Size(
     broker_down=2,
     database_down=3,
     frozen=8,
+    server_frozen=5,
+    database_timeout=2,
     patience=60,
 )
 LONG = Size(
@@ -46,6 +51,8 @@ LONG = Size(
     broker_down=60,
     database_down=30,
     frozen=60,
+    server_frozen=60,
+    database_timeout=7,
     patience=300,
 )
 SIZE = LONG if os.environ.get("CHAOS") == "long" else SHORT

@@ -3,22 +3,31 @@
 import os
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.exc import InternalError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.chaos.ground import Field, alone
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
 from tests.factories import a_body, incoming
 from tests.processes import api_process
-from tests.waiting import rows
+from tests.waiting import eventually, rows
 
 SMALL, LARGE = "size=20m", "size=512m"
 # In bytes, of random text, since PostgreSQL compresses.
 BALLAST = 20_000
 MESSAGES = 1_000
+DECIDED = text("SELECT count(*) FROM registrations")
+END_SESSIONS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name IN ('podium-registrar', 'podium-api')"
+)
 
 
 @pytest_asyncio.fixture
@@ -43,14 +52,20 @@ async def small_disk(field: Field) -> AsyncIterator[Path]:
 
 
 async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None:
-    """Messages wait in the queue, the API answers 503 to what writes and 200 to what reads."""
+    """Messages wait in the queue; the API answers 503 to what writes, 200 to what reads, 503 once nothing can be read.
+
+    That is when sessions end: on a full disk PostgreSQL begins no new one if it has to write its cache file first. It
+    calls that an internal error (XX000), as if a statement were to blame.
+    """
     messages = [
         incoming(
             f"bot-{n % 50}", deployment_id=f"v-{n}", registration_metadata={"ballast": os.urandom(BALLAST // 2).hex()}
         )
         for n in range(MESSAGES)
     ]
+    engine = field.sessions.kw["bind"]
     async with (
+        engine.execution_options(isolation_level="AUTOCOMMIT").connect() as kept,
         pods_of(field) as pods,
         field.worker(),
         api_process(field.settings, field.folder) as url,
@@ -66,11 +81,39 @@ async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None
             assert refused.headers["retry-after"]
         async with web.get(f"{url}/agents") as read:
             assert read.status == 200
-        assert len(await rows(field.sessions, "SELECT 1 FROM registrations")) < MESSAGES
+        await _until_no_session_begins(engine, small_disk)
+        await kept.execute(END_SESSIONS)
+        async with web.get(f"{url}/agents") as read:
+            assert read.status == 503
+        await field.until_told("database.failed")
+        assert (await kept.execute(DECIDED)).scalar_one() < MESSAGES
         _run("mount", "-o", f"remount,{LARGE}", str(small_disk))
         await until_quiet(field, MESSAGES)
     assert not await rows(field.sessions, "SELECT 1 FROM parked")
     await all_events_in_order(field)
+
+
+async def _until_no_session_begins(engine: AsyncEngine, disk: Path) -> None:
+    """Nothing but room is missing: the next vacuum of a catalog would remove the file as well."""
+
+    async def refused() -> bool:
+        _replace_cache(disk)
+        try:
+            async with engine.connect():
+                return False
+        except InternalError as error:
+            return "init file" in str(error)
+
+    await eventually(refused, "no session can begin")
+
+
+def _replace_cache(disk: Path) -> None:
+    """The cache file is gone, and what room it took."""
+    for cache in disk.glob("PG_*/*/pg_internal.init"):
+        cache.unlink()
+    with suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:
+        while filler.write(bytes(1024)):
+            pass
 
 
 def _run(program: str, *arguments: str) -> bool:

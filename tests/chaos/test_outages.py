@@ -1,58 +1,24 @@
 """One server is away while the other works: what goes on, what waits, and that everything arrives afterwards."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import monotonic
-from typing import Any
 
-import aiohttp
 import pytest_asyncio
 
 from tests.chaos.alarm import memory_alarm
+from tests.chaos.callers import Callers, callers_of
 from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
 from tests.factories import a_body, incoming
-from tests.processes import api_process
 from tests.waiting import eventually, rows
-
-ANSWER_SECONDS = 10
-
-
-class Callers:
-    """Asks an API, and remembers each answer's status and whether it came in time."""
-
-    def __init__(self, url: str, web: aiohttp.ClientSession) -> None:
-        self._url, self._web = url, web
-        self.answers: list[int] = []
-
-    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and body; a refusal for a time says when to come again."""
-        async with asyncio.timeout(ANSWER_SECONDS), self._web.request(method, self._url + path, json=body) as response:
-            self.answers.append(response.status)
-            assert response.status != 500, await response.text()
-            if response.status == 503 and path != "/health/ready":
-                assert int(response.headers["retry-after"]) > 0
-            return response.status, await response.json()
-
-    async def promote_back_and_forth(self, agent: dict[str, Any]) -> None:
-        """Two promotes and a read."""
-        for deployment in ("v1", "v2"):
-            await self.ask("POST", f"/agents/{agent['id']}/deployments/{deployment}/promote")
-        await self.ask("GET", f"/agents/{agent['id']}")
 
 
 @pytest_asyncio.fixture
 async def callers(field: Field) -> AsyncIterator[Callers]:
     """Callers of an API beside a worker."""
-    async with (
-        field.worker(PODIUM_PUBLISH_TIMEOUT="2"),
-        api_process(field.settings, field.folder) as url,
-        aiohttp.ClientSession() as web,
-    ):
-        await field.until_told("relay.started")
-        yield Callers(url, web)
+    async with callers_of(field) as callers:
+        yield callers
 
 
 @asynccontextmanager
@@ -69,10 +35,10 @@ async def test_the_api_works_while_the_broker_takes_nothing(field: Field, caller
     for deployment in ("v1", "v2"):
         _, agent = await callers.ask("POST", "/agents/register", a_body("bot", deployment_id=deployment))
     async with memory_alarm(field.ground.rabbitmq):
-        await _for(SIZE.alarm, callers, agent)
+        await callers.until(SIZE.alarm, agent)
         assert await rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
     async with broker_down(field):
-        await _for(SIZE.broker_down, callers, agent)
+        await callers.until(SIZE.broker_down, agent)
         _, readiness = await callers.ask("GET", "/health/ready")
         assert (readiness["parts"]["database"]["ok"], readiness["parts"]["broker"]["ok"]) == (True, False)
     assert set(callers.answers) == {200}
@@ -94,7 +60,7 @@ async def test_a_database_that_is_away_loses_nothing(field: Field, callers: Call
         await field.ground.postgres.kill()
         callers.answers.clear()
         await pods.publish(messages[100:200])
-        await _for(SIZE.database_down, callers, agent)
+        await callers.until(SIZE.database_down, agent)
         assert set(callers.answers) == {503}
         status, readiness = await callers.ask("GET", "/health/ready")
         assert (status, readiness["parts"]["database"]["ok"], readiness["parts"]["broker"]["ok"]) == (503, False, True)
@@ -111,11 +77,3 @@ async def test_a_database_that_is_away_loses_nothing(field: Field, callers: Call
     await eventually(promoted, "a promote after the outage")
     await until_quiet(field, len(messages) + 2)
     await all_events_in_order(field)
-
-
-async def _for(seconds: float, callers: Callers, agent: dict[str, Any]) -> None:
-    """Ask all the time."""
-    until = monotonic() + seconds
-    while monotonic() < until:
-        await callers.promote_back_and_forth(agent)
-        await asyncio.sleep(0.02)

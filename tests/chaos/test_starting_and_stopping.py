@@ -9,13 +9,15 @@ import aiohttp
 import pytest
 
 from podium.servers import PrivateServer
+from podium.servers.ports import free_ports
 from tests.broker import publish
 from tests.chaos.ground import Field, ended_within, freeze
 from tests.factories import a_body
-from tests.processes import api_at_once
+from tests.processes import api_at_once, environment, program
 from tests.waiting import eventually, eventually_rows
 
 DRAIN_SECONDS = 4
+API_END_SECONDS = 10
 
 
 async def test_everything_starts_while_both_servers_are_away(field: Field) -> None:
@@ -70,6 +72,24 @@ async def test_a_worker_ends_in_time_while_a_server_hangs(field: Field, hanging:
         await field.ground.mended()
     async with field.worker():
         await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 80)
+
+
+async def test_an_api_ends_in_time_while_its_database_hangs(field: Field) -> None:
+    """It closes its connections, but does not wait for a server that says no good-bye."""
+    env = environment(field.settings, PODIUM_PORT=str(port := free_ports(["api"])["api"]))
+    async with program("podium api", env, field.folder / "api.log") as api, aiohttp.ClientSession() as web:
+
+        async def read() -> bool:
+            try:
+                async with web.get(f"http://127.0.0.1:{port}/agents") as answer:
+                    return answer.status == 200
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await eventually(read, "the API answers")
+        freeze(field.ground.postgres)
+        os.kill(api.pid, signal.SIGTERM)
+        assert await ended_within(api, API_END_SECONDS) == 0
 
 
 async def test_a_second_sigterm_ends_a_worker_at_once(field: Field) -> None:

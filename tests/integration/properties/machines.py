@@ -27,6 +27,7 @@ class Memory:
     shrinking_seconds: float
     told: dict[str, list[str]] = field(default_factory=dict)
     lost: dict[str, AssertionError] = field(default_factory=dict)
+    stories: int = 0
 
     def lose(self, story: str, error: AssertionError) -> None:
         """Remember a failure; the first one leaves some time to find a short story for it."""
@@ -62,6 +63,7 @@ class Story(RuleBasedStateMachine):
         if not self._begun:
             self.runner.run(self.stage.begin())
             self._begun = True
+            self.memory.stories += 1
         lines = len(self.stage.story)
         try:
             self.runner.run(self.stage.happen(operations, turns))

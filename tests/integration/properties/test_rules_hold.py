@@ -37,3 +37,4 @@ def _tell(kind: type[Story], stage: tuple[Stage, asyncio.Runner], *, stories: in
     story = type(kind.__name__, (kind,), {"stage": stage[0], "runner": stage[1], "memory": memory})
     most = settings().max_examples if LONG else stories
     run_state_machine_as_test(story, settings=settings(max_examples=most, stateful_step_count=steps))
+    print(f"{kind.__name__}: {memory.stories} stories, {len(memory.told)} steps")  # noqa: T201 - figures

@@ -114,6 +114,15 @@ async def test_a_statement_without_end_is_unavailable(settings: Settings, world:
     await engine.dispose()
 
 
+@pytest.mark.parametrize("state", ["XX000", "XX001", "58030"])
+async def test_an_error_of_the_server_s_own_is_unavailable(world: World, state: str) -> None:
+    """Rule 10: a damaged page or a file that cannot be read is no defect of ours, and may pass: 503, never 500."""
+    failing = text(f"DO $$ BEGIN RAISE EXCEPTION 'broken' USING ERRCODE = '{state}'; END $$")
+    with pytest.raises(Unavailable) as refused:
+        await world.do(lambda session: session.execute(failing))
+    assert (refused.value.status, refused.value.retry_after_seconds) == (503, 2)
+
+
 async def test_a_deadlock_is_run_again_and_seen_by_nobody(world: World) -> None:
     """40P01: PostgreSQL ends one of the two; its work runs again from the start, and both succeed."""
     await world.register(incoming("bot-a", deployment_id="a1"), incoming("bot-b", deployment_id="b1"))

@@ -1,0 +1,60 @@
+"""Callers of the API who remember what they were answered, and insist on an answer in time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import aiohttp
+
+from tests.chaos.ground import Field
+from tests.processes import api_process
+
+ANSWER_SECONDS = 10
+
+
+class Callers:
+    """Asks an API, and remembers each answer's status and whether it came in time."""
+
+    def __init__(self, url: str, web: aiohttp.ClientSession) -> None:
+        self._url, self._web = url, web
+        self.answers: list[int] = []
+        self.slowest = 0.0
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and body; a refusal for a time says when to come again."""
+        began = monotonic()
+        async with asyncio.timeout(ANSWER_SECONDS), self._web.request(method, self._url + path, json=body) as response:
+            answer = await response.json()
+        self.slowest = max(self.slowest, monotonic() - began)
+        self.answers.append(response.status)
+        assert response.status != 500, answer
+        if response.status == 503 and path != "/health/ready":
+            assert int(response.headers["retry-after"]) > 0
+        return response.status, answer
+
+    async def promote_back_and_forth(self, agent: dict[str, Any]) -> None:
+        """Two promotes and a read."""
+        for deployment in ("v1", "v2"):
+            await self.ask("POST", f"/agents/{agent['id']}/deployments/{deployment}/promote")
+        await self.ask("GET", f"/agents/{agent['id']}")
+
+    async def until(self, seconds: float, agent: dict[str, Any]) -> None:
+        """Ask all the time, for so long."""
+        end = monotonic() + seconds
+        while monotonic() < end:
+            await self.promote_back_and_forth(agent)
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def callers_of(field: Field, **more: str) -> AsyncIterator[Callers]:
+    """Callers of an API beside a worker."""
+    async with (
+        field.worker(PODIUM_PUBLISH_TIMEOUT="2"),
+        api_process(field.settings, field.folder, **more) as url,
+        aiohttp.ClientSession() as web,
+    ):
+        await field.until_told("relay.started")
+        yield Callers(url, web)

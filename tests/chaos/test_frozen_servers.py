@@ -1,0 +1,115 @@
+"""A server that hangs: its connections stay, new ones are taken by the kernel, and no answer comes."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from podium.servers import PrivateServer
+from tests.chaos.callers import Callers, callers_of
+from tests.chaos.ground import Field, freeze, thaw
+from tests.chaos.size import SIZE
+from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
+from tests.factories import a_body, incoming
+from tests.invariants import assert_invariants
+from tests.waiting import eventually, rows
+
+# More than an API process has connections, so that some wait for one.
+AT_ONCE = 30
+MESSAGES = 100
+
+
+@asynccontextmanager
+async def frozen(server: PrivateServer) -> AsyncIterator[None]:
+    """The server hangs while inside."""
+    freeze(server)
+    try:
+        yield
+    finally:
+        thaw(server)
+
+
+async def everybody_asks(callers: Callers, agent: dict[str, Any], round_: int) -> None:
+    """Reads, promotes, registrations, rollbacks and RPC, side by side."""
+    path = f"/agents/{agent['id']}"
+    ways = [
+        partial(callers.ask, "GET", path),
+        partial(callers.ask, "GET", "/agents"),
+        partial(callers.ask, "POST", f"{path}/deployments/v1/promote"),
+        partial(callers.ask, "POST", f"{path}/deployments/v2/promote"),
+        partial(callers.ask, "POST", f"{path}/rollback"),
+        partial(callers.ask, "POST", f"{path}/rpc", {"jsonrpc": "2.0", "method": "any", "id": 1}),
+        partial(callers.ask, "GET", "/health/ready"),
+    ]
+    bodies = [a_body(f"caller-{round_}-{number}", deployment_id=f"r-{round_}-{number}") for number in range(AT_ONCE)]
+    asking = [ways[number % len(ways)]() for number in range(AT_ONCE)]
+    await asyncio.gather(*asking, *(callers.ask("POST", "/agents/register", body) for body in bodies))
+
+
+async def test_a_frozen_database_keeps_nobody_waiting(field: Field) -> None:
+    """Every call is answered in time, 503 and when to come again; afterwards all goes on, and nothing is half done.
+
+    The server is frozen in the middle of traffic, so that some transactions hang before their commit and some in it.
+    """
+    messages = [incoming(f"bot-{number}", deployment_id=f"b-{number}") for number in range(3 * MESSAGES)]
+    told = {"PODIUM_DATABASE_TIMEOUT": str(SIZE.database_timeout)}
+    async with callers_of(field, **told) as callers, pods_of(field) as pods:
+        _, agent = await _two_versions(callers)
+        await pods.publish(messages[:MESSAGES])
+        traffic = asyncio.create_task(callers.until(SIZE.server_frozen, agent))
+        async with frozen(field.ground.postgres):
+            await pods.publish(messages[MESSAGES : 2 * MESSAGES])
+            await traffic
+            callers.answers.clear()
+            await everybody_asks(callers, agent, 1)
+            assert set(callers.answers) == {503}
+            assert (await callers.ask("GET", "/health/live"))[0] == 200
+
+        async def promoted() -> bool:
+            return (await callers.ask("POST", f"/agents/{agent['id']}/deployments/v2/promote"))[0] == 200
+
+        await eventually(promoted, "a promote after the thaw")
+        callers.answers.clear()
+        await callers.promote_back_and_forth(agent)
+        await pods.publish(messages[2 * MESSAGES :])
+        assert set(callers.answers) == {200}
+        await eventually(partial(_all_decided, field), "every message decided", seconds=SIZE.patience)
+        over_http = "SELECT 1 FROM registrations WHERE agent_name NOT LIKE 'bot-%'"
+        await until_quiet(field, len(messages) + len(await rows(field.sessions, over_http)))
+        print(f"slowest answer {callers.slowest:.1f} s")  # noqa: T201 - figures
+    assert not await rows(field.sessions, "SELECT 1 FROM parked")
+    async with field.sessions() as session:
+        await assert_invariants(session)
+    await all_events_in_order(field)
+
+
+async def test_a_frozen_broker_stops_no_promote(field: Field) -> None:
+    """Reads and promotes are answered as ever; announcements and events wait, and all of them arrive afterwards."""
+    messages = [incoming(f"bot-{number}", deployment_id=f"b-{number}") for number in range(3 * MESSAGES)]
+    async with callers_of(field) as callers, pods_of(field) as pods:
+        _, agent = await _two_versions(callers)
+        await pods.publish(messages[:MESSAGES])
+        async with frozen(field.ground.rabbitmq):
+            publishing = asyncio.create_task(pods.publish(messages[MESSAGES : 2 * MESSAGES]))
+            await callers.until(SIZE.server_frozen, agent)
+            assert Counter(callers.answers) == {200: len(callers.answers)}
+            assert await rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
+            assert (await callers.ask("GET", "/health/ready"))[0] == 200
+        await publishing
+        await pods.publish(messages[2 * MESSAGES :])
+        await until_quiet(field, len(messages) + 2)
+    assert not await rows(field.sessions, "SELECT 1 FROM parked")
+    await all_events_in_order(field)
+
+
+async def _two_versions(callers: Callers) -> tuple[int, Any]:
+    """An agent with v1 in production and v2 beside it."""
+    await callers.ask("POST", "/agents/register", a_body("bot", deployment_id="v1"))
+    return await callers.ask("POST", "/agents/register", a_body("bot", deployment_id="v2"))
+
+
+async def _all_decided(field: Field) -> bool:
+    decided = await rows(field.sessions, "SELECT 1 FROM registrations WHERE agent_name LIKE 'bot-%'")
+    return len(decided) == 3 * MESSAGES

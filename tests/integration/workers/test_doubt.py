@@ -1,0 +1,111 @@
+"""Failures of the database that look like a message's, and the other way round."""
+
+from datetime import timedelta
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from contracts import topology
+from services.database import Sessions
+from services.settings import Settings
+from tests.broker import publish, ready_messages
+from tests.factories import a_body
+from tests.integration.workers.conftest import working
+from tests.waiting import eventually, eventually_rows, rows
+from workers import deciding, pause
+from workers.run import run_registrar
+
+POISON = 7
+MESSAGES = 20
+
+
+async def break_(sessions: Sessions, table: str, when: str, state: str) -> None:
+    """Have the database fail with this SQLSTATE on what is inserted into a table."""
+    async with sessions.begin() as session:
+        await session.execute(
+            text(f"""
+            CREATE FUNCTION break_{table}() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF {when} THEN RAISE EXCEPTION 'broken' USING ERRCODE = '{state}'; END IF; RETURN NEW; END $$
+            """)
+        )
+        await session.execute(
+            text(f"CREATE TRIGGER break_ BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION break_{table}()")
+        )
+
+
+async def publish_all(broker: AbstractConnection) -> None:
+    """Messages of as many agents, one of which has a deployment that is called poison."""
+    for number in range(MESSAGES):
+        await publish(broker, a_body(f"bot-{number}", deployment_id=f"v-{number}" if number != POISON else "poison"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No long breaks between attempts."""
+    monkeypatch.setattr(pause, "FIRST_BACKOFF_SECONDS", 0.002)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
+) -> None:
+    """However long the state lasts: whoever cannot even park is to blame itself, and every message is applied later."""
+    for table in ("deployments", "registrations", "parked"):
+        await break_(sessions, table, "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
+    async with sessions.begin() as session:
+        await session.execute(text("CREATE SCHEMA broken"))
+    await publish_all(broker)
+    with capture_logs() as told:
+        async with working(run_registrar, settings):
+
+            async def given_up_on_twice() -> bool:
+                alone = [line for line in told if line["action"] == "registrar.batch_refused" and line["messages"] == 1]
+                return len(alone) >= 2
+
+            await eventually(given_up_on_twice, "two attempts to park")
+            async with sessions.begin() as session:
+                await session.execute(text("DROP SCHEMA broken"))
+            await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE status = 'Ready'", MESSAGES)
+    assert "registrar.disconnected" not in [line["action"] for line in told]
+    assert not await rows(sessions, "SELECT 1 FROM parked")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_message_that_always_meets_such_an_error_is_parked_alone(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
+) -> None:
+    """After some attempts, since a page that only it needs may be damaged; it never blocks its neighbours for long."""
+    await break_(sessions, "deployments", "NEW.id = 'poison'", "XX001")
+    await publish_all(broker)
+    with capture_logs() as told:
+        async with working(run_registrar, settings):
+            await eventually_rows(sessions, "SELECT 1 FROM deployments", MESSAGES - 1)
+            (row,) = await eventually_rows(sessions, "SELECT reason, agent_name, attempts FROM parked")
+    assert (row.reason, row.agent_name, row.attempts) == ("unprocessable", f"bot-{POISON}", 1)
+    failed = [line["action"] for line in told].count("database.failed")
+    assert failed >= deciding.DOUBTS
+    assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
+
+
+async def test_a_message_whose_agent_is_busy_is_kept(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
+) -> None:
+    """However long somebody else holds the agent: nothing is parked, nothing given back, and it is applied then."""
+    impatient = settings.model_copy(update={"lock_timeout": timedelta(seconds=0.05)})
+    with capture_logs() as told:
+        async with working(run_registrar, impatient):
+            await publish(broker, a_body("bot", deployment_id="v1"))
+            await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v1'")
+            async with sessions() as holder, holder.begin():
+                await holder.execute(text("SELECT 1 FROM agents WHERE name = 'bot' FOR UPDATE"))
+                await publish(broker, a_body("bot", deployment_id="v2"))
+
+                async def tried_again_and_again() -> bool:
+                    return [line["action"] for line in told].count("registrar.database_away") >= 3
+
+                await eventually(tried_again_and_again, "three attempts")
+            await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v2'")
+    assert "registrar.came_again" not in [line["action"] for line in told]
+    assert not await rows(sessions, "SELECT 1 FROM parked")
