@@ -79,7 +79,7 @@ async def test_sessions_that_nobody_uses_are_forgotten(world: World, settings: S
     assert await kept(world) == {(NAME, TWO): V2}
 
     for minutes, again in ((59, False), (61, True)):
-        await world.do(lambda session, age=timedelta(minutes=minutes): session.execute(_AGED, {"age": age}))
+        await world.do(lambda session, age=timedelta(minutes=minutes): session.execute(_AGED, {"age": age}))  # type: ignore[misc]
         before = await world.do(lambda session: session.scalar(text("SELECT last_seen_at FROM mcp_sessions")))
         await world.do(lambda session: session_seen(session, agent_id, TWO))
         after = await world.do(lambda session: session.scalar(text("SELECT last_seen_at FROM mcp_sessions")))
