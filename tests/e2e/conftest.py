@@ -1,7 +1,9 @@
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
+import pytest
 import pytest_asyncio
 
 from services.settings import Settings
@@ -20,3 +22,11 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
     """An HTTP client that opens as many connections as it is asked for."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         yield client
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the servers' unprivileged account can enter."""
+    with tempfile.TemporaryDirectory(prefix="podium-up-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
