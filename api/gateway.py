@@ -17,6 +17,7 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 
 from api.forwarded import request_headers, response_headers
 from api.jsonrpc import error_response, request_id
+from api.mcp_sessions import follow_session, session_of
 from api.problems import refusal_headers
 from api.resources import Resources
 from api.upstream import Call, call_agent
@@ -58,7 +59,8 @@ class Forward:
         resources = self._resources
         style: ErrorStyle | None = None
         try:
-            route = await resources.routes.find(self._wanted)
+            session = session_of(scope["headers"])
+            route = await resources.routes.find(self._wanted.in_session(session))
             style = route.error_style
             resources.error_styles.learn(scope["path"], style)
             call = Call(
@@ -69,6 +71,7 @@ class Forward:
                 body=body,
             )
             response = await call_agent(resources.http, call, resources.settings)
+            await follow_session(resources, scope["method"], session, route, response)
         except PodiumError as exc:
             log.info("A call was not forwarded.", action="rpc.refused", path=scope["path"], reason=exc.reason)
             await self._refuse(exc.in_style(style or exc.error_style), body, scope, receive, send)

@@ -1,8 +1,8 @@
 """Where an RPC goes: what is asked for, how it is read, and what a row means. `services.route_reads` reads it."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from services.errors import (
     DeploymentUnavailable,
     NothingServes,
 )
+from services.mcp_sessions import SEEN_EVERY
 
 Row = Mapping[str, Any]
 
@@ -26,6 +27,12 @@ class Wanted:
     agent_id: UUID | None = None
     name: str | None = None
     deployment_id: str | None = None
+    session: bytes | None = None
+    """The digest of the MCP session that the call belongs to, if it belongs to one."""
+
+    def in_session(self, session: bytes | None) -> "Wanted":
+        """The same for a call of this session."""
+        return self if session is None else replace(self, session=session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,10 @@ class Route:
     error_style: ErrorStyle
     registered_at: datetime | None = None
     """When the address was announced last."""
+    session_known: bool = False
+    """Whether this deployment issued the session that was asked for."""
+    session_unseen: bool = False
+    """Whether it is time to remember that the session was seen."""
 
     @property
     def rpc_url(self) -> str:
@@ -47,38 +58,58 @@ class Route:
         return joined(self.acp_url, self.rpc_path)
 
 
-# Any number of routes in one statement, so in one snapshot: $1 agents' ids, $2 names, $3 and $4 pairs of agent and
-# deployment. One row for each that is found, beside what it was asked by.
+# Any number of routes in one statement, so in one snapshot: $1 agents' ids, $3 names, $5 and $6 pairs of agent and
+# deployment; behind each, in $2, $4 and $7, the session (its digest) or NULL. One row for each that is found, beside
+# what it was asked by. A session goes where it was issued while that lives; who asks for a deployment gets that one.
 READ_ROUTES = """
-SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.id AS agent_id, asked.name AS agent_name,
-       asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path, asked.legacy_error_style,
-       asked.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status, d.status_reason, d.expires_at,
-       d.acp_url, d.rpc_path, d.error_style, d.registered_at
+SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.by_session, asked.id AS agent_id,
+       asked.name AS agent_name, asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path,
+       asked.legacy_error_style, asked.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status,
+       d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at,
+       coalesce(s.deployment_id = d.id, false) AS session_known,
+       coalesce(s.last_seen_at < clock_timestamp() - $8::interval, false) AS session_unseen
 FROM (
-    SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, a.production_deployment_id AS wanted, a.*
-    FROM agents a WHERE a.id = ANY($1::uuid[])
+    SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, ask.session AS by_session,
+           a.production_deployment_id AS wanted, a.*
+    FROM unnest($1::uuid[], $2::bytea[]) AS ask(agent_id, session) JOIN agents a ON a.id = ask.agent_id
     UNION ALL
-    SELECT NULL, a.name, NULL, a.production_deployment_id, a.*
-    FROM agents a WHERE a.name = ANY($2::text[]) AND a.deleted_at IS NULL
+    SELECT NULL, a.name, NULL, ask.session, a.production_deployment_id, a.*
+    FROM unnest($3::text[], $4::bytea[]) AS ask(name, session)
+    CROSS JOIN LATERAL (SELECT * FROM agents WHERE name = ask.name AND deleted_at IS NULL LIMIT 1) AS a
     UNION ALL
-    SELECT pair.agent_id, NULL, pair.deployment_id, pair.deployment_id, a.*
-    FROM unnest($3::uuid[], $4::text[]) AS pair(agent_id, deployment_id) JOIN agents a ON a.id = pair.agent_id
+    SELECT a.id, NULL, ask.deployment_id, ask.session, ask.deployment_id, a.*
+    FROM unnest($5::uuid[], $6::text[], $7::bytea[]) AS ask(agent_id, deployment_id, session)
+    JOIN agents a ON a.id = ask.agent_id
 ) AS asked
-LEFT JOIN deployments d ON d.id = asked.wanted AND d.agent_id = asked.id
+LEFT JOIN mcp_sessions s ON s.agent_id = asked.id AND s.session_sha256 = asked.by_session
+LEFT JOIN deployments issuer ON issuer.id = s.deployment_id
+LEFT JOIN deployments d ON d.id = CASE
+    WHEN asked.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
+    ELSE asked.wanted END
+    AND (asked.by_deployment IS NULL OR d.agent_id = asked.id)
 """
 
 
-def arguments(wanted: Collection[Wanted]) -> tuple[list[UUID], list[str], list[UUID], list[str]]:
+def arguments(wanted: Collection[Wanted]) -> tuple[list[Any] | timedelta, ...]:
     """What `READ_ROUTES` takes."""
-    agents = [each.agent_id for each in wanted if each.agent_id is not None and each.deployment_id is None]
-    names = [each.name for each in wanted if each.name is not None]
-    pairs = [(each.agent_id, each.deployment_id) for each in wanted if each.agent_id and each.deployment_id]
-    return agents, names, [agent for agent, _ in pairs], [deployment for _, deployment in pairs]
+    agents = [each for each in wanted if each.agent_id is not None and each.deployment_id is None]
+    names = [each for each in wanted if each.name is not None]
+    pairs = [each for each in wanted if each.agent_id is not None and each.deployment_id is not None]
+    return (
+        [each.agent_id for each in agents],
+        [each.session for each in agents],
+        [each.name for each in names],
+        [each.session for each in names],
+        [each.agent_id for each in pairs],
+        [each.deployment_id for each in pairs],
+        [each.session for each in pairs],
+        SEEN_EVERY,
+    )
 
 
 def asked_by(row: Row) -> Wanted:
     """What a row of `READ_ROUTES` answers."""
-    return Wanted(row["by_id"], row["by_name"], row["by_deployment"])
+    return Wanted(row["by_id"], row["by_name"], row["by_deployment"], row["by_session"])
 
 
 def route_of(wanted: Wanted, row: Row | None) -> Route:
@@ -133,4 +164,6 @@ def _of_deployment(row: Row) -> Route:
         row["rpc_path"],
         row["error_style"],
         row["registered_at"],
+        row["session_known"],
+        row["session_unseen"],
     )

@@ -28,6 +28,19 @@ async def kept(world: World) -> dict[tuple[str, bytes], str]:
     return {(row.name, row.session_sha256): row.deployment_id for row in found}
 
 
+async def last_seen(world: World) -> datetime:
+    """Of the session that was seen last."""
+    found = await world.do(lambda session: session.scalar(text("SELECT max(last_seen_at) FROM mcp_sessions")))
+    assert isinstance(found, datetime)
+    return found
+
+
+async def aged(world: World, age: timedelta) -> datetime:
+    """When all sessions now seem to have been seen."""
+    await world.do(lambda session: session.execute(_AGED, {"age": age}))
+    return await last_seen(world)
+
+
 async def test_a_session_stays_with_the_deployment_that_issued_it_first(world: World) -> None:
     """Whatever another one answers with, as long as the first one lives; then it may be taken over."""
     await world.two_versions()
@@ -70,7 +83,7 @@ async def test_sessions_that_nobody_uses_are_forgotten(world: World, settings: S
     await world.two_versions()
     agent_id = await world.agent_id()
     await keep(world, V1)
-    await world.do(lambda session: session.execute(_AGED, {"age": timedelta(days=8)}))
+    await aged(world, timedelta(days=8))
     await keep(world, V2, TWO)
     nothing = await world.do(lambda session: remove_unseen(session, datetime.now(UTC) - timedelta(days=9), 10))
     assert nothing == 0
@@ -79,8 +92,6 @@ async def test_sessions_that_nobody_uses_are_forgotten(world: World, settings: S
     assert await kept(world) == {(NAME, TWO): V2}
 
     for minutes, again in ((59, False), (61, True)):
-        await world.do(lambda session, age=timedelta(minutes=minutes): session.execute(_AGED, {"age": age}))  # type: ignore[misc]
-        before = await world.do(lambda session: session.scalar(text("SELECT last_seen_at FROM mcp_sessions")))
+        before = await aged(world, timedelta(minutes=minutes))
         await world.do(lambda session: session_seen(session, agent_id, TWO))
-        after = await world.do(lambda session: session.scalar(text("SELECT last_seen_at FROM mcp_sessions")))
-        assert (after > before) is again
+        assert (await last_seen(world) > before) is again

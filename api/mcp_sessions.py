@@ -1,0 +1,88 @@
+"""Sessions of MCP over HTTP, as they pass by: the id that an agent issues is known everywhere before its client has it.
+
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+
+import aiohttp
+import structlog
+
+from api.jsonrpc import ForwardingFailure
+from api.resources import Resources
+from services.database import in_transaction
+from services.errors import Unavailable
+from services.mcp_sessions import digest_of, end_session, keep_session, session_seen
+from services.routing import Route
+
+Work = Callable[..., Awaitable[None]]
+
+SESSION_HEADER = b"mcp-session-id"
+_SUCCESSES = range(200, 300)
+
+log = structlog.get_logger(__name__)
+
+
+class SessionNotKept(ForwardingFailure):
+    """The agent opened a session, but the database cannot be reached to remember whose it is: try again."""
+
+    status = 503
+    reason = "session-not-kept"
+    sent = True
+
+
+def session_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The digest of the session that a message names; None if it names none, or more than one."""
+    found = [value for name, value in headers if name.lower() == SESSION_HEADER]
+    return digest_of(found[0]) if len(found) == 1 else None
+
+
+async def follow_session(
+    resources: Resources, method: str, asked: bytes | None, route: Route, response: aiohttp.ClientResponse
+) -> None:
+    """What the answer says of its session, committed before the answer is passed on.
+
+    Costs a call without a session nothing, and a call in one that is known nothing but once an hour. Raises
+    `SessionNotKept`; whenever it raises, the answer is closed.
+    """
+    if route.deployment_id is None or response.status not in _SUCCESSES:
+        return
+    try:
+        if method == "DELETE":
+            await _ended(resources, asked, route)
+            return
+        issued = session_of(response.raw_headers)
+        if asked is not None and route.session_unseen:
+            await _touched(resources, session_seen, asked, route)
+        if issued is not None and not (issued == asked and route.session_known):
+            await _issued(resources, issued, route, route.deployment_id)
+    except BaseException:
+        response.close()
+        raise
+
+
+async def _ended(resources: Resources, asked: bytes | None, route: Route) -> None:
+    if asked is not None and route.session_known:
+        await _touched(resources, end_session, asked, route)
+
+
+async def _touched(resources: Resources, work: Work, digest: bytes, route: Route) -> None:
+    """Nothing hangs on it: the agent itself refuses a session that has ended, and retention forgets it."""
+    with suppress(Unavailable):
+        await in_transaction(resources.reads, partial(work, agent_id=route.agent_id, digest=digest))
+
+
+async def _issued(resources: Resources, digest: bytes, route: Route, deployment_id: str) -> None:
+    keep = partial(keep_session, agent_id=route.agent_id, digest=digest, deployment_id=deployment_id)
+    try:
+        await in_transaction(resources.reads, keep)
+    except Unavailable as exc:
+        log.warning(
+            "A session that an agent opened could not be remembered.",
+            action="rpc.session_lost",
+            agent_id=str(route.agent_id),
+            deployment_id=deployment_id,
+        )
+        raise SessionNotKept from exc
