@@ -62,7 +62,10 @@ async def _announce(
 ) -> State:
     """The agent after the announcement. A refusal is raised once it is committed, so that the inbox tells of it."""
     incoming = Incoming(Announcement(request, uuid4(), None, trace))
-    [decided] = await in_transaction(resources.sessions, lambda session: register_batch(session, [incoming]))
+    proof = resources.settings.ready_with_proof
+    [decided] = await in_transaction(
+        resources.sessions, lambda session: register_batch(session, [incoming], with_proof=proof)
+    )
     resources.waker.wake()
     if isinstance(decided.outcome, Rejected):
         raise decided.outcome.error

@@ -27,6 +27,7 @@ from services.state import AgentState, DeploymentState, Pair, State, emit, servi
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
 POD = "pod"
+UNPROVEN = "it has announced itself and has not answered a probe yet"
 
 
 def effective_time(registered_at: datetime | None, now: datetime) -> datetime:
@@ -169,10 +170,17 @@ def _announced(
         announced = replace(announced, probe_streak=0)
     if base.status == "Ready" or (base.status == "Failed" and pair[0] <= base.status_changed_at):
         return announced
-    announced = replace(announced, status="Ready", status_reason=None, status_changed_at=now, probe_streak=0)
-    if base.ready_at is not None:
+    announced = replace(announced, probe_streak=0, first_registered_at=base.first_registered_at or pair[0])
+    if state.ready_with_proof:
+        return _unproven(base, announced, now)
+    return replace(announced, status="Ready", status_reason=None, status_changed_at=now, ready_at=base.ready_at or now)
+
+
+def _unproven(before: DeploymentState, announced: DeploymentState, now: datetime) -> DeploymentState:
+    """The deployment, waiting for its first answer; one that was Ready before waits as Failed, in production or not."""
+    if announced.ready_at is not None or (before.status == "Pending" and before.acp_url is not None):
         return announced
-    return replace(announced, ready_at=now, first_registered_at=pair[0])
+    return replace(announced, status="Pending", status_reason=UNPROVEN, status_changed_at=now)
 
 
 def _announce_ready(state: State, stored: DeploymentState | None, announced: DeploymentState) -> State:

@@ -48,6 +48,11 @@ class Suspect:
     pace: Pace
 
     @property
+    def awaits_proof(self) -> bool:
+        """Whether it has announced itself and not been heard since."""
+        return _awaits_proof(self.status, self.registered_at, self.status_changed_at)
+
+    @property
     def url(self) -> str:
         """Its health page."""
         return joined(self.acp_url, self.health_path)
@@ -70,7 +75,7 @@ def make_pace(
 def wait_before_next(suspect: Suspect, luck: float) -> timedelta:
     """How long until this one is due again; `luck` is between 0 and 1."""
     wait, failures = suspect.pace.interval, max(-suspect.streak, 0)
-    if suspect.status == "Pending":
+    if suspect.awaits_proof:
         wait = min(wait, FIRST_WAIT * 2**failures)
     elif suspect.status == "Failed" and not suspect.is_production:
         wait *= 2 ** min(max(failures - suspect.pace.threshold, 0), DOUBLINGS)
@@ -138,9 +143,16 @@ def _revive(state: State, deployment: DeploymentState) -> State:
 
 
 def _has_proven_itself(deployment: DeploymentState, threshold: int) -> bool:
-    if deployment.status == "Pending":
+    if _awaits_proof(deployment.status, deployment.registered_at, deployment.status_changed_at):
         return True
     return deployment.status == "Failed" and deployment.ready_at is not None and deployment.probe_streak >= threshold
+
+
+def _awaits_proof(status: DeploymentStatus, registered_at: datetime | None, status_changed_at: datetime) -> bool:
+    """Announced after it came to this status: one answer is proof, where without an announcement it takes several."""
+    if status == "Failed":
+        return registered_at is not None and registered_at > status_changed_at
+    return status == "Pending"
 
 
 def _is_what_was_asked(stored: DeploymentState, suspect: Suspect) -> bool:

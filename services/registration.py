@@ -62,9 +62,12 @@ def read_message(envelope: Envelope, *, traceparent: str | None = None) -> Incom
     return Incoming(Announcement(request, request.message_id, request.registered_at, traceparent), envelope)
 
 
-async def register_batch(session: AsyncSession, batch: Sequence[Incoming]) -> list[Decided]:
+async def register_batch(
+    session: AsyncSession, batch: Sequence[Incoming], *, with_proof: bool = False
+) -> list[Decided]:
     """What became of each message, in the order given; others see all of it once the transaction is committed.
 
+    `with_proof` leaves what would become Ready to the janitor, which asks it first.
     Raises `LostRace` if somebody else made or deleted one of the agents or deployments meanwhile: run it again.
     """
     announcements = [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
@@ -75,7 +78,7 @@ async def register_batch(session: AsyncSession, batch: Sequence[Incoming]) -> li
         raise LostRace
     ids = [incoming.content.message_id for incoming in batch if incoming.content.message_id is not None]
     known = set((await session.scalars(sql.KNOWN_MESSAGES, {"ids": ids})).all()) if ids else set()
-    fold = await _load(session, agents, announcements, set(known))
+    fold = await _load(session, agents, announcements, set(known), with_proof=with_proof)
     decided = [fold.decide(incoming) for incoming in batch]
     unborn = [agent.id for agent in fold.agents() if agent.id in inserted and agent.event_seq == 0]
     await save(
@@ -128,7 +131,12 @@ class _Fold:
 
 
 async def _load(
-    session: AsyncSession, agents: dict[str, AgentState], announcements: list[Announcement], known: set[UUID]
+    session: AsyncSession,
+    agents: dict[str, AgentState],
+    announcements: list[Announcement],
+    known: set[UUID],
+    *,
+    with_proof: bool,
 ) -> _Fold:
     if not agents:
         return _Fold({}, {}, {}, known)
@@ -142,6 +150,7 @@ async def _load(
             now=facts[agent.id].now,
             last_cutover_at=facts[agent.id].last_cutover_at,
             name_deleted_at=facts[agent.id].name_deleted_at,
+            ready_with_proof=with_proof,
         )
         for name, agent in agents.items()
     }

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     pending_deadline: Duration = Field(
         default=timedelta(minutes=15), description="How long a deployment may be Pending before it is Failed."
     )
+    ready_with_proof: bool = Field(
+        default=False, description="A registration makes a deployment Ready only once a probe of it was answered."
+    )
     janitor_poll: Duration = Field(
         default=timedelta(milliseconds=250), description="How often a janitor looks for what is due."
     )

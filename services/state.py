@@ -134,6 +134,7 @@ class State:
     last_cutover_at: datetime | None = None
     name_deleted_at: datetime | None = None  # the newest deletion of an earlier agent of this name
     traceparent: str | None = None  # W3C trace context of what asks for the decision
+    ready_with_proof: bool = False  # an announcement makes nobody Ready: a probe has to be answered first
     ledger: tuple[LedgerRow, ...] = ()
     events: tuple[Event, ...] = ()
 

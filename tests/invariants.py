@@ -43,7 +43,8 @@ def _pointer_and_flag_agree(agent: Agent, own: Sequence[Deployment]) -> None:
         assert not (each.is_production and each.expires_at), f"{each.id} is in production and deleted"
         reachable = each.acp_url is not None or each.purged_at is not None
         assert reachable or each.status != "Ready", f"{each.id} is Ready without an address"
-        assert (each.ready_at is None) == (each.first_registered_at is None), f"{each.id}: first Ready"
+        assert each.ready_at is None or each.first_registered_at is not None, f"{each.id}: Ready, but never announced"
+        assert each.ready_at is not None or each.status != "Ready", f"{each.id}: Ready since when?"
     failed = any(each.is_production and each.status == "Failed" for each in own)
     serves = pointer is not None or agent.legacy_acp_url is not None
     status = "Deleted" if agent.deleted_at else "Failed" if failed else "Ready" if serves else "BuildOnly"

@@ -34,8 +34,9 @@ class Blame(Enum):
 class Decider:
     """Decides batches of one registrar, each in a transaction of its own."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, *, with_proof: bool) -> None:
         self._sessions = sessions
+        self._with_proof = with_proof
         self._outage = Outage(action="registrar.database_away", back="registrar.database_back")
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
@@ -43,7 +44,9 @@ class Decider:
         doubts = 0
         while True:
             try:
-                decided = await in_transaction(self._sessions, partial(register_batch, batch=batch))
+                decided = await in_transaction(
+                    self._sessions, partial(register_batch, batch=batch, with_proof=self._with_proof)
+                )
             except Exception as error:  # noqa: BLE001 - whatever one message causes must not stop the others
                 blame = _blame(error)
                 if blame is not Blame.SERVER and len(batch) > 1:

@@ -49,7 +49,7 @@ class Registrar:
 
     def __init__(self, settings: Settings, sessions: Sessions, waker: Waker) -> None:
         self._settings = settings
-        self._decider = Decider(sessions)
+        self._decider = Decider(sessions, with_proof=settings.ready_with_proof)
         self._waker = waker
         self._outage = Outage(action="registrar.disconnected", back="registrar.connected")
         self._acks_lost = 0

@@ -8,6 +8,7 @@ import pytest
 
 from services.database import Sessions
 from tests.integration.api.client import Answer, Api
+from tests.integration.api.conftest import Serve
 from tests.waiting import rows
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -237,3 +238,13 @@ async def test_setting_an_agent_s_policies(api: Api) -> None:
         assert answer.status == 400, answer.body
         assert answer.json["field"].startswith(name)
     assert [(await api.get(path)).json[name] for name in names] == ["rollback", 10, None, 0.5]
+
+
+async def test_with_proof_a_registration_does_not_make_ready(serve: Serve) -> None:
+    """The setting holds over HTTP as on the queue: Pending, in production of nothing, refused with the reason."""
+    api = await serve(ready_with_proof=True)
+    agent = await api.register("bot", "v1")
+    path = f"/agents/{agent['id']}/deployments/v1"
+    assert ((await api.get(path)).json["status"], agent["production_deployment_id"]) == ("Pending", None)
+    refused = (await api.post(f"{path}/promote")).problem(409, "deployment-not-ready")
+    assert "has not answered a probe yet" in refused["detail"]

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from aio_pika.abc import AbstractConnection
 from aiohttp import web
 
 from services.database import Sessions, in_transaction
@@ -14,11 +15,12 @@ from services.lifecycle import AgentChange, change_agent
 from services.promotion import Caller, promote
 from services.registration import register_batch
 from services.settings import Settings
-from tests.factories import incoming
+from tests.broker import publish
+from tests.factories import a_body, incoming
 from tests.integration.api.pods import Pod, refused_address, running_pod
 from tests.integration.workers.conftest import working
 from tests.waiting import eventually, eventually_rows, rows
-from workers.run import run_janitor
+from workers.run import run_janitor, run_registrar
 
 INTERVAL = timedelta(seconds=0.3)
 
@@ -144,6 +146,40 @@ async def test_the_work_of_a_janitor_that_dies_is_taken_over(eager: Settings, se
         await (await session.connection()).exec_driver_sql(f"UPDATE deployments SET acp_url = '{nowhere}'")
     async with working(run_janitor, eager):
         await eventually_rows(sessions, status_is("Failed"))
+
+
+async def test_with_proof_a_pod_is_ready_only_when_it_answers(
+    eager: Settings, sessions: Sessions, broker: AbstractConnection
+) -> None:
+    """Pods of the SDK announce themselves before their port answers: theirs waits, and is promoted when it does."""
+    proving = eager.model_copy(update={"ready_with_proof": True})
+    answering = False
+
+    async def starts(_: web.BaseRequest) -> web.StreamResponse:
+        if not answering:
+            raise ConnectionResetError
+        return web.Response()
+
+    async with AsyncExitStack() as stack:
+        pod = await stack.enter_async_context(running_pod(starts))
+        dead = await stack.enter_async_context(refused_address())
+        for work in (run_registrar, run_janitor):
+            await stack.enter_async_context(working(work, proving))
+        await publish(broker, a_body("support-bot", deployment_id="v1", acp_url=pod.url))
+        await publish(broker, a_body("other-bot", deployment_id="never", acp_url=dead))
+        [waiting] = await eventually_rows(sessions, status_is("Pending") + " AND probe_streak <= -1")
+        await eventually_rows(sessions, status_is("Pending", "never"))
+        async with sessions() as session, session.begin():
+            connection = await session.connection()
+            await connection.exec_driver_sql(
+                "UPDATE deployments SET status_changed_at = now() - interval '15 minutes' WHERE id = 'never'"
+            )
+        answering = True
+        [ready] = await eventually_rows(sessions, status_is("Ready"))
+        [never] = await eventually_rows(sessions, status_is("Failed", "never"))
+    assert not waiting.is_production
+    assert ready.is_production
+    assert never.status_reason == "no probe was answered within 15 minutes"
 
 
 PROMOTED = "SELECT * FROM outbox WHERE type = 'podium.deployment.promoted.v1' AND generation = {}"
