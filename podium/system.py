@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from contracts.topology import REGISTRATIONS_QUEUE
+from podium.log_files import keep_bounded
 from podium.migration import migrate_all
 from podium.servers import Servers, ServersError, private_servers
 from podium.servers.process import Command, GuardedProcess, Launch, Surroundings, start
@@ -89,6 +90,8 @@ async def running_system(settings: Settings, data_dir: Path, say: Say) -> AsyncI
         )
         failure = asyncio.create_task(_as_servers_error(servers.wait_for_failure()), name="watch the servers")
         stack.callback(failure.cancel)
+        logs = asyncio.create_task(keep_bounded(log_of(data_dir, "api").parent), name="keep the logs bounded")
+        stack.callback(logs.cancel)
         system = System(settings, data_dir, servers, {}, failure)
         _write_env(data_dir / ENV_FILE, system.environment)
         await migrate_all(settings, say)
