@@ -23,9 +23,8 @@ from api.problems import documented
 from api.resources import Injected
 from api.views import AgentAnswer, DeletedAnswer, PromotionAnswer
 from services.database import in_transaction
-from services.ledger import history
+from services.history import Change, history, served_at
 from services.lifecycle import change_agent, delete_agent
-from services.models import Promotion
 from services.queries import AgentView, Page, event_cursor, get_agent, get_agent_by_name, list_agents
 
 CURSOR_HEADER = "x-podium-cursor"
@@ -117,15 +116,20 @@ async def read_promotions(
     resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-    at: Annotated[str | None, QueryParameter(description="ISO 8601: only the row that held at this moment.")] = None,
+    at: Annotated[
+        str | None,
+        QueryParameter(description="ISO 8601: only the row that held at this moment; 404 before the first one."),
+    ] = None,
 ) -> list[PromotionAnswer]:
-    """The ledger of what served, newest first."""
+    """The ledger of what served, newest first: who changed it, when, why, from what to what, and for how long."""
     wanted, then = agent_uuid(agent_id), moment(at, field="at")
     offset = Page(limit=limit, number=page_number).offset
 
-    async def work(session: AsyncSession) -> list[Promotion]:
+    async def work(session: AsyncSession) -> list[Change]:
         await get_agent(session, wanted)
-        return await history(session, wanted, limit=limit, offset=offset, at=then)
+        if then is not None:
+            return [await served_at(session, wanted, then)]
+        return await history(session, wanted, limit=limit, offset=offset)
 
     return [PromotionAnswer.of(row) for row in await in_transaction(resources.reads, work)]
 

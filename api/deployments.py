@@ -2,6 +2,7 @@
 
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.bodies import ConditionalChange, JsonBody, NewDeploymentRequest, PromoteRequest
 from api.conditional import generation_header
@@ -12,7 +13,8 @@ from api.views import DeletedAnswer, DeploymentAnswer
 from services.database import in_transaction
 from services.lifecycle import create_deployment, delete_deployment
 from services.promotion import promote
-from services.queries import Page, get_deployment, list_deployments
+from services.queries import DeploymentView, Page, get_deployment, list_deployments
+from services.state import State
 
 COLLECTION = "/agents/{agent_id:str}/deployments"
 ITEM = f"{COLLECTION}/{{deployment_id:str}}"
@@ -30,11 +32,14 @@ async def create(
 ) -> DeploymentAnswer:
     """Make a version known ahead of its pod: it is Pending until the pod registers under its id."""
     wanted = agent_uuid(agent_id)
-    deployment = await in_transaction(
-        resources.sessions, lambda session: create_deployment(session, wanted, data.command())
-    )
+
+    async def work(session: AsyncSession) -> DeploymentView:
+        created = await create_deployment(session, wanted, data.command())
+        return await get_deployment(session, wanted, created.id)
+
+    view = await in_transaction(resources.sessions, work)
     resources.waker.wake()
-    return DeploymentAnswer.of(deployment)
+    return DeploymentAnswer.of(view)
 
 
 @get(COLLECTION, responses=documented(404))
@@ -50,8 +55,8 @@ async def read_deployments(
     """The agent's living deployments, newest first."""
     wanted = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
-    deployments = await in_transaction(resources.reads, lambda session: list_deployments(session, wanted, page))
-    return [DeploymentAnswer.of(deployment) for deployment in deployments]
+    views = await in_transaction(resources.reads, lambda session: list_deployments(session, wanted, page))
+    return [DeploymentAnswer.of(view) for view in views]
 
 
 @get(ITEM, responses=documented(404))
@@ -60,8 +65,8 @@ async def read_deployment(
 ) -> DeploymentAnswer:
     """One deployment, deleted or not."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    deployment = await in_transaction(resources.reads, lambda session: get_deployment(session, wanted, key))
-    return DeploymentAnswer.of(deployment)
+    view = await in_transaction(resources.reads, lambda session: get_deployment(session, wanted, key))
+    return DeploymentAnswer.of(view)
 
 
 @post(
@@ -85,9 +90,13 @@ async def promote_deployment(
     """
     asking = caller(request, resources, data.reason if data else None)
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    state = await in_transaction(resources.sessions, lambda session: promote(session, wanted, key, asking))
+
+    async def work(session: AsyncSession) -> tuple[State, DeploymentView]:
+        return await promote(session, wanted, key, asking), await get_deployment(session, wanted, key)
+
+    state, view = await in_transaction(resources.sessions, work)
     resources.waker.wake()
-    return Response(DeploymentAnswer.of(state.deployments[key]), headers=generation_header(state.agent.generation))
+    return Response(DeploymentAnswer.of(view), headers=generation_header(state.agent.generation))
 
 
 @delete(ITEM, status_code=200, responses=documented(404, 409))

@@ -7,18 +7,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.fields import AcpType, Cause, ErrorStyle, InputType
-from services.models import Promotion
-from services.queries import AgentView
-from services.state import (
-    AgentState,
-    AgentStatus,
-    AutoPromote,
-    DeploymentState,
-    DeploymentStatus,
-    OnFailure,
-    State,
-    serving,
-)
+from services.history import PERIODS_SHOWN, Change
+from services.queries import AgentView, DeploymentView
+from services.state import AgentState, AgentStatus, AutoPromote, DeploymentStatus, OnFailure, State, serving
 
 UNKNOWN_IMAGE = "unknown"
 
@@ -100,6 +91,16 @@ class RegisteredAgentAnswer(AgentAnswer):
     agent_api_key: str
 
 
+class PeriodAnswer(BaseModel):
+    """A time in production."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    generation: int = Field(description="The change that began it.")
+    since: datetime
+    until: datetime | None = Field(description="Null: it is in production now.")
+
+
 class DeploymentAnswer(BaseModel):
     """One version of an agent."""
 
@@ -123,11 +124,16 @@ class DeploymentAnswer(BaseModel):
     registered_at: datetime | None
     ready_at: datetime | None
     promoted_at: datetime | None
+    production_periods: list[PeriodAnswer] = Field(
+        description=f"When it was in production: the last {PERIODS_SHOWN} times, newest first."
+    )
     expires_at: datetime | None = Field(description="When it was deleted; null while it lives.")
+    purged_at: datetime | None = Field(description="When its data were removed; what is left here stays for ever.")
 
     @classmethod
-    def of(cls, deployment: DeploymentState) -> Self:
+    def of(cls, view: DeploymentView) -> Self:
         """The answer for a deployment."""
+        deployment = view.deployment
         return cls(
             id=deployment.id,
             agent_id=deployment.agent_id,
@@ -147,14 +153,16 @@ class DeploymentAnswer(BaseModel):
             registered_at=deployment.registered_at,
             ready_at=deployment.ready_at,
             promoted_at=deployment.promoted_at,
+            production_periods=[PeriodAnswer.model_validate(period) for period in view.production_periods],
             expires_at=deployment.expires_at,
+            purged_at=deployment.purged_at,
         )
 
 
 class PromotionAnswer(BaseModel):
     """One row of an agent's ledger: what served before, what serves from `at` on, and why."""
 
-    model_config = ConfigDict(frozen=True, from_attributes=True)
+    model_config = ConfigDict(frozen=True)
 
     generation: int
     cause: Cause
@@ -168,11 +176,16 @@ class PromotionAnswer(BaseModel):
     to_docker_image: str | None
     restored: int | None = Field(description="The generation that a rollback went back to.")
     at: datetime
+    until: datetime | None = Field(description="When the next generation ended it; null while it holds.")
+    duration_seconds: float | None = Field(description="From `at` to `until`; null while it holds.")
 
     @classmethod
-    def of(cls, promotion: Promotion) -> Self:
+    def of(cls, change: Change) -> Self:
         """The answer for a row of the ledger."""
-        return cls.model_validate(promotion)
+        lasted = change.lasted
+        ends = {"until": change.until, "duration_seconds": None if lasted is None else lasted.total_seconds()}
+        row = {name: getattr(change.promotion, name) for name in cls.model_fields if name not in ends}
+        return cls.model_validate({**row, **ends})
 
 
 class DeletedAnswer(BaseModel):

@@ -1,14 +1,13 @@
-"""Questions to the ledger: where a rollback goes, and what served when."""
+"""Questions to the ledger: where a rollback goes."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.fields import joined
-from services.models import Promotion
 
 # From the newest row to older ones; a rollback row stands for the row that it restored.
 _ROLLBACK_TARGETS = text("""
@@ -77,12 +76,3 @@ async def last_served(session: AsyncSession, agent_id: UUID, deployment_id: str 
     parameters = {"agent_id": agent_id, "deployment_id": deployment_id}
     generation: int | None = await session.scalar(_LAST_SERVED, parameters)
     return generation
-
-
-async def history(
-    session: AsyncSession, agent_id: UUID, *, limit: int, offset: int = 0, at: datetime | None = None
-) -> list[Promotion]:
-    """The agent's ledger, newest first; with `at`, only the row that held at that moment."""
-    rows = select(Promotion).where(Promotion.agent_id == agent_id).order_by(Promotion.generation.desc())
-    rows = rows.limit(limit).offset(offset) if at is None else rows.where(Promotion.at <= at).limit(1)
-    return list(await session.scalars(rows))

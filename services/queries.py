@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
+from services.history import PERIODS, Period, periods_of
 from services.models import Agent, Deployment
 from services.state import AgentState, DeploymentState
 from services.store import AGENT_COLUMNS, DEPLOYMENTS
@@ -27,6 +28,7 @@ DEPLOYMENT_ORDER = {
 _AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url")).outerjoin(
     Deployment, Deployment.id == Agent.production_deployment_id
 )
+_DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,14 @@ class AgentView:
 
     agent: AgentState
     acp_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """A deployment, and the last times that it was in production, newest first."""
+
+    deployment: DeploymentState
+    production_periods: tuple[Period, ...]
 
 
 async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
@@ -79,36 +89,35 @@ async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
     return await _views(session, query.order_by(order, tie).limit(page.limit).offset(page.offset))
 
 
-async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> DeploymentState:
+async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> DeploymentView:
     """The agent's deployment, deleted or not. Raises `AgentNotFound`, `DeploymentNotFound`."""
-    row = (
-        await session.execute(DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id))
-    ).one_or_none()
+    one = _DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id)
+    row = (await session.execute(one)).one_or_none()
     if row is None:
         await _require_agent(session, agent_id)
         raise DeploymentNotFound
-    return DeploymentState(**row._mapping)  # noqa: SLF001 - public, for all its underscore
+    return _deployment_view(row)
 
 
-async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentState:
+async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentView:
     """The deployment of this id, deleted or not, of whichever agent. Raises `DeploymentNotFound`."""
-    row = (await session.execute(DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
+    row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
     if row is None:
         raise DeploymentNotFound("There is no deployment of this id.")
-    return DeploymentState(**row._mapping)  # noqa: SLF001 - public, for all its underscore
+    return _deployment_view(row)
 
 
-async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentState]:
+async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentView]:
     """One page of the agent's living deployments. Raises `AgentNotFound`, and `InvalidRequest` for a bad order."""
     order = _ordering(DEPLOYMENT_ORDER, page)
     tie = Deployment.id.asc() if page.direction == "asc" else Deployment.id.desc()
     rows = await session.execute(
-        DEPLOYMENTS.where(Deployment.agent_id == agent_id, Deployment.expires_at.is_(None))
+        _DEPLOYMENTS.where(Deployment.agent_id == agent_id, Deployment.expires_at.is_(None))
         .order_by(order, tie)
         .limit(page.limit)
         .offset(page.offset)
     )
-    deployments = [DeploymentState(**row._mapping) for row in rows]  # noqa: SLF001 - public, for all its underscore
+    deployments = [_deployment_view(row) for row in rows]
     if not deployments:
         await _require_agent(session, agent_id)
     return deployments
@@ -141,3 +150,9 @@ async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
         legacy = agent.legacy_acp_url if agent.deleted_at is None else None
         views.append(AgentView(agent, production_acp_url if agent.production_deployment_id is not None else legacy))
     return views
+
+
+def _deployment_view(row: Row[Any]) -> DeploymentView:
+    columns = dict(row._mapping)  # noqa: SLF001 - public, for all its underscore
+    periods = periods_of(columns.pop("periods"))
+    return DeploymentView(DeploymentState(**columns), periods)

@@ -101,6 +101,9 @@ async def delete(call: Call, deployment: DeploymentArgument) -> None:
     call.screen.one(answer.body, found["id"], answer.body["message"])
 
 
+# The last few; 'podium history' tells all.
+PERIODS_SHOWN = 3
+
 deployments.command(LIST)(list_deployments)
 deployments.command()(show)
 deployments.command()(wait)
@@ -135,7 +138,15 @@ def _facts(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str]]
         ("created", local(deployment["created_at"])),
         ("announced", local(deployment["registered_at"])),
         ("ready", local(deployment["ready_at"])),
-        ("promoted", local(deployment["promoted_at"])),
+        *(("in production", _period(each)) for each in deployment["production_periods"][:PERIODS_SHOWN]),
         ("deleted", local(deployment["expires_at"]) if deployment["expires_at"] else None),
+        ("purged", local(deployment["purged_at"]) if deployment["purged_at"] else None),
     ]
     return [(name, value) for name, value in pairs if value]
+
+
+def _period(period: dict[str, Any]) -> str:
+    """A time in production: from when to when, or since when."""
+    if period["until"] is None:
+        return f"since {local(period['since'])} (generation {period['generation']})"
+    return f"{local(period['since'])} to {local(period['until'])} (generation {period['generation']})"

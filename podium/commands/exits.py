@@ -22,7 +22,7 @@ MEANINGS = {
     ExitCode.FAILED: "failed or refused",
     ExitCode.USAGE: "called in a wrong way, or a setting is not valid",
     ExitCode.TIMED_OUT: "what was waited for did not happen in time",
-    ExitCode.NOT_FOUND: "there is no such agent or deployment, or it was deleted",
+    ExitCode.NOT_FOUND: "no such agent or deployment, it was deleted, or nothing served then",
     ExitCode.CONFLICT: "not possible now: not Ready, in production, or changed meanwhile",
     ExitCode.UNAVAILABLE: "the API, a server or the agent cannot be reached: try again",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",

@@ -7,7 +7,9 @@ import typer
 
 from podium.commands.calling import AgentArgument, Call, Limit, Page, command
 from podium.commands.durations import parse_moment, short
+from podium.commands.screen import Screen
 from podium.commands.tables import Column
+from podium.commands.timeline import Stretch, timeline
 from podium.commands.wording import NOTHING, local, moment, served
 
 COLUMNS = [
@@ -44,59 +46,40 @@ async def history(
     limit: Limit = 50,
     page: Page = 1,
 ) -> None:
-    """Show what served when, for how long, why, and by whom."""
+    """Show what served when, for how long, why, and by whom; at a terminal with a line for each version."""
     async with call.screen.progress("Reading the ledger"):
         found = await call.api.agent(agent)
-        rows, next_row = await _then(call, found["id"], at) if at else await _page(call, found["id"], limit, page)
-    # What follows a row of the list is the row above it.
-    ends = [next_row, *rows][: len(rows)]
-    shown = [_row(row, end) for row, end in zip(rows, ends, strict=True)]
-    call.screen.rows(rows, [served(row["to_deployment_id"], row["to_acp_url"]) for row in rows], COLUMNS, shown)
+        query = {"at": at.astimezone(UTC).isoformat()} if at else {"limit": limit, "page_number": page}
+        rows: list[Row] = await call.api.get(f"/agents/{found['id']}/promotions", **query)
+    names = [served(row["to_deployment_id"], row["to_acp_url"]) for row in rows]
+    if not (call.screen.as_json or call.screen.quiet):
+        _draw(call.screen, rows, names)
+    call.screen.rows(rows, names, COLUMNS, [_row(row) for row in rows])
     if not rows:
-        when = f"at {at:%Y-%m-%d %H:%M:%S}" if at else "yet" if page == 1 else "before that"
+        when = "yet" if page == 1 else "before that"
         call.screen.remark(f"Nothing served {found['name']} {when}.")
     if at is None and len(rows) == limit:
         call.screen.remark(f"There may be more: --page {page + 1}.")
 
 
-async def _page(call: Call, agent_id: str, limit: int, page: int) -> tuple[list[Row], Row | None]:
-    """The rows, newest first, and the one that ended the newest of them."""
-    rows = await _ledger(call, agent_id, limit=limit, page_number=page)
-    if page == 1 or not rows:
-        return rows, None
-    return rows, await _row_at(call, agent_id, rows[0]["generation"] + 1)
+def _draw(screen: Screen, rows: list[Row], names: list[str]) -> None:
+    """Draw the rows where a person looks at them."""
+    if not screen.out.is_terminal:
+        return
+    ends = [(datetime.fromisoformat(row["at"]), moment(row["until"])) for row in rows]
+    stretches = [Stretch(name, *end) for name, end in zip(names, ends, strict=True) if name != NOTHING]
+    drawn = timeline(stretches, screen.out, datetime.now(UTC))
+    if drawn is not None:
+        screen.show(drawn, "")
 
 
-async def _then(call: Call, agent_id: str, at: datetime) -> tuple[list[Row], Row | None]:
-    """The row that held at this moment, and the one that ended it."""
-    rows = await _ledger(call, agent_id, at=at.astimezone(UTC).isoformat())
-    return rows, await _row_at(call, agent_id, rows[0]["generation"] + 1) if rows else None
-
-
-async def _row_at(call: Call, agent_id: str, generation: int) -> Row | None:
-    """The row of this generation: the ledger has no gaps, so that it is found by counting back from the newest."""
-    [newest] = await _ledger(call, agent_id, limit=1)
-    back = newest["generation"] - generation
-    if back < 0:
-        return None
-    found = await _ledger(call, agent_id, limit=1, page_number=back + 1)
-    return next((row for row in found if row["generation"] == generation), None)
-
-
-async def _ledger(call: Call, agent_id: str, **query: str | int) -> list[Row]:
-    rows: list[Row] = await call.api.get(f"/agents/{agent_id}/promotions", **query)
-    return rows
-
-
-def _row(row: Row, end: Row | None) -> list[str]:
-    since = moment(row["at"])
-    until = moment(end["at"]) if end else datetime.now(UTC)
-    assert since is not None  # every row of the ledger has its time
-    assert until is not None
+def _row(row: Row) -> list[str]:
+    until = moment(row["until"])
     serving = served(row["to_deployment_id"], row["to_acp_url"])
     return [
         local(row["at"]),
-        short(until - since) + ("" if end or serving == NOTHING else " so far"),
+        short((until or datetime.now(UTC)) - datetime.fromisoformat(row["at"]))
+        + ("" if until or serving == NOTHING else " so far"),
         serving,
         _why(row),
         row["actor"],

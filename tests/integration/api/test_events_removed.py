@@ -80,3 +80,18 @@ async def test_marks_and_removal_stand_or_fall_together(api: Api, sessions: Sess
     async with listening(api, f"/agents/{agent['id']}/events", "0", follow="false") as listener:
         await listener.until_end()
     assert listener.sequences == [1, 2, 3, 4]
+
+
+async def test_events_that_the_broker_does_not_take_hold_up_no_others(api: Api, sessions: Sessions) -> None:
+    """An agent's events that wait are passed over, however many of them are the oldest."""
+    await api.register("waiting", "w1")
+    await api.register("bot", "v1")
+    async with sessions() as session, session.begin():
+        old = "UPDATE outbox SET published_at = now() - interval '8 days' WHERE agent_name = 'bot'"
+        await session.execute(text(old))
+    before = datetime.now(UTC) + A_WEEK_AGO
+    assert await in_transaction(sessions, partial(remove_published, before=before, limit=3)) == 3
+    assert {row.agent_name for row in await rows(sessions, "SELECT DISTINCT agent_name FROM outbox")} == {
+        "waiting",
+        "bot",
+    }

@@ -74,3 +74,16 @@ async def test_colours_are_for_terminals_that_want_them(
         assert ESCAPE not in piped
         assert all(line == line.rstrip() for line in piped.splitlines())
         assert "http://10.0.0.7:8000" in piped
+
+
+async def test_history_is_drawn_for_a_person_only(api: Api, terminal: Terminal) -> None:
+    """At a terminal with a bar for each time that a version served, above the table; into a pipe the table alone."""
+    await two_versions(api)
+    agent = (await api.get("/agents/name/bot")).json
+    await api.promote(agent, "v2")
+    async with terminal.typed("history", "bot", NO_COLOR="1") as command:
+        assert await command.end() == 0
+    axis, newest, oldest, empty, heading, *_ = [line.rstrip() for line in command.shown.splitlines()]
+    assert (axis.split()[-1], empty, heading.split()[0]) == ("now", "", "SINCE")
+    assert (newest[:3], oldest[:3], newest[-1]) == ("v2 ", "v1 ", "█")
+    assert "█" not in (await terminal.done("history", "bot")).out

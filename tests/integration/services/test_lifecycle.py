@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from services import ledger, queries
+from services import history, queries
 from services.errors import (
     AgentDeletedError,
     DeploymentDeletedError,
@@ -42,9 +42,9 @@ async def test_a_deleted_preview_leaves_the_lists_and_stays_for_audit(world: Wor
     assert await world.contents() == before
     agent_id = await world.agent_id()
     listed = await world.do(lambda session: queries.list_deployments(session, agent_id, Page()))
-    assert [each.id for each in listed] == ["v1"]
+    assert [each.deployment.id for each in listed] == ["v1"]
     read = await world.do(lambda session: queries.get_deployment(session, agent_id, "v2"))
-    assert read.expires_at is not None
+    assert read.deployment.expires_at is not None
     with pytest.raises(DeploymentDeletedError):
         await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v2")))
 
@@ -163,8 +163,8 @@ async def test_a_deleted_agent_s_name_is_free(world: World) -> None:
     agent = await world.agent()
     assert agent.id != old
     assert (agent.generation, await world.causes()) == (1, [("first", "v2")])
-    rows = await world.do(lambda session: ledger.history(session, old, limit=10))
-    assert [row.cause for row in rows] == ["agent_deleted", "first"]
+    rows = await world.do(lambda session: history.history(session, old, limit=10))
+    assert [row.promotion.cause for row in rows] == ["agent_deleted", "first"]
 
 
 async def test_a_message_published_before_the_deletion_is_stale_for_the_new_agent_too(world: World) -> None:

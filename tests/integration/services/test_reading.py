@@ -1,9 +1,8 @@
-from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
 
-from services import ledger, lifecycle, promotion, queries, rollback
+from services import lifecycle, promotion, queries, rollback
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -25,7 +24,7 @@ async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World)
     await world.delete_agent()
     view = await world.do(lambda session: queries.get_agent(session, agent_id))
     assert (view.agent.status, view.acp_url) == ("Deleted", None)
-    assert (await world.do(lambda session: queries.get_deployment(session, agent_id, "v1"))).expires_at
+    assert (await world.do(lambda session: queries.get_deployment(session, agent_id, "v1"))).deployment.expires_at
     assert await world.do(lambda session: queries.list_agents(session, Page())) == []
     with pytest.raises(AgentNotFound):
         await world.do(lambda session: queries.get_agent_by_name(session, NAME))
@@ -82,21 +81,6 @@ async def test_routes_say_why_nothing_can_be_reached(world: World) -> None:
     await world.fail("v1")
     with pytest.raises(DeploymentUnavailable, match="Failed: probe failed"):
         await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
-
-
-async def test_what_served_at_a_time_can_be_read_from_the_ledger(world: World) -> None:
-    """`at` answers with the row that held then; before the first there is none."""
-    await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
-    await world.promote("v2")
-    agent_id, (first, second) = await world.agent_id(), await world.ledger()
-
-    async def served(at: datetime) -> list[str | None]:
-        rows = await world.do(lambda session: ledger.history(session, agent_id, limit=10, at=at))
-        return [row.to_deployment_id for row in rows]
-
-    assert [await served(at) for at in (first.at, second.at)] == [["v1"], ["v2"]]
-    assert await served(second.at - timedelta(microseconds=1)) == ["v1"]
-    assert await served(first.at - timedelta(microseconds=1)) == []
 
 
 async def test_lists_are_paged_newest_first(world: World) -> None:
