@@ -21,6 +21,8 @@ from services.queries import Page
 
 # Names the parked message that this one is a retry of.
 RETRY_HEADER = "x-podium-retry-of"
+# Names the headers of a parked message that could not be kept.
+LEFT_OUT_HEADER = "x-podium-left-out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
             "reason": refusal.error.reason,
             "error": refusal.error.message,
             "routing_key": refusal.envelope.routing_key,
-            "headers": refusal.envelope.headers,
+            "headers": _storable(refusal.envelope.headers),
             "attempts": len(attempts[key]),
         }
         for position, (key, refusal) in enumerate(newest.items(), start=1)
@@ -173,7 +175,19 @@ def sent_again(parked: Parked, message_id: UUID) -> Envelope:
     return Envelope(parked.routing_key, to_json(content), headers)
 
 
+def _storable(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers; unless they are tables in tables in tables, which nobody could read inside of an answer."""
+    try:
+        from_json(_json([[headers]]))
+    except (ValueError, RecursionError):
+        return {LEFT_OUT_HEADER: sorted(map(str, headers))}
+    return headers
+
+
 def _storable_json(rows: list[dict[str, Any]]) -> str:
     """JSON that PostgreSQL takes, whatever a stranger wrote into headers and routing key."""
-    encoded = to_json(rows, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True).decode()
-    return encoded.replace("\\u0000", "\\ufffd")
+    return _json(rows).replace("\\u0000", "\\ufffd")
+
+
+def _json(content: object) -> str:
+    return to_json(content, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True).decode()

@@ -1,21 +1,20 @@
 """Deciding a batch, come what may: the database may be away, and one message in it may be poison."""
 
 import asyncio
-from enum import Enum, auto
+from contextlib import suppress
 from functools import partial
 
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.announcement import Announcement
 from services.database import Sessions, in_transaction
-from services.errors import DatabaseFailed, Unavailable, Unprocessable
+from services.errors import Unprocessable
 from services.registration import Decided, Incoming, Unreadable, register_batch
+from workers.blame import Blame, blame, cannot_park, has_no_schema
 from workers.outage import Outage
 from workers.pause import pause
 
-# Of SQLSTATE: no such table, column or right. Our statements are the same for every message, so none is to blame.
-SCHEMA_STATES = "42"
 NOT_MIGRATED = "Did 'podium migrate' of this version run?"
 # Attempts at one message, alone, whose failure may be its own or the server's: some seconds altogether.
 DOUBTS = 6
@@ -23,12 +22,8 @@ DOUBTS = 6
 log = structlog.get_logger(__name__)
 
 
-class Blame(Enum):
-    """Whose fault a failure is."""
-
-    SERVER = auto()
-    MESSAGE = auto()
-    IN_DOUBT = auto()
+class Rehearsed(Exception):
+    """It could be done, and is undone."""
 
 
 class Decider:
@@ -41,23 +36,25 @@ class Decider:
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
         """What became of each message, committed; None if the process stops while the database is away."""
-        doubts = 0
+        doubts, works = 0, False
         while True:
             try:
                 decided = await in_transaction(
                     self._sessions, partial(register_batch, batch=batch, with_proof=self._with_proof)
                 )
             except Exception as error:  # noqa: BLE001 - whatever one message causes must not stop the others
-                blame = _blame(error)
-                if blame is not Blame.SERVER and len(batch) > 1:
+                whose = blame(error)
+                if whose is not Blame.SERVER and len(batch) > 1:
                     return await self._halve(batch, error, stop)
-                doubts += blame is Blame.IN_DOUBT
-                if blame is Blame.MESSAGE or doubts >= DOUBTS:
+                if whose is Blame.MESSAGE or works:
                     parked = await self._park(batch[0], error)
                     if parked is not None:
                         return parked
-                    doubts = 0
-                await pause(stop, self._outage.failed(error, hint=NOT_MIGRATED if _has_no_schema(error) else None))
+                doubts += whose is Blame.IN_DOUBT
+                works = doubts >= DOUBTS and await self._could_park(batch[0])
+                if works:
+                    continue
+                await pause(stop, self._outage.failed(error, hint=NOT_MIGRATED if has_no_schema(error) else None))
                 if stop.is_set():
                     return None
             else:
@@ -72,37 +69,42 @@ class Decider:
         later = await self.decide(batch[middle:], stop) if earlier is not None else None
         return earlier + later if earlier is not None and later is not None else None
 
+    async def _could_park(self, poison: Incoming) -> bool:
+        """Whether the database works, so that the next failure is the message's own: a rehearsal, undone at its end."""
+
+        async def rehearse(session: AsyncSession) -> None:
+            await register_batch(session, _forms(poison, Rehearsed())[-1])
+            raise Rehearsed
+
+        try:
+            with suppress(Rehearsed):
+                await in_transaction(self._sessions, rehearse)
+        except Exception as error:  # noqa: BLE001 - as above
+            return not cannot_park(error)
+        return True
+
     async def _park(self, poison: Incoming, error: Exception) -> list[Decided] | None:
         """Park the message for what the database says of it; None if the database cannot do even that now.
 
         Under its id and name, unless these are what is refused. Raises the error if nothing else is left.
         """
         _tell([poison], error)
-        why = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
-        forms = [Unreadable(why)]
-        if isinstance(poison.content, Announcement):
-            forms.insert(0, Unreadable(why, poison.content.message_id, poison.content.name))
-        for form in forms:
-            refused = [Incoming(form, poison.envelope)]
+        for refused in _forms(poison, error):
             try:
                 return await in_transaction(self._sessions, partial(register_batch, batch=refused))
             except Exception as again:  # noqa: BLE001 - as above
-                if _blame(again) is not Blame.MESSAGE:
+                if cannot_park(again):
                     return None
         raise error
 
 
-def _blame(error: Exception) -> Blame:
-    if isinstance(error, DatabaseFailed):
-        return Blame.IN_DOUBT
-    if isinstance(error, Unavailable) or _has_no_schema(error):
-        return Blame.SERVER
-    return Blame.MESSAGE if isinstance(error, DBAPIError) else Blame.IN_DOUBT
-
-
-def _has_no_schema(error: Exception) -> bool:
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return isinstance(state, str) and state.startswith(SCHEMA_STATES)
+def _forms(poison: Incoming, error: Exception) -> list[list[Incoming]]:
+    """Batches of the message as one to park: under its id and name, and without them."""
+    why = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
+    forms = [Unreadable(why)]
+    if isinstance(poison.content, Announcement):
+        forms.insert(0, Unreadable(why, poison.content.message_id, poison.content.name))
+    return [[Incoming(form, poison.envelope)] for form in forms]
 
 
 def _tell(batch: list[Incoming], error: Exception) -> None:

@@ -15,10 +15,12 @@ from services.database import Sessions, in_transaction
 from services.dead_letters import dead_letter
 from services.parking import Envelope, park
 from services.settings import Settings
+from workers.blame import cannot_park
 from workers.broker import CONNECT_SECONDS, connected
 from workers.hand import Hand
 from workers.outage import Outage
 from workers.pause import pause
+from workers.wire import read_anything
 
 PREFETCH = 20
 IDLE_SECONDS = 1.0
@@ -36,6 +38,7 @@ class Drainer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; survives the loss of both servers."""
+        read_anything()
         while not stop.is_set():
             try:
                 await self._work(stop)
@@ -68,10 +71,16 @@ class Drainer:
                     await pause(stop, IDLE_SECONDS, hand.news)
 
     async def _keep(self, message: AbstractIncomingMessage) -> None:
-        """Park one message; whoever looks sees it before the broker forgets it."""
+        """Park one message; whoever looks sees it before the broker forgets it. One refused holds up no other."""
         envelope = Envelope(message.routing_key or "", message.body, dict(message.headers))
         refusal = dead_letter(envelope)
-        await in_transaction(self._sessions, lambda session: park(session, [refusal]))
+        try:
+            await in_transaction(self._sessions, lambda session: park(session, [refusal]))
+        except Exception as error:
+            if cannot_park(error):
+                raise
+            log.exception("A dead letter cannot be parked; it stays with the broker.", action="drainer.refused")
+            return
         await message.ack()
         log.warning(
             "The broker gave a message up; it is parked.",

@@ -32,6 +32,7 @@ from workers.hand import Hand
 from workers.outage import Outage
 from workers.pause import at_most, ended, pause
 from workers.replies import Replies
+from workers.wire import read_anything
 
 # One batch in the database and one on its way.
 PREFETCH_BATCHES = 2
@@ -56,6 +57,7 @@ class Registrar:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then finish what is in hand; survives the loss of both servers."""
+        read_anything()
         while not stop.is_set():
             try:
                 await self._work(stop)
@@ -95,7 +97,13 @@ class Registrar:
         subscriber = broker.subscriber(queue, ack_policy=AckPolicy.MANUAL)
 
         async def read() -> None:
+            """One after another, none left out: to acknowledge one is to acknowledge all before it."""
+            last = 0
             async for message in subscriber:
+                tag = message.raw_message.delivery_tag
+                if tag != last + 1:
+                    raise AMQPConnectionError(f"Delivery {last + 1} was not read.")
+                last = tag
                 hand.put(message.raw_message)
 
         try:

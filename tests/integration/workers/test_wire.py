@@ -1,0 +1,147 @@
+"""What the broker lets through is read, whatever it is: one message cannot keep every worker from its neighbours."""
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+import aiormq
+import pytest
+from aio_pika.abc import AbstractConnection
+from aiormq import spec
+from pydantic_core import to_json
+from structlog.testing import capture_logs
+
+from contracts import topology
+from services.database import Sessions
+from services.settings import Settings
+from tests.broker import publish, ready_messages
+from tests.factories import a_body
+from tests.integration.workers.conftest import working
+from tests.waiting import eventually, eventually_rows, rows
+from workers.run import run_drainer, run_registrar
+
+NANOSECONDS = struct.pack(">Q", 1_764_000_000_000_000_000)
+NO_TEXT = b"\xff\xfe"
+NESTED = 15_000
+
+
+class Raw(spec.Basic.Properties):
+    """Properties as bytes, since the library would not write them."""
+
+    def __init__(self, name: str, value: bytes) -> None:
+        super().__init__()
+        self._raw = struct.pack(">H", self.flags[name]) + value
+
+    def marshal(self) -> bytes:
+        """As they are."""
+        return self._raw
+
+
+class RawKey(str):
+    """A routing key of any bytes."""
+
+    __slots__ = ("raw",)
+    raw: bytes
+
+    def encode(self, *_: str) -> bytes:
+        """As they are."""
+        return bytes(self.raw)
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A message that a program in another language could publish."""
+
+    properties: spec.Basic.Properties | None = None
+    key: bytes = b"agent.odd"
+
+    async def publish(self, url: str, exchange: str, body: bytes) -> None:
+        """Once it is confirmed."""
+        key = RawKey(self.key.decode(errors="replace"))
+        key.raw = self.key
+        connection = await aiormq.connect(url)
+        channel = await connection.channel()
+        await channel.basic_publish(
+            body, exchange=exchange, routing_key=key, properties=self.properties, mandatory=True
+        )
+        await connection.close()
+
+
+def table(content: bytes) -> bytes:
+    """A table of headers."""
+    return struct.pack(">I", len(content)) + content
+
+
+def tables_in_tables() -> bytes:
+    """More of them than Python calls functions."""
+    found = table(b"")
+    for _ in range(NESTED):
+        found = table(b"\x01aF" + found)
+    return found
+
+
+ODD = {
+    "a time in nanoseconds": Odd(Raw("timestamp", NANOSECONDS)),
+    "a time in nanoseconds among the headers": Odd(Raw("headers", table(b"\x01aT" + NANOSECONDS))),
+    "a message id that is no text": Odd(Raw("message_id", b"\x02" + NO_TEXT)),
+    "a header's name that is no text": Odd(Raw("headers", table(b"\x02" + NO_TEXT + b"V"))),
+    "tables in tables": Odd(Raw("headers", tables_in_tables())),
+}
+
+
+async def test_odd_properties_are_no_obstacle(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions
+) -> None:
+    """They say nothing that Podium needs: each message is applied at its first delivery, as are those after it."""
+    url = settings.amqp_url.get_secret_value()
+    for number, odd in enumerate(ODD.values()):
+        body = to_json(a_body("odd", deployment_id=f"odd-{number}"))
+        await odd.publish(url, topology.REGISTRATIONS_EXCHANGE, body)
+    await publish(broker, a_body("good", deployment_id="good-v1"))
+    with capture_logs() as told:
+        async with working(run_registrar, settings):
+            await eventually_rows(sessions, "SELECT 1 FROM deployments", len(ODD) + 1)
+    assert "registrar.disconnected" not in [line["action"] for line in told]
+
+
+async def test_odd_messages_are_parked(broker: AbstractConnection, settings: Settings, sessions: Sessions) -> None:
+    """Those that cannot be applied, with as much of their headers as can be kept, by registrar and drainer alike."""
+    url = settings.amqp_url.get_secret_value()
+    odd = {**ODD, "a routing key that is no text": Odd(key=b"agent." + NO_TEXT)}
+    for number, each in enumerate(odd.values()):
+        await each.publish(url, topology.REGISTRATIONS_EXCHANGE, b"{%d" % number)
+        dead = Odd(each.properties, topology.PARKED_QUEUE.encode())
+        await dead.publish(url, "", b"[%d" % number)
+    async with working(run_registrar, settings), working(run_drainer, settings):
+        parked = await eventually_rows(sessions, "SELECT headers, reason FROM parked", 2 * len(odd))
+
+        async def emptied() -> bool:
+            return await ready_messages(broker, topology.PARKED_QUEUE) == 0
+
+        await eventually(emptied, "no dead letter left")
+    assert {row.reason for row in parked} == {"malformed", "dead-lettered"}
+    assert [row.headers for row in parked].count({"x-podium-left-out": ["a"]}) == 2
+    assert sum("x-podium-unreadable" in row.headers for row in parked) == 2
+
+
+async def test_a_delivery_that_is_not_read_is_not_acknowledged_with_its_neighbours(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes the library drop one: it comes again, since to acknowledge the next would acknowledge it too."""
+    whole: Any = aio_pika.IncomingMessage
+    dropped: list[bytes] = []
+
+    def sometimes(message: Any, **options: Any) -> Any:
+        if b"dropped" in message.body and not dropped:
+            dropped.append(message.body)
+            raise ValueError("cannot be read")
+        return whole(message, **options)
+
+    monkeypatch.setattr("aio_pika.queue.IncomingMessage", sometimes)
+    for name in ("first", "dropped", "last"):
+        await publish(broker, a_body(name, deployment_id=f"{name}-v1"))
+    async with working(run_registrar, settings):
+        await eventually_rows(sessions, "SELECT 1 FROM deployments", 3)
+    assert dropped
+    assert not await rows(sessions, "SELECT 1 FROM parked")
