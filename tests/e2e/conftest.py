@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from services.settings import Settings
 from tests.processes import api_process
+from tests.sdk_environment import made_environment
 
 
 @pytest_asyncio.fixture
@@ -30,3 +31,12 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="podium-up-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)
         yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def sdk_python() -> str:
+    """The Python of an environment of the SDKs' own."""
+    python = made_environment()
+    if python is None:
+        pytest.skip("the SDKs need Python 3.12 or newer, and this machine has none")
+    return python

@@ -1,0 +1,83 @@
+"""Servers and clients of the MCP SDK, unchanged, with two API processes between them."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from podium.servers.ports import free_ports
+from services.settings import Settings
+from tests.factories import a_body
+from tests.processes import api_process
+from tests.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+
+# Long enough for a tool on a busy machine, short beside what the tool `hang` takes.
+FIRST_BYTE_TIMEOUT = "PT4S"
+
+
+async def register(url: str, name: str, deployment_id: str, port: int, **more: str) -> str:
+    """Register a pod as `podium register` does; the agent's id."""
+    where = {"acp_url": f"http://127.0.0.1:{port}", "rpc_path": "/mcp"}
+    body = a_body(name, deployment_id=deployment_id, **where, **more)
+    async with aiohttp.ClientSession() as client, client.post(f"{url}/agents/register", json=body) as response:
+        response.raise_for_status()
+        return str((await response.json())["id"])
+
+
+@pytest_asyncio.fixture
+async def seen(settings: Settings, tmp_path: Path, sdk_python: str) -> AsyncIterator[Any]:
+    """What the client saw: of version 1, which answers by SSE, and of version 2, which answers by JSON."""
+    ports = free_ports(["mcp-v1", "mcp-v2"])
+    async with AsyncExitStack() as stack:
+        for name, answers in (("mcp-v1", "sse"), ("mcp-v2", "json")):
+            env = {"VERSION": name, "PORT": str(ports[name]), "ANSWERS": answers}
+            await stack.enter_async_context(sdk_pod(sdk_python, "mcp_pod.py", ports[name], tmp_path, **env))
+        apis = [
+            await stack.enter_async_context(
+                api_process(settings, tmp_path, PODIUM_FIRST_BYTE_TIMEOUT=FIRST_BYTE_TIMEOUT)
+            )
+            for _ in range(2)
+        ]
+        agent_id = await register(apis[0], "mcp-bot", "mcp-v1", ports["mcp-v1"])
+        await register(apis[0], "mcp-bot", "mcp-v2", ports["mcp-v2"], error_style="jsonrpc")
+        await register(apis[0], "loud-bot", "loud-v1", ports["mcp-v2"])
+        yield await driven(sdk_python, "drive_mcp.py", *apis, agent_id)
+
+
+@pytest.mark.timeout(INSTALL_SECONDS + 180)
+async def test_mcp_clients_and_servers_work_unchanged(seen: Any) -> None:
+    """Sessions stay with their version across a promote and all processes; a failure need not cost a session."""
+    promote = seen["promote"]
+    assert promote["before"] == ["mcp-v1", "1"]
+    assert promote["after"] == ["mcp-v1"] * 4
+    assert promote["counted"] == "2", "the session's memory is still there"
+    assert promote["progress"] == [1, 2, 3]
+    assert promote["fresh"] == ["mcp-v2"] * 4
+    assert promote["again"] == "mcp-v1"
+
+    journal = promote["journal"]
+    assert {entry["deployment"] for entry in journal} == {"mcp-v1"}
+    assert len({entry["api"] for entry in journal}) == 2
+    answers = {(entry["method"], entry["type"], entry["status"]) for entry in journal}
+    assert ("POST", "text/event-stream", 200) in answers
+    assert ("GET", "text/event-stream", 200) in answers
+    assert journal[-1]["method"] == "DELETE"
+    assert journal[-1]["status"] == 200
+    of_new = promote["journal_of_new"]
+    assert {entry["deployment"] for entry in of_new} == {"mcp-v2"}
+    assert ("POST", "application/json") in {(entry["method"], entry["type"]) for entry in of_new}
+    assert promote["ended"] == [404, "mcp-v2"], "an ended session is one like any unknown one"
+
+    headers = seen["headers"]
+    assert headers["mcp-param-region"] == ["eu"]
+    assert headers["x-custom"] == ["mine"]
+    assert len(headers["mcp-session-id"]) == len(headers["mcp-protocol-version"]) == 1
+    assert "authorization" not in headers
+
+    late = {"reason": "first-byte-timeout", "sent": True}
+    assert seen["as_answers"] == {"told": late, "then": "mcp-v2"}
+    assert "lost" in seen["as_http"], "error_style is not needed any more: say so in the docs"
