@@ -4,6 +4,7 @@ Several of them, in any number of processes, are safe: each deployment is claime
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 from services.database import Sessions, in_transaction
@@ -57,7 +58,9 @@ class Janitor:
                 continue
             outage.over()
             if not more:
-                await pause(stop, self._settings.janitor_poll.total_seconds())
+                # At random, so that of several none always comes right after another and finds nothing.
+                luck = random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                await pause(stop, self._settings.janitor_poll.total_seconds() * luck)
 
     async def _look_at_due(self, stop: asyncio.Event, judge: Judge) -> bool:
         """Begin to look at those that are due; whether there may be more of them."""

@@ -75,8 +75,6 @@ class Field:
     async def worker(self, names: str = MESSENGERS, **more: str) -> AsyncIterator[GuardedProcess]:
         """A `podium worker` that tells what it does in JSON."""
         told = {"PODIUM_LOG_LEVEL": "info", "PODIUM_LOG_FORMAT": "json", **more}
-        # Nobody answers at the addresses that are announced here: nothing may come of it before the test ends.
-        told.setdefault("PODIUM_PROBE_INTERVAL", "86400")
         async with worker_process(self.settings, self.folder, names, **told) as process:
             yield process
 

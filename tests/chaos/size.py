@@ -23,6 +23,9 @@ class Size:
     server_frozen: float
     database_timeout: float
     """What the API is told, while its database is frozen."""
+    probed: int
+    """Deployments that one janitor asks within each interval."""
+    probe_interval: float
     patience: float
     """The longest wait for everything to be decided and told, once nothing is broken any more."""
 
@@ -39,6 +42,8 @@ SHORT = Size(
     frozen=8,
     server_frozen=5,
     database_timeout=2,
+    probed=300,
+    probe_interval=4,
     patience=60,
 )
 LONG = Size(
@@ -53,6 +58,8 @@ LONG = Size(
     frozen=60,
     server_frozen=60,
     database_timeout=7,
+    probed=5_000,
+    probe_interval=30,
     patience=300,
 )
 SIZE = LONG if os.environ.get("CHAOS") == "long" else SHORT

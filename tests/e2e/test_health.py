@@ -1,0 +1,123 @@
+"""A pod of production dies, with Podium's own processes around it: what callers and consumers see, and how soon."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import pytest
+from aio_pika.abc import AbstractConnection
+from aiohttp import web
+
+from services.settings import Settings
+from tests.broker import a_consumer
+from tests.factories import a_body
+from tests.integration.api.pods import Pod, running_pod
+from tests.processes import api_process, worker_process
+from tests.waiting import eventually
+
+INTERVAL, THRESHOLD = 0.5, 3
+# What is promised on top of the interval; a busy machine gets more before the test is red.
+PROMISED_SECONDS, ALLOWED_SECONDS = 1, 10
+CALL = {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {}}
+
+
+@asynccontextmanager
+async def podium(settings: Settings, folder: Path) -> AsyncIterator[str]:
+    """An API, a relay and two janitors, each a process of its own."""
+    often = {"PODIUM_PROBE_INTERVAL": str(INTERVAL), "PODIUM_PROBE_THRESHOLD": str(THRESHOLD)}
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(api_process(settings, folder))
+        for names in ("relay janitor", "janitor"):
+            await stack.enter_async_context(worker_process(settings, folder, names, **often))
+        yield url
+
+
+@asynccontextmanager
+async def a_mortal_pod(name: str) -> AsyncIterator[tuple[Pod, AsyncExitStack]]:
+    """A pod that answers with its name until the stack is closed."""
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"jsonrpc": "2.0", "id": 1, "result": name})
+
+    async with AsyncExitStack() as stack:
+        yield await stack.enter_async_context(running_pod(answer)), stack
+
+
+class Caller:
+    """Somebody who uses the API."""
+
+    def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.http = http
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        async with self.http.request(method, f"{self.url}{path}", json=body) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def register(self, deployment_id: str, pod: Pod) -> str:
+        """A version that is announced; its agent's id."""
+        status, agent = await self.ask("POST", "/agents/register", a_body(deployment_id=deployment_id, acp_url=pod.url))
+        assert status == 200, agent
+        return str(agent["id"])
+
+    async def call(self) -> tuple[int, Any]:
+        """What a call of production is answered."""
+        return await self.ask("POST", "/agents/name/support-bot/rpc", CALL)
+
+    async def until(self, expected: Any, *, since: float) -> float:
+        """Seconds from then until production answers with this status or result."""
+
+        async def answered() -> bool:
+            status, body = await self.call()
+            return expected in {status, body.get("result")}
+
+        await eventually(answered, f"production answers {expected}")
+        return monotonic() - since
+
+
+@pytest.mark.parametrize("policy", ["hold", "rollback"])
+async def test_a_pod_of_production_dies(
+    broker: AbstractConnection, settings: Settings, client: aiohttp.ClientSession, tmp_path: Path, policy: str
+) -> None:
+    """Failed after so many intervals, an event, and calls refused with the reason, or the previous version serving."""
+    consumer = await a_consumer(broker)
+    async with podium(settings, tmp_path) as url, a_mortal_pod("v1") as (v1, _), a_mortal_pod("v2") as (v2, life):
+        caller = Caller(url, client)
+        agent_id = await caller.register("v1", v1)
+        await caller.register("v2", v2)
+        await caller.ask("PATCH", f"/agents/{agent_id}", {"on_failure": policy, "auto_promote": "always"})
+        await caller.ask("POST", f"/agents/{agent_id}/deployments/v2/promote")
+        await caller.until("v2", since=monotonic())
+        await eventually(lambda: asked(v2), "v2 is probed")
+
+        await life.aclose()
+        died = monotonic()
+        if policy == "hold":
+            took = await caller.until(503, since=died)
+            status, body = await caller.call()
+            assert status == 503
+            assert "v2 of agent support-bot is Failed: 3 probes in a row failed" in body["error"]["message"]
+        else:
+            took = await caller.until("v1", since=died)
+        [failed] = await consumer.until(type="podium.deployment.failed.v1")
+        assert (failed.subject, failed.data["is_production"]) == ("v2", True)
+        assert took < INTERVAL * THRESHOLD + ALLOWED_SECONDS
+        print(  # noqa: T201 - figures
+            f"{policy}: {took:.2f} s after the death; promised {INTERVAL * THRESHOLD + PROMISED_SECONDS:.1f} s"
+            + (" and one more" if policy == "rollback" else "")
+        )
+        if policy == "rollback":
+            await caller.register("v3", v1)
+            _, agent = await caller.ask("GET", f"/agents/{agent_id}")
+            assert (agent["production_deployment_id"], agent["auto_promote_paused"]) == ("v1", True)
+            _, ledger = await caller.ask("GET", f"/agents/{agent_id}/promotions")
+            assert [(row["cause"], row["actor"]) for row in ledger[:2]] == [("rollback", "podium"), ("manual", "local")]
+
+
+async def asked(pod: Pod) -> bool:
+    """Whether somebody has looked at its health page."""
+    return any(each.target == "/healthz" for each in pod.seen)

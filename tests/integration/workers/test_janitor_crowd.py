@@ -1,0 +1,72 @@
+"""Janitors among everything else that changes agents: claims, verdicts and promotes never stand in a circle."""
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from services.database import Sessions, in_transaction, make_engine, make_sessions
+from services.errors import DeploymentNotReady
+from services.promotion import Caller, promote
+from services.registration import register_batch
+from services.settings import Settings
+from tests.factories import incoming
+from tests.integration.api.pods import running_pod
+from tests.integration.workers.conftest import working
+from tests.invariants import assert_invariants
+from tests.waiting import rows
+from workers.run import run_janitor
+
+AGENTS, VERSIONS, PROMOTES_AT_ONCE, ROUNDS = 4, 8, 64, 6
+
+
+async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings: Settings, sessions: Sessions) -> None:
+    """No deadlock, no promote that fails for another reason than a verdict, and all invariants hold afterwards."""
+    eager = settings.model_copy(
+        update={
+            "probe_interval": timedelta(milliseconds=100),
+            "probe_threshold": 1,
+            "janitor_poll": timedelta(milliseconds=10),
+        }
+    )
+
+    async def moody(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=random.choice([200, 500]))  # noqa: S311 - a mood, not a secret
+
+    async with AsyncExitStack() as stack:
+        pod = await stack.enter_async_context(running_pod(moody))
+        batch = [
+            incoming(f"bot-{agent}", deployment_id=f"{agent}-{version}", acp_url=pod.url)
+            for agent in range(AGENTS)
+            for version in range(VERSIONS)
+        ]
+        await in_transaction(sessions, lambda session: register_batch(session, batch))
+        agents = {row.name: row.id for row in await rows(sessions, "SELECT name, id FROM agents")}
+        engine = make_engine(settings, application_name="promotes", pool_size=PROMOTES_AT_ONCE)
+        stack.push_async_callback(engine.dispose)
+        crowd = make_sessions(engine)
+
+        async def promoted(number: int) -> bool:
+            agent = number % AGENTS
+            target = f"{agent}-{random.randrange(VERSIONS)}"  # noqa: S311 - as above
+            caller = Caller(actor="amy")
+            try:
+                await in_transaction(crowd, lambda session: promote(session, agents[f"bot-{agent}"], target, caller))
+            except DeploymentNotReady:
+                return False
+            return True
+
+        with capture_logs() as told:
+            for janitor in (eager, eager):
+                await stack.enter_async_context(working(run_janitor, janitor))
+            done = 0
+            for _ in range(ROUNDS):
+                done += sum(await asyncio.gather(*map(promoted, range(PROMOTES_AT_ONCE))))
+            await stack.aclose()
+        assert done > 0
+        assert not [entry for entry in told if "deadlock" in str(entry)]
+        assert {"janitor.failed", "janitor.ready"} <= {entry["action"] for entry in told}
+    await in_transaction(sessions, assert_invariants)
