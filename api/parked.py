@@ -4,7 +4,7 @@ import re
 from base64 import b64encode
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from litestar import delete, get, post
@@ -20,7 +20,7 @@ from contracts.fields import AGENT_NAME_PATTERN
 from services.database import in_transaction
 from services.errors import InvalidRequest, ParkedNotFound
 from services.models import Parked
-from services.parking import drop_parked, get_parked, list_parked, mark_retried, sent_again
+from services.parking import drop_parked, get_parked, list_parked, mark_retried, retry_id, sent_again
 from services.queries import Page
 
 ITEM = "/parked/{parked_id:str}"
@@ -100,17 +100,17 @@ async def read_parked_message(parked_id: FromPath[str], resources: Injected) -> 
 async def retry_parked_message(parked_id: FromPath[str], resources: Injected) -> RetriedAnswer:
     """Send a parked message through the front door again, under a new message id; it stays parked until it is dropped.
 
-    Answered once the broker has it. What is refused again is parked again.
+    Answered once the broker has it. What is refused again is parked again. After a 503 repeat it: it has one effect.
     """
-    wanted, message_id = _parked_uuid(parked_id), uuid4()
+    wanted = _parked_uuid(parked_id)
     parked = await in_transaction(resources.reads, lambda session: get_parked(session, wanted))
+    message_id = retry_id(parked)
     await republish(resources.settings, sent_again(parked, message_id), str(message_id))
     log.info(
         "A parked message was sent again.", action="parked.retried", parked_id=str(wanted), message_id=str(message_id)
     )
-    marked = await in_transaction(resources.sessions, lambda session: mark_retried(session, wanted))
-    assert marked.retried_at is not None
-    return RetriedAnswer(id=wanted, retry_message_id=message_id, retried_at=marked.retried_at)
+    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, wanted))
+    return RetriedAnswer(id=wanted, retry_message_id=message_id, retried_at=retried_at)
 
 
 @delete(ITEM, status_code=200, responses=documented(404))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import delete, func, select, text, update
@@ -134,13 +134,11 @@ async def get_parked(session: AsyncSession, parked_id: UUID) -> Parked:
     return found
 
 
-async def mark_retried(session: AsyncSession, parked_id: UUID) -> Parked:
-    """Remember that the message was sent again just now. Raises `ParkedNotFound` if it was dropped meanwhile."""
-    changed = update(Parked).where(Parked.id == parked_id).values(retried_at=func.clock_timestamp())
-    found: Parked | None = await session.scalar(changed.returning(Parked))
-    if found is None:
-        raise ParkedNotFound
-    return found
+async def mark_retried(session: AsyncSession, parked_id: UUID) -> datetime:
+    """Remember that the message was sent again, and when: just now. It may have been dropped meanwhile."""
+    now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    await session.execute(update(Parked).where(Parked.id == parked_id).values(retried_at=now))
+    return now
 
 
 async def remove_parked(session: AsyncSession, before: datetime, limit: int) -> int:
@@ -152,6 +150,14 @@ async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:
     """Forget the message for good, once the transaction is committed. Raises `ParkedNotFound`."""
     if await session.scalar(delete(Parked).where(Parked.id == parked_id).returning(Parked.id)) is None:
         raise ParkedNotFound
+
+
+def retry_id(parked: Parked) -> UUID:
+    """The id under which the message is sent next: the same until it is marked as sent, or parked anew.
+
+    So a retry that is repeated, since its answer was lost or late, is a duplicate to whoever decides it.
+    """
+    return uuid5(parked.id, f"{parked.received_at} {parked.retried_at}")
 
 
 def sent_again(parked: Parked, message_id: UUID) -> Envelope:

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
-from aio_pika.exceptions import AMQPConnectionError, AMQPError
+from aio_pika.exceptions import AMQPConnectionError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -137,7 +137,7 @@ class Relay:
             try:
                 async with asyncio.timeout(self._settings.publish_timeout.total_seconds()):
                     await exchange.publish(_message(event), event_key(event.type, event.agent_name), mandatory=False)
-            except (AMQPError, OSError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - also an event that cannot be written: it must not stop others
                 self._hold_back(agent_id, event, error)
                 return confirmed
             confirmed.append(event.id)

@@ -4,10 +4,13 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from aio_pika.abc import AbstractConnection
 from pydantic import SecretStr
 from pydantic_core import from_json, to_json
+from sqlalchemy import text
 
+from api.republishing import republish
 from contracts import topology
 from services import parking
 from services.database import Sessions, in_transaction
@@ -72,6 +75,43 @@ async def test_a_retry_goes_through_the_front_door_and_the_message_stays(
         (row,) = await eventually_rows(sessions, "SELECT outcome, message_id FROM registrations")
     assert (row.outcome, str(row.message_id)) == ("Registered", again["message_id"])
     assert await only_one(api) == {**found, "retried_at": sent.json["retried_at"]}
+
+
+async def test_a_retry_whose_answer_is_lost_may_be_repeated(
+    api: Api, sessions: Sessions, broker: AbstractConnection
+) -> None:
+    """The same message id until it is marked as sent, so that it has one effect; a new one after that."""
+    await park(sessions, b"{}")
+    found = await only_one(api)
+    ids = []
+    for marked in (False, True, True):
+        ids.append((await api.post(f"/parked/{found['id']}/retry")).json["retry_message_id"])
+        if not marked:
+            async with sessions.begin() as session:
+                await session.execute(text("UPDATE parked SET retried_at = NULL"))
+    assert ids[0] == ids[1] != ids[2]
+    queue = await (await broker.channel()).get_queue(topology.REGISTRATIONS_QUEUE)
+    sent = [await queue.get(no_ack=True) for _ in ids]
+    assert [from_json(message.body)["message_id"] for message in sent] == ids
+
+
+async def test_a_message_that_is_dropped_while_it_is_sent_again_was_sent(
+    api: Api, sessions: Sessions, broker: AbstractConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both callers did what they wanted: the answer names the message on its way, and nothing is parked."""
+    await park(sessions, b"{}")
+    found = await only_one(api)
+
+    async def dropped_meanwhile(*sending: Any) -> None:
+        await republish(*sending)
+        await api.delete(f"/parked/{found['id']}")
+
+    monkeypatch.setattr("api.parked.republish", dropped_meanwhile)
+    sent = await api.post(f"/parked/{found['id']}/retry")
+    assert (sent.status, bool(sent.json["retried_at"])) == (200, True)
+    queue = await (await broker.channel()).get_queue(topology.REGISTRATIONS_QUEUE)
+    assert from_json((await queue.get(no_ack=True)).body)["message_id"] == sent.json["retry_message_id"]
+    assert (await api.get("/parked")).json == []
 
 
 async def test_a_retry_without_a_time_is_dated_by_its_parking(

@@ -158,6 +158,19 @@ async def test_without_a_fresh_proof_of_the_lock_nothing_is_published(
     assert not await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
 
 
+@pytest.mark.usefixtures("relay", "broker")
+async def test_an_event_that_cannot_be_written_holds_up_its_agent_alone(sessions: Sessions) -> None:
+    """A damaged row stops nobody else's events; it is no secret either, since it is logged and never marked."""
+    async with sessions.begin() as session:
+        await register_batch(session, [incoming("damaged", deployment_id="damaged-v1")])
+        await session.execute(text("UPDATE outbox SET payload = '[]' WHERE sequence = 2"))
+    await register(sessions, "bot", "v1")
+    published = "SELECT 1 FROM outbox WHERE published_at IS NOT NULL"
+    await eventually_rows(sessions, f"{published} AND agent_name = 'bot'", 4)
+    await eventually_rows(sessions, f"{published} AND agent_name = 'damaged'")
+    assert len(await rows(sessions, f"{published} AND agent_name = 'damaged'")) == 1
+
+
 @pytest.mark.usefixtures("relay")
 async def test_an_agent_whose_event_is_refused_waits_in_order(broker: AbstractConnection, sessions: Sessions) -> None:
     """Where a full queue refuses one agent's event, its later ones wait behind it and other agents' go on."""
