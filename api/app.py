@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with open_resources(settings) as resources:
+        async with open_resources(settings, registry) as resources:
             app.state.resources = resources
             yield
 

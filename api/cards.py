@@ -108,7 +108,8 @@ def _public_url(request: AnyRequest, resources: Resources) -> str:
 async def _fetched(request: AnyRequest, resources: Resources, route: Route) -> bytes:
     """The card as the agent serves it. Raises `AgentCardMissing`, `AgentCardInvalid`, `ForwardingFailure`."""
     headers: CIMultiDict[str] = CIMultiDict({"accept": "application/json"})
-    headers.extend((key, value) for key, value in request_headers(request.scope["headers"]).items() if _passed(key))
+    forwarded, _ = request_headers(request.scope["headers"])
+    headers.extend((key, value) for key, value in forwarded.items() if _passed(key))
     parts = urlsplit(route.acp_url)
     url = f"{parts.scheme}://{parts.netloc}{CARD_PATH}"
     call = Call(method="GET", url=url, query=b"", headers=headers, body=b"")

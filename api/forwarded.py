@@ -6,6 +6,7 @@ from uuid import uuid4
 from multidict import CIMultiDict
 
 from api.conditional import GENERATION_HEADER
+from api.tracing import TRACEPARENT, TRACESTATE, Span, child_of
 from services.routing import Route
 
 DEPLOYMENT_HEADER = "x-podium-deployment-id"
@@ -32,15 +33,18 @@ _ORIGIN = frozenset({b"forwarded", b"x-real-ip", b"via", b"origin", b"host"})
 _ORIGIN_PREFIX = b"x-forwarded-"
 # The body is read to its end before it is sent on: its length is known, and nobody waits for a go-ahead any more.
 _FRAMING = frozenset({b"content-length", b"expect"})
+_TRACEPARENT = TRACEPARENT.encode()
 _NOT_REQUESTED = _HOP_BY_HOP | _CREDENTIALS | _ORIGIN | _FRAMING
 
 # An agent must not set cookies for the gateway's host, nor speak in the gateway's name.
-_NOT_ANSWERED = _HOP_BY_HOP | {b"set-cookie", DEPLOYMENT_HEADER.encode(), GENERATION_HEADER.encode()}
+_NOT_ANSWERED = _HOP_BY_HOP | {b"set-cookie"}
+_OWN_PREFIX = b"x-podium-"
 
 
-def request_headers(given: RawHeaders) -> CIMultiDict[str]:
-    """What the agent gets to see of the caller's headers, and a request id."""
+def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
+    """What the agent gets to see of the caller's headers, with a request id and the gateway's own span of the trace."""
     headers = [(name.lower(), value) for name, value in given]
+    span = child_of([value for name, value in headers if name == _TRACEPARENT])
     stripped = _NOT_REQUESTED | _named_by_connection(headers)
     forwarded: CIMultiDict[str] = CIMultiDict(
         (name.decode("latin-1"), _text(value))
@@ -48,14 +52,18 @@ def request_headers(given: RawHeaders) -> CIMultiDict[str]:
         if name not in stripped and not name.startswith(_ORIGIN_PREFIX)
     )
     forwarded.setdefault(REQUEST_ID_HEADER, uuid4().hex)
-    return forwarded
+    forwarded[TRACEPARENT] = span.traceparent
+    if not span.continued:
+        # It belongs to a trace that cannot be told any more.
+        forwarded.popall(TRACESTATE, None)
+    return forwarded, span
 
 
 def response_headers(given: RawHeaders, route: Route) -> Sequence[tuple[bytes, bytes]]:
     """What the caller gets to see of the agent's headers, in their order, and which deployment answered."""
     headers = [(name.lower(), value) for name, value in given]
     stripped = _NOT_ANSWERED | _named_by_connection(headers)
-    answered = [(name, value) for name, value in headers if name not in stripped]
+    answered = [(name, value) for name, value in headers if name not in stripped and not name.startswith(_OWN_PREFIX)]
     answered += [(name.encode(), value.encode()) for name, value in route_headers(route).items()]
     return answered
 

@@ -7,29 +7,26 @@ call after the call has come in, so that a promote holds for every call sent aft
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 import aiohttp
-import structlog
 from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import HTTPScope, Receive, Scope, Send
+from multidict import CIMultiDict
 
-from api.forwarded import request_headers, response_headers
-from api.jsonrpc import error_response, request_id
+from api.forwarded import REQUEST_ID_HEADER, request_headers, response_headers
+from api.jsonrpc import ForwardingFailure, error_response, request_id
 from api.mcp_sessions import follow_session, session_of
 from api.problems import refusal_headers
+from api.request_body import CallerLeft, check_headers, read_body
 from api.resources import Resources
+from api.rpc_calls import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.upstream import Call, call_agent
 from contracts.fields import ErrorStyle
 from services.errors import MessageTooLarge, PodiumError
 from services.routing import Route, Wanted
-
-log = structlog.get_logger(__name__)
-
-
-class ClientLeft(Exception):
-    """The caller is gone; nobody waits for an answer."""
 
 
 class AnswerBroke(Exception):
@@ -44,42 +41,86 @@ class Forward:
         self._wanted = wanted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward the call, unless its caller leaves first."""
+        """Forward the call, unless its caller leaves first; keep what there is to say about it."""
         assert scope["type"] == ScopeType.HTTP
-        with suppress(ClientLeft):
-            try:
-                body = await _body(scope, receive, self._resources.settings.rpc_max_bytes)
-            except MessageTooLarge as exc:
-                await self._learn_style(scope["path"])
-                await self._refuse(exc, b"", scope, receive, send)
-            else:
-                await _while_listening(self._forward(scope, receive, send, body), receive)
+        headers, span = request_headers(scope["headers"])
+        record = CallRecord(
+            metrics=self._resources.rpc_metrics,
+            kind=kind_of(self._wanted),
+            method=scope["method"],
+            request_id=headers[REQUEST_ID_HEADER],
+            trace_id=span.trace_id,
+            span_id=span.span_id,
+            began=perf_counter(),
+        )
+        try:
+            await self._serve(scope, receive, send, headers, record)
+        except CallerLeft:
+            record.outcome = LEFT
+        finally:
+            record.end()
 
-    async def _forward(self, scope: HTTPScope, receive: Receive, send: Send, body: bytes) -> None:
-        resources = self._resources
+    async def _serve(
+        self, scope: HTTPScope, receive: Receive, send: Send, headers: CIMultiDict[str], record: CallRecord
+    ) -> None:
+        settings = self._resources.settings
+        try:
+            check_headers(scope)
+            body = await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout)
+        except MessageTooLarge as exc:
+            await self._learn_style(scope["path"])
+            await self._refuse(exc, b"", record, scope, send)
+        except PodiumError as exc:
+            await self._refuse(exc, b"", record, scope, send)
+        else:
+            await _while_listening(self._forward(scope, send, headers, body, record), receive)
+
+    async def _forward(
+        self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], body: bytes, record: CallRecord
+    ) -> None:
         style: ErrorStyle | None = None
         try:
             session = session_of(scope["headers"])
-            route = await resources.routes.find(self._wanted.in_session(session))
+            route = record.route = await self._resources.routes.find(self._wanted.in_session(session))
             style = route.error_style
-            resources.error_styles.learn(scope["path"], style)
-            call = Call(
-                method=scope["method"],
-                url=route.rpc_url,
-                query=scope["query_string"],
-                headers=request_headers(scope["headers"]),
-                body=body,
-            )
-            response = await call_agent(resources.http, call, resources.settings)
-            await follow_session(resources, scope["method"], session, route, response)
+            self._resources.error_styles.learn(scope["path"], style)
+            with self._resources.circuits.enter(route) as permit:
+                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, body)
+                record.request_bytes = len(body)
+                try:
+                    response = await call_agent(self._resources.http, call, self._resources.settings)
+                except ForwardingFailure as exc:
+                    if exc.says_agent_is_away:
+                        permit.failed()
+                    raise
+                permit.answered()
+                try:
+                    await follow_session(self._resources, scope["method"], session, route, response)
+                    await self._pass_on(response, route, send, record)
+                finally:
+                    response.close()
         except PodiumError as exc:
-            log.info("A call was not forwarded.", action="rpc.refused", path=scope["path"], reason=exc.reason)
-            await self._refuse(exc.in_style(style or exc.error_style), body, scope, receive, send)
-            return
-        try:
-            await _pass_on(response, route, send, resources.settings.idle_timeout.total_seconds())
-        finally:
-            response.close()
+            await self._refuse(exc.in_style(style or exc.error_style), body, record, scope, send)
+
+    async def _pass_on(self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord) -> None:
+        """Send the answer on, chunk by chunk. Raises `AnswerBroke`."""
+        record.answer_began(response.status)
+        idle_seconds = self._resources.settings.idle_timeout.total_seconds()
+        headers = response_headers(response.raw_headers, route)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    chunk = await response.content.readany()
+            except (aiohttp.ClientError, OSError) as exc:
+                record.outcome = BROKEN
+                record.detail = "idle-timeout" if isinstance(exc, TimeoutError) else "agent-hung-up"
+                raise AnswerBroke(record.detail) from exc
+            record.response_bytes += len(chunk)
+            more = not response.content.at_eof()
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        record.outcome = ANSWERED
 
     async def _learn_style(self, path: str) -> None:
         """Look up how to refuse a call that is refused before its route is read."""
@@ -90,68 +131,47 @@ class Forward:
         if style is not None:
             self._resources.error_styles.learn(path, style)
 
-    async def _refuse(self, error: PodiumError, body: bytes, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, error: PodiumError, body: bytes, record: CallRecord, scope: HTTPScope, send: Send) -> None:
         """Answer with a JSON-RPC error object that carries the id of the call."""
-        status = self._resources.error_styles.status_of(error, scope["method"], scope["path"])
-        response = error_response(error, call_id=request_id(body), headers=refusal_headers(error), status=status)
-        await response.to_asgi_response(app=None, request=Request(scope))(scope, receive, send)
-
-
-async def _pass_on(response: aiohttp.ClientResponse, route: Route, send: Send, idle_seconds: float) -> None:
-    """Send the answer on, chunk by chunk. Raises `AnswerBroke`."""
-    headers = response_headers(response.raw_headers, route)
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    more = True
-    while more:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                chunk = await response.content.readany()
-        except (aiohttp.ClientError, OSError) as exc:
-            reason = "idle-timeout" if isinstance(exc, TimeoutError) else "agent-hung-up"
-            log.warning(
-                "An agent's answer ended before its end.",
-                action="rpc.broken",
-                reason=reason,
-                agent_id=str(route.agent_id),
-                deployment_id=route.deployment_id,
-            )
-            raise AnswerBroke(reason) from exc
-        more = not response.content.at_eof()
-        await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        record.outcome = error.reason
+        record.status = self._resources.error_styles.status_of(error, scope["method"], scope["path"])
+        headers = {**refusal_headers(error), REQUEST_ID_HEADER: record.request_id}
+        response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
+        await response.to_asgi_response(app=None, request=Request(scope))(scope, _nothing_more, send)
 
 
 async def _while_listening(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Forward; as soon as the caller leaves, stop, which closes the call to the agent as well."""
-    forward = asyncio.create_task(forwarding)
-    leave = asyncio.create_task(_left(receive))
+    """Forward; as soon as the caller leaves, stop, which closes the call to the agent as well. Raises `CallerLeft`."""
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = is_over = False
+
+    def stop(_: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        if not is_over:
+            has_left = True
+            task.cancel()
+
+    leaving = asyncio.create_task(_left(receive))
+    leaving.add_done_callback(stop)
     try:
-        await asyncio.wait((forward, leave), return_when=asyncio.FIRST_COMPLETED)
+        await forwarding
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise CallerLeft from None
+        raise
     finally:
-        forward.cancel()
-        leave.cancel()
-        await asyncio.wait((forward, leave))
-    if not forward.cancelled():
-        forward.result()
+        is_over = True
+        leaving.cancel()
 
 
 async def _left(receive: Receive) -> None:
     """Returns once the caller is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    with suppress(OSError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
-async def _body(scope: HTTPScope, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises `MessageTooLarge` before it is read any further, `ClientLeft`."""
-    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    body = bytearray()
-    more = True
-    while more and max(len(body), int(announced)) <= limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        assert message["type"] == "http.request"
-        body += message["body"]
-        more = message["more_body"]
-    if more or len(body) > limit:
-        raise MessageTooLarge(f"The body is larger than {limit} bytes.")
-    return bytes(body)
+async def _nothing_more() -> Any:  # noqa: ANN401 - what ASGI says
+    """The answer's end does not wait for anything that the caller might still say."""
+    return {"type": "http.disconnect"}

@@ -14,7 +14,7 @@ from services.errors import PodiumError
 
 # Everything but a bad request or a defect of ours is an "implementation-defined server error"; `reason` says which.
 SERVER_ERROR = -32000
-CODES = {400: -32600, 413: -32600, 500: -32603}
+CODES = {400: -32600, 413: -32600, 431: -32600, 500: -32603}
 
 CallId = str | int | float | None
 
@@ -27,6 +27,8 @@ class ForwardingFailure(PodiumError):
     status = 502
     reason = "agent-unreachable"
     sent = False
+    # Several of these in a row, and the agent is left alone for a moment.
+    says_agent_is_away = False
 
 
 def is_rpc(path: str) -> bool:
@@ -68,5 +70,5 @@ def documented() -> dict[int, ResponseSpec]:
     """The gateway's own answers, for the OpenAPI description of an RPC route."""
     return {
         status: ResponseSpec(RpcErrorAnswer, description=HTTPStatus(status).phrase, generate_examples=False)
-        for status in (400, 401, 404, 410, 413, 502, 503, 504)
+        for status in (400, 401, 404, 408, 410, 413, 431, 502, 503, 504)
     }

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 import aiohttp
 from litestar.datastructures import State
 from litestar.di import NamedDependency
+from prometheus_client import CollectorRegistry
 
+from api.circuits import Circuits
 from api.error_style import ErrorStyles
 from api.fanout import FanOut
+from api.rpc_calls import RpcMetrics
 from api.upstream import upstream_session
 from services.database import Sessions, close_engine, make_engine, make_sessions
 from services.probe import Prober, open_prober
@@ -32,6 +35,8 @@ class Resources:
     waker: Waker
     http: aiohttp.ClientSession
     routes: RouteReads
+    circuits: Circuits
+    rpc_metrics: RpcMetrics
     prober: Prober
     events: FanOut
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
@@ -43,10 +48,12 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
+async def open_resources(settings: Settings, registry: CollectorRegistry) -> AsyncGenerator[Resources, None]:
     """The resources, closed afterwards; nothing is connected to before it is asked."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
+    circuits, rpc_metrics = Circuits(settings), RpcMetrics(registry)
+    rpc_metrics.watch(circuits)
     try:
         async with (
             Waker(engine) as waker,
@@ -64,6 +71,8 @@ async def open_resources(settings: Settings) -> AsyncGenerator[Resources, None]:
                 waker=waker,
                 http=http,
                 routes=routes,
+                circuits=circuits,
+                rpc_metrics=rpc_metrics,
                 prober=prober,
                 events=events,
             )

@@ -31,12 +31,15 @@ _VALID_STATUSES = range(200, 600)
 class AgentUnreachable(ForwardingFailure):
     """The agent cannot be reached: nothing was sent, the call can be repeated."""
 
+    says_agent_is_away = True
+
 
 class ConnectTimeout(ForwardingFailure):
     """The agent did not accept a connection in time: nothing was sent, the call can be repeated."""
 
     status = 504
     reason = "connect-timeout"
+    says_agent_is_away = True
 
 
 class FirstByteTimeout(ForwardingFailure):
@@ -45,6 +48,7 @@ class FirstByteTimeout(ForwardingFailure):
     status = 504
     reason = "first-byte-timeout"
     sent = True
+    says_agent_is_away = True
 
 
 class AgentHungUp(ForwardingFailure):
@@ -61,7 +65,7 @@ class AgentProtocolError(ForwardingFailure):
     sent = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """What is sent to the agent."""
 

@@ -143,6 +143,18 @@ class Settings(BaseSettings):
     idle_timeout: Duration = Field(default=timedelta(seconds=300), description="Between chunks of an agent's answer.")
     card_timeout: Duration = Field(default=timedelta(seconds=10), description="Fetching an agent's card, in all.")
     sse_heartbeat: Duration = Field(default=timedelta(seconds=15), description="Sign of life on a silent event stream.")
+    body_timeout: Duration = Field(default=timedelta(seconds=60), description="Until a caller has sent its request.")
+    calls_per_deployment: int = Field(
+        default=2000, ge=1, description="RPC calls of one deployment under way at a time, per API process."
+    )
+    breaker_failures: int = Field(
+        default=5,
+        ge=1,
+        description="Failed calls in a row, for want of a connection or an answer, until an agent is left alone.",
+    )
+    breaker_pause: Duration = Field(
+        default=timedelta(seconds=5), description="How long an agent is left alone before one call tries it again."
+    )
     rpc_max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="Largest RPC request body.")
     dial_networks: Networks = Field(
         default=(),

@@ -100,9 +100,13 @@ async def test_what_the_agent_sees(api: Api) -> None:
         await api.register("bot", "v1", acp_url=pod.url)
         passed = {"a2a-version": "0.3", "a2a-extensions": "x", "x-request-id": "me", "tracestate": "a=b"}
         stripped = {"authorization": "Bearer secret", "if-none-match": "*", "range": "bytes=0-1", "x-other": "1"}
-        assert (await api.get(BOT, headers={**passed, **stripped})).status == 200
+        trace = "00-0af7651916cd43dd8448eb211c80319c-{}-01"
+        given = {**passed, **stripped, "traceparent": trace.format("b7ad6b7169203331")}
+        assert (await api.get(BOT, headers=given)).status == 200
     [seen] = pod.seen
-    expected = {**passed, "accept": "application/json", "host": pod.url.removeprefix("http://")}
+    [parent] = seen.header("traceparent")
+    assert parent.split("-")[1] == trace.split("-")[1]
+    expected = {**passed, "traceparent": parent, "accept": "application/json", "host": pod.url.removeprefix("http://")}
     assert {name.lower(): value for name, value in seen.headers} == expected
 
 

@@ -82,7 +82,6 @@ async def test_request_headers(api: Api, pod: Pod) -> None:
         ("Mcp-Param-Region", "eu"),
         ("A2A-Version", "1.0"),
         ("Last-Event-ID", "7"),
-        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("tracestate", "a=b"),
         ("baggage", "k=v"),
         ("X-Request-ID", "my-id"),
@@ -90,9 +89,11 @@ async def test_request_headers(api: Api, pod: Pod) -> None:
         ("X-Custom", "second"),
         ("X-Text", "grüße"),
     ]
-    await api.call("POST", "/agents/name/bot/rpc", data=b"{}", headers=[*stripped.items(), *passed])
+    trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    await api.call("POST", "/agents/name/bot/rpc", data=b"{}", headers=[*stripped.items(), *passed, trace])
     [seen] = pod.seen
-    arrived = sorted((name.lower(), value) for name, value in seen.headers if name.lower() != "user-agent")
+    made = {"user-agent", "traceparent"}
+    arrived = sorted((name.lower(), value) for name, value in seen.headers if name.lower() not in made)
     expected = [(name.lower(), value) for name, value in passed if name != "X-Text"]
     expected += [
         ("x-text", "grüße".encode().decode("latin-1")),
@@ -103,8 +104,8 @@ async def test_request_headers(api: Api, pod: Pod) -> None:
     assert arrived == sorted(expected)
 
 
-async def test_nothing_is_added_but_a_request_id(api: Api, pod: Pod) -> None:
-    """A caller that says nothing is passed on as one that says nothing."""
+async def test_nothing_is_added_but_what_finds_a_call_again(api: Api, pod: Pod) -> None:
+    """A caller that says nothing is passed on as one that says nothing, with a request id and a trace."""
     await api.register("bot", "v1", acp_url=pod.url)
     host, port = api.host_and_port
     reader, writer = await asyncio.open_connection(host, port)
@@ -113,7 +114,7 @@ async def test_nothing_is_added_but_a_request_id(api: Api, pod: Pod) -> None:
     writer.close()
     await writer.wait_closed()
     [seen] = pod.seen
-    assert {name.lower() for name, _ in seen.headers} == {"host", "x-request-id"}
+    assert {name.lower() for name, _ in seen.headers} == {"host", "x-request-id", "traceparent"}
     assert len(seen.header("x-request-id")[0]) == 32
 
 

@@ -1,0 +1,166 @@
+"""What it costs to call an agent through Podium: calls per second of one API process, and the time added to each.
+
+    python -m tests.benchmarks.forwarding [--seconds 5]
+
+Each call reads its route from the database; the peers look nothing up. Load, agent, servers and what is measured share
+one machine, so the numbers compare programs.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import uvloop
+
+from podium.servers import private_servers
+from podium.servers.ports import free_ports
+from services.settings import Settings
+from tests.benchmarks.measure import PEERS, Bench
+from tests.factories import a_body
+from tests.processes import ROOT, api_process, environment, program
+from tests.waiting import eventually
+
+SECONDS = 5.0
+WARM_UP_SECONDS = 1.0
+CONNECTIONS = 32
+NGINX_PATHS = ("nginx", "/usr/sbin/nginx")
+_NGINX = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx-errors.log;
+events {{ worker_connections 512; }}
+http {{
+    access_log off; keepalive_requests 10000000;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    upstream agent {{ server {agent}; keepalive 64; keepalive_requests 10000000; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ proxy_pass http://agent; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    }}
+}}
+"""
+
+
+async def forwarding(bench: Bench, seconds: float = SECONDS) -> dict[str, float]:
+    """Calls per second over 32 connections through Podium, a Litestar handler with httpx, and nginx if it is there.
+
+    And the milliseconds that Podium adds to a call on one connection, at the median and at the 99th percentile.
+    """
+    async with bench.fresh() as settings, AsyncExitStack() as stack:
+        podium, agent = await stack.enter_async_context(_podium_and_agent(settings, bench.folder))
+        found = {"forwards": await _per_second(podium, seconds)}
+        through, direct = await _milliseconds(podium, seconds), await _milliseconds(agent, seconds)
+        for name, index in (("p50", 49), ("p99", 98)):
+            added = statistics.quantiles(through, n=100)[index] - statistics.quantiles(direct, n=100)[index]
+            found[f"forward_added_{name}_ms"] = added
+        httpx = await stack.enter_async_context(_httpx_forwarder(settings, bench.folder, agent))
+        found["httpx_forwards"] = await _per_second(httpx, seconds)
+        nginx = await stack.enter_async_context(_nginx(bench.folder, agent))
+        if nginx:
+            found["nginx_forwards"] = await _per_second(nginx, seconds)
+    return found
+
+
+@asynccontextmanager
+async def _podium_and_agent(settings: Settings, folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """The URL of an agent through Podium, and its own."""
+    port = free_ports(["agent"])["agent"]
+    agent = f"http://127.0.0.1:{port}/api"
+    env = environment(settings)
+    async with (
+        program(f"{PEERS}.quick_agent {port}", env, folder / "agent.log"),
+        api_process(settings, folder) as api,
+        aiohttp.ClientSession() as client,
+    ):
+        body = a_body("bot", deployment_id="v1", acp_url=agent.removesuffix("/api"))
+        async with client.post(f"{api}/agents/register", json=body) as response:
+            assert response.status == 200, await response.text()
+        yield f"{api}/agents/name/bot/rpc", agent
+
+
+@asynccontextmanager
+async def _httpx_forwarder(settings: Settings, folder: Path, agent: str) -> AsyncIterator[str]:
+    port = free_ports(["httpx"])["httpx"]
+    async with program(f"{PEERS}.httpx_forwarder {port} {agent}", environment(settings), folder / "httpx.log"):
+        await _listening(port)
+        yield f"http://127.0.0.1:{port}/rpc"
+
+
+@asynccontextmanager
+async def _nginx(folder: Path, agent: str) -> AsyncIterator[str | None]:
+    """None where it is not installed."""
+    binary = next((found for each in NGINX_PATHS if (found := shutil.which(each))), None)
+    if binary is None:
+        yield None
+        return
+    port = free_ports(["nginx"])["nginx"]
+    address = agent.removeprefix("http://").removesuffix("/api")
+    configuration = folder / "nginx.conf"
+    configuration.write_text(_NGINX.format(folder=folder, agent=address, port=port))
+    process = await asyncio.create_subprocess_exec(binary, "-p", str(folder), "-c", str(configuration))
+    try:
+        await _listening(port)
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _listening(port: int) -> None:
+    async def answers() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    await eventually(answers, f"something listens on port {port}")
+
+
+async def _per_second(url: str, seconds: float) -> float:
+    await _load(url, CONNECTIONS, WARM_UP_SECONDS)
+    return len(await _load(url, CONNECTIONS, seconds)) / seconds
+
+
+async def _milliseconds(url: str, seconds: float) -> list[float]:
+    await _load(url, 1, WARM_UP_SECONDS)
+    return await _load(url, 1, seconds)
+
+
+async def _load(url: str, connections: int, seconds: float) -> list[float]:
+    """The milliseconds of each call, by a process of its own."""
+    arguments = ["-m", f"{PEERS}.load", url, str(connections), str(seconds)]
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
+    assert process.returncode == 0
+    milliseconds: list[float] = json.loads(printed)
+    return milliseconds
+
+
+async def _alone(folder: Path, seconds: float) -> dict[str, float]:
+    async with private_servers(folder / "servers") as servers:
+        return await forwarding(Bench(servers, folder), seconds)
+
+
+def main(seconds: float) -> None:
+    """Measure on servers of our own, and print."""
+    with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter
+        found = uvloop.run(_alone(folder, seconds))
+    found["forwards_beside_httpx"] = found["forwards"] / found["httpx_forwards"]
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure the gateway beside its peers.")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    main(parser.parse_args().seconds)
