@@ -133,7 +133,9 @@ def _ordering(allowed: Mapping[str, InstrumentedAttribute[Any]], page: Page) -> 
     column = allowed.get(page.order_by)
     if column is None:
         raise InvalidRequest(f"order_by must be one of {', '.join(sorted(allowed))}.", field="order_by")
-    return column.asc().nulls_last() if page.direction == "asc" else column.desc().nulls_last()
+    ordered = column.asc() if page.direction == "asc" else column.desc()
+    # Only where there can be a NULL: an index read backwards has them first, so that it would not be used.
+    return ordered.nulls_last() if column.expression.nullable else ordered
 
 
 async def _require_agent(session: AsyncSession, agent_id: UUID) -> None:

@@ -1,0 +1,90 @@
+"""How lists are read once there is much to list: from an index, as far as the page goes."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from services.database import Sessions, in_transaction
+from services.history import history, served_at
+from services.inbox import Lifetime, recent_registrations
+from services.parking import list_parked
+from services.queries import Page, get_agent_by_name, list_agents, list_deployments
+from services.stream import read_events
+
+AGENTS = 2_000
+FILL = f"""
+INSERT INTO agents (name, created_at)
+    SELECT 'agent-' || n, now() - n * interval '1 s' FROM generate_series(1, {AGENTS}) n;
+INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at)
+    SELECT name || '-' || v, id, 'Pending', now(), now() - v * interval '1 s' FROM agents, generate_series(1, 5) v;
+INSERT INTO promotions (agent_id, generation, cause, actor, at)
+    SELECT id, g, 'manual', 'x', now() + g * interval '1 s' FROM agents, generate_series(1, 3) g;
+INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload)
+    SELECT gen_random_uuid(), 't', id, name, name, s, 1, '{{}}' FROM agents, generate_series(1, 3) s;
+INSERT INTO registrations (message_id, agent_name, outcome)
+    SELECT gen_random_uuid(), name, 'Registered' FROM agents, generate_series(1, 3);
+INSERT INTO parked (key, agent_name, reason, error, routing_key, headers, body)
+    SELECT name, name, 'r', 'e', 'k', '{{}}', '' FROM agents
+"""
+Read = Callable[[AsyncSession, Any], Awaitable[object]]
+READS: dict[str, Read] = {
+    "agents, newest first": lambda session, _: list_agents(session, Page()),
+    "agents, oldest first": lambda session, _: list_agents(session, Page(direction="asc")),
+    "agents by name": lambda session, _: list_agents(session, Page(order_by="name", direction="asc")),
+    "agents behind an id": lambda session, agent: list_agents(session, Page(after=agent)),
+    "an agent of a name": lambda session, _: get_agent_by_name(session, "agent-7"),
+    "deployments of an agent": lambda session, agent: list_deployments(session, agent, Page()),
+    "the ledger of an agent": lambda session, agent: history(session, agent, limit=50),
+    "what served then": lambda session, agent: served_at(session, agent, datetime.now(UTC) + timedelta(hours=1)),
+    "announcements of an agent": lambda session, _: recent_registrations(session, Lifetime("agent-7"), Page()),
+    "announcements": lambda session, _: recent_registrations(session, Lifetime(), Page()),
+    "parked messages": lambda session, _: list_parked(session, Page()),
+    "parked messages of an agent": lambda session, _: list_parked(session, Page(), "agent-7"),
+    "events of an agent": lambda session, agent: read_events(session, agent, (1,), 50),
+    "all events": lambda session, _: read_events(session, None, (1, 0), 50),
+}
+
+
+@contextmanager
+def statements(engine: AsyncEngine) -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to the database while inside, with its parameters."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+
+
+async def test_no_list_reads_a_whole_table(engine: AsyncEngine, sessions: Sessions) -> None:
+    """No plan goes through all rows of a table, nor sorts more of them than the page shows."""
+    async with engine.begin() as connection:
+        for statement in FILL.split(";\n"):
+            await connection.execute(text(statement))
+        agent = await connection.scalar(text("SELECT id FROM agents WHERE name = 'agent-7'"))
+    async with engine.connect() as connection:
+        await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE"))
+    most: dict[str, float] = {}
+    for name, read in READS.items():
+        with statements(engine) as sent:
+            await in_transaction(sessions, lambda session, read=read: read(session, agent))  # type: ignore[misc]
+        async with engine.connect() as connection:
+            for statement, parameters in sent:
+                explained = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+                most[name] = max(most.get(name, 0), *_rows_read(explained.scalar_one()[0]["Plan"]))
+    assert {name: rows for name, rows in most.items() if rows > 500} == {}
+
+
+def _rows_read(plan: dict[str, Any]) -> list[float]:
+    """How many rows each step of the plan came by."""
+    passed_by = sum(value for name, value in plan.items() if name.startswith("Rows Removed by"))
+    here = (plan["Actual Rows"] + passed_by) * plan["Actual Loops"]
+    return [here, *(rows for each in plan.get("Plans", []) for rows in _rows_read(each))]
