@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from podium.commands.calling import Call, command
 from podium.commands.exits import ExitCode, Failure
+from podium.commands.printing import read_enough
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -144,11 +144,9 @@ def _full(event_type: str) -> str:
 
 
 def _write(line: str) -> None:
-    """Print at once. Whoever reads may have had enough, as `head` has: that is the end, and no failure."""
+    """Print at once."""
     try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer has nowhere to go when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
+        read_enough()

@@ -1,8 +1,11 @@
 """Printing an agent's answer: the bytes as they are into a pipe, harmless text onto a terminal."""
 
 import codecs
+import os
 import sys
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, NoReturn, TextIO
+
+import typer
 
 # What a terminal would obey rather than show; tabs and line ends stay.
 _OBEYED = [*range(9), *range(11, 32), 127, *range(0x80, 0xA0)]
@@ -21,8 +24,11 @@ class Printer:
     def print(self, chunk: bytes) -> None:
         """The next chunk."""
         if not self._terminal:
-            self._bytes().write(chunk)
-            self._bytes().flush()
+            try:
+                self._bytes().write(chunk)
+                self._bytes().flush()
+            except BrokenPipeError:
+                read_enough()
             return
         shown = self._decoder.decode(chunk).replace("\r\n", "\n").translate(_HARMLESS)
         if shown:
@@ -38,3 +44,10 @@ class Printer:
 
     def _bytes(self) -> BinaryIO:
         return self._text.buffer
+
+
+def read_enough() -> NoReturn:
+    """End the command, which is no failure: whoever read its output has had enough, as `head` has."""
+    # What is left in the buffer has nowhere to go when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit
