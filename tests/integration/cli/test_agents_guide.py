@@ -1,0 +1,31 @@
+"""The guide to agents of other protocols: its commands run, and register what it says."""
+
+import re
+
+from aiohttp import web
+
+from services.database import Sessions
+from tests.documents import podium_commands
+from tests.integration.api.pods import running_pod
+from tests.integration.cli.terminal import Terminal
+from tests.processes import ROOT
+from tests.waiting import rows
+
+GUIDE = ROOT / "docs" / "agents.md"
+
+
+async def test_the_commands_of_the_guide(terminal: Terminal, sessions: Sessions) -> None:
+    """Typed as they stand there, with a pod at each address that they name, they register and call."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"jsonrpc": "2.0", "id": 1, "result": request.path})
+
+    commands = list(podium_commands(GUIDE))
+    assert [command[0] for command in commands] == ["register", "rpc"] * 2
+    async with running_pod(answer) as pod:
+        for command in commands:
+            typed = [re.sub(r"^http://127\.0\.0\.1:\d+$", pod.url, word) for word in command]
+            await terminal.done(*typed, *(["--http"] if command[0] == "register" else []))
+    assert [seen.target for seen in pod.seen] == ["/rpc", "/mcp"]
+    registered = await rows(sessions, "SELECT id, rpc_path, error_style FROM deployments ORDER BY id")
+    assert [tuple(row) for row in registered] == [("planner-1", "/rpc", "http"), ("tools-1", "/mcp", "jsonrpc")]
