@@ -84,8 +84,9 @@ def wait_before_next(suspect: Suspect, luck: float) -> timedelta:
 
 def changes_nothing(suspect: Suspect, failure: str | None) -> bool:
     """Whether this answer only confirms what is stored, as nearly all do: nothing has to be locked for it."""
-    status = "Ready" if failure is None else "Failed"
-    return suspect.status == status and suspect.streak == _streak(suspect.streak, failure, suspect.pace.threshold)
+    if suspect.status == ("Ready" if failure is None else "Failed"):
+        return suspect.streak == _streak(suspect.status, suspect.streak, failure, suspect.pace.threshold)
+    return False
 
 
 def judge(state: State, suspect: Suspect, failure: str | None) -> State:
@@ -98,7 +99,7 @@ def judge(state: State, suspect: Suspect, failure: str | None) -> State:
     if stored is None or stored.expires_at is not None or not _is_what_was_asked(stored, suspect):
         return state
     threshold = suspect.pace.threshold
-    deployment = replace(stored, probe_streak=_streak(stored.probe_streak, failure, threshold))
+    deployment = replace(stored, probe_streak=_streak(stored.status, stored.probe_streak, failure, threshold))
     state = state.with_deployment(deployment)
     if failure is not None and deployment.status == "Ready" and deployment.probe_streak <= -threshold:
         return fail(state, deployment, f"{threshold} probes in a row failed, the last one: {failure}")
@@ -135,7 +136,7 @@ def fail(state: State, deployment: DeploymentState, reason: str) -> State:
 
 
 def _revive(state: State, deployment: DeploymentState) -> State:
-    ready = replace(deployment, status="Ready", status_reason=None, status_changed_at=state.now)
+    ready = replace(deployment, status="Ready", status_reason=None, status_changed_at=state.now, probe_streak=0)
     if deployment.ready_at is not None:
         return announce_ready(state.with_deployment(ready), ready)
     ready = replace(ready, ready_at=state.now)
@@ -159,10 +160,10 @@ def _is_what_was_asked(stored: DeploymentState, suspect: Suspect) -> bool:
     return (stored.acp_url, stored.registered_at) == (suspect.acp_url, suspect.registered_at)
 
 
-def _streak(before: int, failure: str | None, threshold: int) -> int:
+def _streak(status: DeploymentStatus, before: int, failure: str | None, threshold: int) -> int:
     """One more in this direction, or the first; not counted beyond what makes a difference."""
     if failure is None:
-        return min(max(before, 0) + 1, threshold)
+        return 0 if status == "Ready" else min(max(before, 0) + 1, threshold)
     return max(min(before, 0) - 1, -(threshold + DOUBLINGS))
 
 

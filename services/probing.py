@@ -58,15 +58,15 @@ async def claim(session: AsyncSession, settings: Settings, limit: int) -> list[S
     return suspects
 
 
-async def give_verdict(session: AsyncSession, suspect: Suspect, failure: str | None) -> tuple[State, State]:
-    """The agent before and after this probe, which failed for this reason (None: was answered).
+async def give_verdict(session: AsyncSession, suspect: Suspect, failure: str | None) -> State:
+    """The agent after this probe, which failed for this reason (None: was answered).
 
     Others see the effect once the transaction is committed. Raises `AgentNotFound`.
     """
     before = await lock_state(session, suspect.agent_id, suspect.id)
     after = judge(before, suspect, failure)
     await save_state(session, before, after)
-    return before, after
+    return after
 
 
 async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> list[tuple[UUID, str]]:
@@ -75,14 +75,12 @@ async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> lis
     return [(row.agent_id, row.id) for row in rows]
 
 
-async def expire_pending(
-    session: AsyncSession, agent_id: UUID, deployment_id: str, deadline: timedelta
-) -> tuple[State, State]:
-    """The agent before and after this deployment, if it is still Pending past its deadline, was set Failed."""
+async def expire_pending(session: AsyncSession, agent_id: UUID, deployment_id: str, deadline: timedelta) -> State:
+    """The agent after this deployment, if it is still Pending past its deadline, was set Failed."""
     before = await lock_state(session, agent_id, deployment_id)
     after = expire(before, deployment_id, deadline)
     await save_state(session, before, after)
-    return before, after
+    return after
 
 
 def _suspect(row: Row[*tuple[Any, ...]], settings: Settings) -> Suspect:

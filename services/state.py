@@ -84,7 +84,7 @@ class DeploymentState:
     promoted_at: datetime | None = None
     expires_at: datetime | None = None
     purged_at: datetime | None = None
-    probe_streak: int = 0  # probes in a row that were answered; below zero: that failed
+    probe_streak: int = 0  # probes in a row that were answered while not Ready; below zero: that failed
 
     @property
     def newest(self) -> Pair | None:

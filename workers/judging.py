@@ -21,7 +21,7 @@ VERDICTS_AT_ONCE = 4
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Verdict = Callable[[AsyncSession], Awaitable[tuple[State, State]]]
+Verdict = Callable[[AsyncSession], Awaitable[State]]
 
 
 class Judge:
@@ -64,18 +64,11 @@ class Judge:
 
     async def _decide(self, deployment_id: str, verdict: Verdict) -> DeploymentState | None:
         """The deployment after this verdict, which is told of if it changed the status."""
-        before, after = await self._do(verdict)
+        after = await self._do(verdict)
         deployment = after.deployments.get(deployment_id)
         if deployment is not None and after.events:
             self._waker.wake()
-            log.warning(
-                "A deployment's status has changed.",
-                action=f"janitor.{deployment.status.lower()}",
-                agent=after.agent.name,
-                deployment=deployment_id,
-                production=before.deployments[deployment_id].is_production,
-                why=deployment.status_reason,
-            )
+            _tell(after, deployment)
         return deployment
 
     async def _flee(self, suspect: Suspect) -> None:
@@ -106,6 +99,14 @@ class Judge:
         """What comes of a transaction; only so many at a time, since there are only so many connections."""
         async with self._verdicts:
             return await in_transaction(self._sessions, work)
+
+
+def _tell(state: State, deployment: DeploymentState) -> None:
+    who = {"agent": state.agent.name, "deployment": deployment.id, "production": deployment.is_production}
+    if deployment.status == "Failed":
+        log.warning("A deployment was found not to work.", action="janitor.failed", why=deployment.status_reason, **who)
+    else:
+        log.info("A deployment has answered.", action="janitor.ready", **who)
 
 
 def _lost(deployment_id: str, error: Exception) -> None:

@@ -102,7 +102,7 @@ def test_a_version_that_was_never_ready_does_not_become_so_by_answering() -> Non
 
 def test_what_only_confirms_needs_no_transaction() -> None:
     """A healthy deployment costs its claim and nothing else; so does one that has been dead for long."""
-    healthy = after(a_state(None, a_deployment()), "+++").deployments["v1"]
+    healthy = a_deployment()
     assert changes_nothing(suspect_of(healthy), None)
     assert not changes_nothing(suspect_of(healthy), REFUSED)
     dead = after(a_state(None, a_deployment()), "-" * 20).deployments["v1"]

@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from aio_pika.abc import AbstractConnection
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.database import Sessions, in_transaction
 from services.lifecycle import AgentChange, change_agent
 from services.promotion import Caller, promote
 from services.registration import register_batch
 from services.settings import Settings
+from services.wake import Waker
 from tests.broker import publish
 from tests.factories import a_body, incoming
 from tests.integration.api.pods import Pod, refused_address, running_pod
 from tests.integration.workers.conftest import working
 from tests.waiting import eventually, eventually_rows, rows
+from workers.janitor import Janitor
 from workers.run import run_janitor, run_registrar
 
 INTERVAL = timedelta(seconds=0.3)
@@ -49,6 +52,11 @@ async def registered(sessions: Sessions, deployment_id: str, url: str, **fields:
     await in_transaction(sessions, lambda session: register_batch(session, [message]))
 
 
+async def asked(pod: Pod, times: int) -> bool:
+    """Whether its health page was asked so often."""
+    return len(pod.seen) >= times
+
+
 def status_is(status: str, deployment_id: str = "v1") -> str:
     """Whether this deployment has this status."""
     return f"SELECT * FROM deployments WHERE id = '{deployment_id}' AND status = '{status}'"
@@ -58,7 +66,7 @@ async def test_a_dead_pod_is_failed_and_one_that_answers_again_is_ready(eager: S
     """With an event each time, and the reason; production stays where it was, and two janitors do not count twice."""
     async with a_switchable_pod() as (pod, answer), working(run_janitor, eager), working(run_janitor, eager):
         await registered(sessions, "v1", pod.url)
-        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE probe_streak = 3")
+        await eventually(lambda: asked(pod, 3), "it is asked again and again")
         answer["status"] = 500
         [failed] = await eventually_rows(sessions, status_is("Failed"))
         answer["status"] = 404
@@ -90,23 +98,30 @@ async def test_one_flicker_never_flips_a_state(eager: Settings, sessions: Sessio
 
 
 async def test_a_pod_that_announces_itself_during_a_probe_is_not_failed_by_it(
-    eager: Settings, sessions: Sessions
+    eager: Settings, sessions: Sessions, engine: AsyncEngine
 ) -> None:
     """The verdict is about the announcement that was probed."""
-    asked, go_on = asyncio.Event(), asyncio.Event()
+    being_asked, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(_: web.BaseRequest) -> web.StreamResponse:
-        asked.set()
+        being_asked.set()
         await go_on.wait()
         return web.Response(status=500)
 
     patient = eager.model_copy(update={"probe_interval": timedelta(seconds=10), "probe_threshold": 1})
-    async with running_pod(slow) as old, running_pod() as new, working(run_janitor, patient):
-        await registered(sessions, "v1", old.url)
-        await asked.wait()
-        await registered(sessions, "v1", new.url)
-        go_on.set()
-        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE probe_streak = 1")
+    async with running_pod(slow) as old, running_pod() as new, Waker(engine) as waker:
+        janitor = Janitor(patient, sessions, waker)
+        async with working(lambda _, stop: janitor.run(stop), patient):
+            await registered(sessions, "v1", old.url)
+            await being_asked.wait()
+            await registered(sessions, "v1", new.url)
+            await eventually(lambda: asked(new, 1), "the new address is asked")
+            go_on.set()
+
+            async def all_judged() -> bool:
+                return not janitor._looks
+
+            await eventually(all_judged, "both have been judged")
         assert await rows(sessions, "SELECT 1 FROM outbox WHERE type LIKE '%failed%'") == []
 
 
@@ -234,12 +249,8 @@ async def test_a_production_that_nothing_can_replace_stays_until_something_can(
             await connection.exec_driver_sql("UPDATE deployments SET probe_streak = -19 WHERE id = 'v2'")
         await stack.enter_async_context(working(run_janitor, lasting))
         await eventually_rows(sessions, status_is("Failed", "v2"))
-        asked = len(pod.seen)
-
-        async def asked_again() -> bool:
-            return len(pod.seen) > asked + 4
-
-        await eventually(asked_again, "refuges are looked for again")
+        so_far = len(pod.seen)
+        await eventually(lambda: asked(pod, so_far + 5), "refuges are looked for again")
         assert await rows(sessions, PROMOTED.format(3)) == []
         answer["status"] = 200
         await eventually_rows(sessions, PROMOTED.format(3))
