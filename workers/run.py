@@ -30,8 +30,13 @@ class WorkerName(StrEnum):
     JANITOR = "janitor"
 
 
-# The registrar's transaction and the waker's notification.
-REGISTRAR_CONNECTIONS = 2
+# To PostgreSQL, at most.
+CONNECTIONS = {
+    WorkerName.REGISTRAR: 2,  # its transaction, and what wakes the relay
+    WorkerName.RELAY: 1,
+    WorkerName.DRAINER: 1,
+    WorkerName.JANITOR: JANITOR_CONNECTIONS + 1,  # the sweep has its own
+}
 # Of the drain timeout: after the first share what still runs is cut short, after the second the process ends.
 FINISH_SHARE = 0.5
 END_SHARE = 0.95
@@ -75,7 +80,7 @@ async def _finish(workers: "set[asyncio.Task[None]]", drain_seconds: float) -> N
 
 async def run_registrar(settings: Settings, stop: asyncio.Event) -> None:
     """Take registrations until told to stop."""
-    engine = make_engine(settings, application_name="podium-registrar", pool_size=REGISTRAR_CONNECTIONS)
+    engine = make_engine(settings, application_name="podium-registrar", pool_size=CONNECTIONS[WorkerName.REGISTRAR])
     async with _disposed(engine), Waker(engine) as waker:
         await Registrar(settings, make_sessions(engine), waker).run(stop)
 
@@ -83,7 +88,10 @@ async def run_registrar(settings: Settings, stop: asyncio.Event) -> None:
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
     """Publish events until told to stop."""
     engine = make_engine(
-        settings, application_name="podium-relay", pool_size=1, idle_session_timeout=IDLE_SESSION_TIMEOUT
+        settings,
+        application_name="podium-relay",
+        pool_size=CONNECTIONS[WorkerName.RELAY],
+        idle_session_timeout=IDLE_SESSION_TIMEOUT,
     )
     async with _disposed(engine):
         await Relay(settings, engine).run(stop)
@@ -91,14 +99,14 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
 
 async def run_drainer(settings: Settings, stop: asyncio.Event) -> None:
     """Move what the broker gave up on into the table of parked messages until told to stop."""
-    engine = make_engine(settings, application_name="podium-drainer", pool_size=1)
+    engine = make_engine(settings, application_name="podium-drainer", pool_size=CONNECTIONS[WorkerName.DRAINER])
     async with _disposed(engine):
         await Drainer(settings, make_sessions(engine)).run(stop)
 
 
 async def run_janitor(settings: Settings, stop: asyncio.Event) -> None:
     """Keep states true and tables tidy until told to stop."""
-    engine = make_engine(settings, application_name="podium-janitor", pool_size=JANITOR_CONNECTIONS + 1)
+    engine = make_engine(settings, application_name="podium-janitor", pool_size=CONNECTIONS[WorkerName.JANITOR])
     sessions = make_sessions(engine)
     async with _disposed(engine), Waker(engine) as waker, asyncio.TaskGroup() as duties:
         duties.create_task(Janitor(settings, sessions, waker).run(stop))

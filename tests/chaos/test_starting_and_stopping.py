@@ -16,7 +16,7 @@ from tests.factories import a_body
 from tests.processes import api_at_once, environment, program
 from tests.waiting import eventually, eventually_rows
 
-DRAIN_SECONDS = 4
+DRAIN_SECONDS = 2.5
 API_END_SECONDS = 10
 
 

@@ -19,6 +19,7 @@ from services.settings import Settings
 from tests.commands import assert_is_command, variables
 from tests.documents import blocks, podium_commands
 from tests.processes import ROOT
+from workers.run import CONNECTIONS
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -122,13 +123,34 @@ def sources() -> Iterator[str]:
         yield from (path.read_text() for path in (ROOT / package).rglob("*.py"))
 
 
+def said(code: str) -> set[str]:
+    """Every log action in this code; the janitor's are made of the status that it has given."""
+    given = {"janitor.failed", "janitor.ready"} if 'action=f"janitor.{deployment.status.lower()}"' in code else set()
+    return given | set(re.findall(r'"?(?:action|back)"?[=:] ?"([a-z]+\.[a-z_]+)"', code))
+
+
+def test_every_log_action_of_a_worker_is_explained() -> None:
+    """Whoever reads its log finds out what it means."""
+    code = "\n".join(path.read_text() for path in (ROOT / "workers").rglob("*.py"))
+    text = OPERATIONS.read_text()
+    assert {action for action in said(code) if f"`{action}`" not in text} == set()
+
+
+def test_the_connections_of_a_worker_process_are_counted() -> None:
+    """So that an operator can add up what PostgreSQL has to allow."""
+    listed = ", ".join(f"{name} {count}" for name, count in CONNECTIONS.items())
+    wanted = f"A worker process opens up to {sum(CONNECTIONS.values())} ({listed})."
+    assert wanted in OPERATIONS.read_text().replace("\n  ", " ")
+
+
 def test_every_log_action_and_metric_to_watch_exists() -> None:
     """An alert on a documented action or metric can fire."""
     text = OPERATIONS.read_text()
     code = "\n".join(sources())
-    actions = set(re.findall(r"`((?:registrar|relay|janitor|request|rpc|transaction)\.[a-z_]+)`", text))
+    logs = text[text.index("Logs are one JSON object") :]
+    actions = set(re.findall(r"`([a-z]+\.[a-z_]+)`", logs)) - {"podium.parked"}
     assert actions
-    assert all(re.search(rf'"?action"?[=:] ?"{action}"', code) for action in actions), actions
+    assert actions <= said(code), actions - said(code)
     metrics = set(re.findall(r"`(podium_http_[a-z_]+)`", text))
     assert metrics
     # A counter's name gets its ending when it is shown.
