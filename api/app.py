@@ -30,6 +30,7 @@ from api import (
     rpc,
 )
 from api.auth import check_bind, check_caller
+from api.bounded_http import BoundedHttp
 from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
 from api.problems import EXCEPTION_HANDLERS
@@ -136,6 +137,7 @@ def make_server(settings: Settings) -> ApiServer:
             app,
             host=settings.host,
             port=settings.port,
+            http=BoundedHttp,
             lifespan="on",
             ws="none",
             access_log=False,

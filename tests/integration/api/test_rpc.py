@@ -14,6 +14,16 @@ from tests.integration.api.pods import Handler, Pod, running_pod
 from tests.waiting import eventually
 
 # What parsing and writing anew would change: order, duplicates, spaces, a number beyond 64 bits, escapes, no UTF-8.
+STRANGE_BODIES = (
+    b'{"id":1,"id":"1","a":9007199254740993,"a":1e400}',
+    b'{"lone":"\\ud800","id":-0.0,"big":-123456789012345678901234567890}',
+    b'[{"jsonrpc":"2.0","id":1},{"jsonrpc":"2.0"}]',
+    b"[]",
+    b"not JSON at all",
+    bytes(range(256)),
+    b"\x00",
+    b"",
+)
 STRANGE_BODY = b' {"id":1,"id":"1", "n": 123456789012345678901234567890.10,"e":"\\u00e9\\/","raw":"\xff\x00"}\r\n'
 
 
@@ -33,7 +43,7 @@ async def test_bodies_pass_byte_for_byte(api: Api) -> None:
         for data, expected in (
             (STRANGE_BODY, STRANGE_BODY),
             (in_chunks(), STRANGE_BODY),
-            (b"[1, 2]", b"[1, 2]"),
+            *((body, body) for body in STRANGE_BODIES),
             (io.BytesIO(large), large),
         ):
             answer = await api.call("POST", "/agents/name/bot/rpc", data=data)
@@ -155,6 +165,22 @@ async def test_answers_pass_verbatim(api: Api, status: int) -> None:
         assert name not in got.headers
     assert got.headers.getall("x-podium-deployment-id") == ["v1"]
     assert got.headers.getall("x-podium-generation") == ["1"]
+
+
+async def test_every_status_passes(api: Api) -> None:
+    """As it is, with its body where it has one; none is taken for the gateway's own."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        status = int(request.query_string)
+        return web.Response(status=status, body=None if status in {204, 304} else b"as it was")
+
+    async with running_pod(answer) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        for status in range(200, 504):
+            answered = await api.call("POST", f"/agents/name/bot/rpc?{status}", data=b"{}", allow_redirects=False)
+            assert answered.status == status
+            assert answered.body == (b"" if status in {204, 304} else b"as it was")
+            assert "retry-after" not in answered.headers
 
 
 async def test_chunks_pass_at_once(api: Api) -> None:
