@@ -1,5 +1,6 @@
 """The command line."""
 
+import gc
 import sys
 from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from services.settings import Settings
 
 DEFAULT_DATA_DIR = Path(".podium")
+# Objects made before the collector looks at the new ones; Python begins with 700.
+GC_ALLOCATIONS = 20_000
 
 app = typer.Typer(
     name="podium",
@@ -168,6 +171,10 @@ def _with_port(settings: "Settings", port: int | None) -> "Settings":
 def _run(work: Coroutine[Any, Any, None]) -> None:
     import uvloop  # noqa: PLC0415 - commands that ask the API start faster without it
 
+    # Modules stay for as long as the process does. Not to go through them again and again, nor so often through what
+    # a batch leaves behind, saves a sixth of a registrar's time.
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, *gc.get_threshold()[1:])
     uvloop.run(work)
 
 
