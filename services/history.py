@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, literal_column, select
+from sqlalchemy import bindparam, literal_column, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -36,9 +36,27 @@ CASE WHEN deployments.promoted_at IS NOT NULL THEN (
     JSONB,
 ).label("periods")
 
+_Own = aliased(
+    Promotion,
+    select(Promotion)
+    .where(Promotion.agent_id == bindparam("agent_id"))
+    .order_by(Promotion.generation.desc())
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+    .subquery(),
+)
 _Next = aliased(Promotion)
-_LEDGER = select(Promotion, _Next.at.label("until")).outerjoin(
-    _Next, (_Next.agent_id == Promotion.agent_id) & (_Next.generation == Promotion.generation + 1)
+_HISTORY = (
+    select(_Own, _Next.at)
+    .outerjoin(_Next, (_Next.agent_id == _Own.agent_id) & (_Next.generation == _Own.generation + 1))
+    .order_by(_Own.generation.desc())
+)
+_HELD = (
+    select(Promotion, _Next.at)
+    .outerjoin(_Next, (_Next.agent_id == Promotion.agent_id) & (_Next.generation == Promotion.generation + 1))
+    .where(Promotion.agent_id == bindparam("agent_id"), Promotion.at <= bindparam("at"))
+    .order_by(Promotion.at.desc())
+    .limit(1)
 )
 
 
@@ -73,14 +91,13 @@ class Change:
 
 async def history(session: AsyncSession, agent_id: UUID, *, limit: int, offset: int = 0) -> list[Change]:
     """The agent's ledger, newest first."""
-    rows = _of(agent_id).order_by(Promotion.generation.desc()).limit(limit).offset(offset)
-    return [Change(promotion, until) for promotion, until in await session.execute(rows)]
+    rows = await session.execute(_HISTORY, {"agent_id": agent_id, "limit": limit, "offset": offset})
+    return [Change(promotion, until) for promotion, until in rows]
 
 
 async def served_at(session: AsyncSession, agent_id: UUID, at: datetime) -> Change:
     """What held at this moment. Raises `NothingServedYet` for one before the first change."""
-    held = _of(agent_id).where(Promotion.at <= at).order_by(Promotion.at.desc()).limit(1)
-    row = (await session.execute(held)).one_or_none()
+    row = (await session.execute(_HELD, {"agent_id": agent_id, "at": at})).one_or_none()
     if row is not None:
         return Change(*row)
     first = await session.scalar(select(Promotion.at).where(Promotion.agent_id == agent_id, Promotion.generation == 1))
@@ -94,10 +111,6 @@ def periods_of(found: Sequence[Sequence[Any]] | None) -> tuple[Period, ...]:
         Period(generation, _moment(since), None if until is None else _moment(until))
         for generation, since, until in found or ()
     )
-
-
-def _of(agent_id: UUID) -> Select[Promotion, datetime]:
-    return _LEDGER.where(Promotion.agent_id == agent_id)
 
 
 def _moment(text: str) -> datetime:

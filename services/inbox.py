@@ -44,7 +44,7 @@ WITH old AS (
     ORDER BY r.received_at
     LIMIT :limit
 ), removed AS (
-    DELETE FROM registrations AS r USING old WHERE r.message_id = old.message_id RETURNING r.message_id
+    DELETE FROM registrations WHERE message_id = ANY(ARRAY(SELECT message_id FROM old)) RETURNING message_id
 )
 SELECT count(*) FROM removed
 """)

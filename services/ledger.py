@@ -39,7 +39,9 @@ _LAST_SERVED = text("""
 SELECT coalesce(restored, generation)
 FROM promotions
 WHERE agent_id = :agent_id
-    AND to_deployment_id IS NOT DISTINCT FROM CAST(:deployment_id AS text) AND to_acp_url IS NOT NULL
+    AND CASE WHEN CAST(:deployment_id AS text) IS NULL
+        THEN to_deployment_id IS NULL ELSE to_deployment_id = CAST(:deployment_id AS text) END
+    AND to_acp_url IS NOT NULL
 ORDER BY generation DESC
 LIMIT 1
 """)

@@ -83,7 +83,7 @@ _REMOVE = text("""
 WITH old AS (
     SELECT id FROM parked WHERE received_at < :before ORDER BY received_at LIMIT :limit FOR UPDATE SKIP LOCKED
 ), removed AS (
-    DELETE FROM parked USING old WHERE parked.id = old.id RETURNING parked.id
+    DELETE FROM parked WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id
 )
 SELECT count(*) FROM removed
 """)

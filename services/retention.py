@@ -41,7 +41,8 @@ LIMIT :limit
 
 _DELETE = text(f"""
 UPDATE deployments AS d SET expires_at = clock_timestamp()
-WHERE d.id = ANY(CAST(:ids AS text[])) AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_TOO_OLD}
+FROM unnest(CAST(:ids AS text[])) AS wanted(id)
+WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_TOO_OLD}
 RETURNING d.id, d.agent_id, d.expires_at AS at
 """)  # noqa: S608 - no part of it comes from elsewhere
 
@@ -70,7 +71,8 @@ UPDATE deployments AS d SET
     error_style = DEFAULT,
     sgp_deploy_id = NULL,
     helm_release_name = NULL
-WHERE d.id = ANY(CAST(:ids AS text[])) AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
+FROM unnest(CAST(:ids AS text[])) AS wanted(id)
+WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
 RETURNING d.id, d.agent_id, d.purged_at AS at
 """)  # noqa: S608 - no part of it comes from elsewhere
 

@@ -70,7 +70,7 @@ _REMOVE = text("""
 WITH oldest AS (
     SELECT id, published_at FROM outbox WHERE published_at IS NOT NULL ORDER BY id LIMIT :limit
 ), removed AS (
-    DELETE FROM outbox USING oldest WHERE outbox.id = oldest.id AND oldest.published_at < :before
+    DELETE FROM outbox WHERE id = ANY(ARRAY(SELECT id FROM oldest WHERE published_at < :before))
     RETURNING outbox.agent_id, outbox.sequence, outbox.xid, outbox.id
 ), marked AS (
     INSERT INTO outbox_low_water AS mark (agent_id, sequence, xid, id)

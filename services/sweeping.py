@@ -20,6 +20,8 @@ from services.stream import remove_published
 
 # Any number beside those of the relay and of migrations; the chore's own is the other half of the lock's key.
 _LOCKS = 0x7377_6570
+# Each may be another agent's, whose promotes wait until the transaction ends.
+VERSIONS_AT_A_TIME = 100
 _BEGIN = text(
     "SELECT pg_try_advisory_xact_lock(CAST(:locks AS int), CAST(:chore AS int)) AS ours, clock_timestamp() AS now"
 )
@@ -75,7 +77,8 @@ async def sweep(session: AsyncSession, chore: Chore, settings: Settings, place: 
     except OverflowError:  # longer than there has been time
         return NOTHING
     if chore in _WALKS:
-        limits = Limits(before=before, keep=settings.production_versions_kept, rows=settings.sweep_batch_size)
+        rows = min(settings.sweep_batch_size, VERSIONS_AT_A_TIME)
+        limits = Limits(before=before, keep=settings.production_versions_kept, rows=rows)
         step = await _WALKS[chore](session, limits, place)
         return Swept(step.changed, step.place)
     removed = await _REMOVALS[chore](session, before, settings.sweep_batch_size)

@@ -1,0 +1,128 @@
+"""What retention and history ask stays cheap as tables grow: it reads about as many rows as it answers or removes."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from services.database import Sessions
+from services.history import history, served_at
+from services.inbox import remove_decided
+from services.ledger import last_served
+from services.parking import remove_parked
+from services.queries import Page, get_deployment, list_deployments
+from services.retention import Limits, delete_old_previews, purge_deleted
+from services.stream import remove_published
+from tests.databases import empty
+
+Question = Callable[[AsyncSession, UUID], Awaitable[Any]]
+
+# 300 agents, one of which has 3,000 of the 12,000 versions and 6,000 generations. A fifth of the versions is deleted.
+FILL = """
+INSERT INTO agents (name, event_seq, generation)
+SELECT 'bot-' || n, 1000000, 10000 FROM generate_series(0, 299) AS n;
+INSERT INTO deployments (id, agent_id, status, status_changed_at, acp_url, created_at, expires_at, promoted_at)
+SELECT 'v' || n, agents.id, 'Ready', now(), 'http://h', now() - n * interval '5 minutes',
+    CASE WHEN n % 5 = 0 THEN now() - n * interval '3 minutes' END,
+    CASE WHEN n % 2 = 0 THEN now() - n * interval '1 s' END
+FROM generate_series(1, 12000) AS n JOIN agents ON name = 'bot-' || CASE WHEN n <= 3000 THEN 0 ELSE n % 300 END;
+INSERT INTO promotions (agent_id, generation, cause, actor, to_deployment_id, to_acp_url, at)
+SELECT id, n, 'manual', 'amy', 'v' || n % 3000 + 1, 'http://h', now() - (6001 - n) * interval '1 minute'
+FROM generate_series(1, 6000) AS n, agents WHERE name = 'bot-0';
+INSERT INTO registrations (message_id, agent_name, deployment_id, registered_at, outcome, received_at)
+SELECT gen_random_uuid(), 'bot-' || n % 300, 'v' || n, now() - n * interval '1 minute', 'Registered',
+    now() - n * interval '1 minute' FROM generate_series(1, 20000) AS n;
+INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload, published_at)
+SELECT gen_random_uuid(), 'podium.deployment.created.v1', agents.id, name, 'v1', n, 1, '{}',
+    now() - (20000 - n) * interval '1 minute'
+FROM generate_series(1, 20000) AS n JOIN agents ON name = 'bot-' || n % 300 ORDER BY n;
+INSERT INTO parked (key, agent_name, reason, error, routing_key, headers, body, received_at)
+SELECT n, 'bot-' || n % 300, 'malformed', 'no', 'agent.bot', '{}', 'x', now() - n * interval '5 minutes'
+FROM generate_series(1, 12000) AS n;
+"""
+# Tables as small as these are often read whole, since that is fast; larger ones are not.
+_PREFER_INDEXES = text("SET LOCAL enable_seqscan = off")
+# A fourth of the smallest table; a step looks at 100 rows, and at 20 others for each of them.
+MOST_READ = 3000
+
+
+def ago(days: float) -> datetime:
+    """So many days ago."""
+    return datetime.now(UTC) - timedelta(days=days)
+
+
+def limits(days: float) -> Limits:
+    """A step of 100 rows."""
+    return Limits(before=ago(days), keep=20, rows=100)
+
+
+QUESTIONS: dict[str, Question] = {
+    "old previews": lambda session, _: delete_old_previews(session, limits(7)),
+    "no old previews": lambda session, _: delete_old_previews(session, limits(1000)),
+    "deleted versions": lambda session, _: purge_deleted(session, limits(7)),
+    "no deleted versions": lambda session, _: purge_deleted(session, limits(1000)),
+    "published events": lambda session, _: remove_published(session, ago(7), 100),
+    "no published events": lambda session, _: remove_published(session, ago(1000), 100),
+    "decided announcements": lambda session, _: remove_decided(session, ago(7), 100),
+    "no decided announcements": lambda session, _: remove_decided(session, ago(1000), 100),
+    "parked messages": lambda session, _: remove_parked(session, ago(7), 100),
+    "no parked messages": lambda session, _: remove_parked(session, ago(1000), 100),
+    "the ledger": lambda session, agent_id: history(session, agent_id, limit=50),
+    "an older page of it": lambda session, agent_id: history(session, agent_id, limit=50, offset=1000),
+    "what served then": lambda session, agent_id: served_at(session, agent_id, ago(2)),
+    "when a version served last": lambda session, agent_id: last_served(session, agent_id, "v7"),
+    "a version": lambda session, agent_id: get_deployment(session, agent_id, "v7"),
+    "the newest versions": lambda session, agent_id: list_deployments(session, agent_id, Page(limit=50)),
+}
+
+
+@pytest_asyncio.fixture(scope="module")
+async def big(engine: AsyncEngine) -> AsyncIterator[UUID]:
+    """The agent with most versions, in a database with many rows that it knows the statistics of."""
+    await empty(engine)
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        for statement in filter(str.strip, FILL.split(";\n")):
+            await connection.execute(text(statement))
+        await connection.execute(text("VACUUM ANALYZE"))
+        agent_id = await connection.scalar(text("SELECT id FROM agents WHERE name = 'bot-0'"))
+    assert agent_id is not None
+    yield agent_id
+    await empty(engine)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_no_question_walks_through_a_table(sessions: Sessions, big: UUID, question: str) -> None:
+    """Neither where there is much to find, nor where there is nothing."""
+    asked: list[tuple[str, Any]] = []
+
+    def listen(*arguments: Any) -> None:
+        asked.append((arguments[2], arguments[3]))
+
+    async with sessions() as session:
+        connection = await session.connection()
+        event.listen(connection.sync_connection, "before_cursor_execute", listen)
+        await QUESTIONS[question](session, big)
+        event.remove(connection.sync_connection, "before_cursor_execute", listen)
+        await session.rollback()
+        await session.execute(_PREFER_INDEXES)
+        driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        for statement, parameters in asked:
+            [[plan]] = await driver.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *parameters)
+            for node in nodes(plan[0]["Plan"]):
+                read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+                assert read * node["Actual Loops"] <= MOST_READ, node
+        await session.rollback()
+    assert asked
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The steps of a plan that read tables or indexes."""
+    if "Scan" in plan["Node Type"]:
+        yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
