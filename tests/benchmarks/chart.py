@@ -31,12 +31,13 @@ def draw(runs: Sequence[Figures], machine: str) -> str:
             each.of(found) / each.target,
         )
         for each in RATIOS
+        if each.target and each.measured(found)
     ] + [
         _row(
             each.work,
             "",
-            f"{found[each.ours]:.1f} ms (target {each.target_ms:g} ms)",
-            each.target_ms / found[each.ours],
+            f"{found[each.ours]:.2f} ms (target {each.target_ms:g} ms)",
+            each.target_ms / max(found[each.ours], 0.001),  # what is added may drown in noise
         )
         for each in LIMITS
     ]

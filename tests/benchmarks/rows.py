@@ -14,7 +14,12 @@ class Ratio:
     ours: str
     peer: str
     theirs: str
-    target: float
+    target: float | None
+    """None: what is beside it is a limit, not an aim."""
+
+    def measured(self, found: Figures) -> bool:
+        """Whether the peer was there to compare with."""
+        return self.theirs in found
 
     def of(self, found: Figures) -> float:
         """How many times the peer's number ours is."""
@@ -33,9 +38,13 @@ class Limit:
 RATIOS = (
     Ratio("registrations/s, one worker", "registrations", "FastStream handler + ORM session each", "usual_way", 25.0),
     Ratio("registrations/s, one worker", "registrations", "raw aio-pika consume, no database", "raw_consume", 0.6),
+    Ratio("RPC forwards/s, one API process", "forwards", "Litestar handler + httpx", "httpx_forwards", 6.0),
+    Ratio("RPC forwards/s, one API process", "forwards", "nginx, which looks nothing up", "nginx_forwards", None),
     Ratio("promotes/s, 64 sessions, 64 agents", "promotes", "single-row commits/s of the database", "commits", 0.25),
 )
 LIMITS = (
-    Limit("publish -> event seen, idle, p50", "event_p50_ms", 15.0),
-    Limit("publish -> event seen, idle, p99", "event_p99_ms", 50.0),
+    Limit("added to a call, one connection, p50", "forward_added_p50_ms", 0.5),
+    Limit("added to a call, one connection, p99", "forward_added_p99_ms", 2.0),
+    Limit("from publish to event, idle, p50", "event_p50_ms", 15.0),
+    Limit("from publish to event, idle, p99", "event_p99_ms", 50.0),
 )
