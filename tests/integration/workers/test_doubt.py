@@ -5,10 +5,13 @@ from datetime import timedelta
 import pytest
 from aio_pika.abc import AbstractConnection
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.testing import capture_logs
 
 from contracts import topology
 from services.database import Sessions
+from services.registration import Decided, Incoming, register_batch
 from services.settings import Settings
 from tests.broker import publish, ready_messages
 from tests.factories import a_body
@@ -86,6 +89,34 @@ async def test_a_message_that_always_meets_such_an_error_is_parked_alone(
     failed = [line["action"] for line in told].count("database.failed")
     assert failed >= deciding.DOUBTS
     assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_state_that_ends_at_the_last_moment_parks_nothing(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what fails once more after the database was seen to work is the message's own fault."""
+    await break_(sessions, "deployments", "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
+    async with sessions.begin() as session:
+        await session.execute(text("CREATE SCHEMA broken"))
+    attempts = 0
+
+    async def healed_after_the_last(session: AsyncSession, batch: list[Incoming]) -> list[Decided]:
+        nonlocal attempts
+        try:
+            return await register_batch(session, batch)
+        except DBAPIError:
+            attempts += 1
+            if attempts == deciding.DOUBTS:
+                async with sessions.begin() as healer:
+                    await healer.execute(text("DROP SCHEMA broken"))
+            raise
+
+    monkeypatch.setattr(deciding, "register_batch", healed_after_the_last)
+    await publish(broker, a_body("bot", deployment_id="v1"))
+    async with working(run_registrar, settings):
+        (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
+    assert (row.outcome, attempts) == ("Registered", deciding.DOUBTS)
 
 
 async def test_a_message_whose_agent_is_busy_is_kept(
