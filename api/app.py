@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import resource
 import signal
 import socket
 from collections.abc import AsyncGenerator, Generator
@@ -40,6 +41,7 @@ from services.settings import Settings
 
 # Idle connections of callers; those towards agents are the gateway's own.
 KEEP_ALIVE_SECONDS = 5
+MOST_DESCRIPTORS = 65_536
 
 log = structlog.get_logger(__name__)
 
@@ -152,11 +154,20 @@ def make_server(settings: Settings) -> ApiServer:
     )
 
 
+def allow_many_connections() -> None:
+    """Take as many descriptors as this process may: a stream needs two, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT, then finish what runs. Raises `StartRefused`.
 
     The event loop is the caller's choice; uvloop's is the fast one.
     """
+    allow_many_connections()
     server = make_server(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

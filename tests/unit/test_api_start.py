@@ -1,11 +1,15 @@
 """With which settings the API starts at all."""
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import SecretStr
 
 from api.app import create_app
 from api.auth import StartRefused, check_bind
 from services.settings import Settings
+from tests.processes import ROOT
 
 SECRET = SecretStr("a secret")
 
@@ -33,3 +37,18 @@ def test_no_bind_goes_without_a_secret_key(host: str) -> None:
     for refuses in (check_bind, create_app):
         with pytest.raises(StartRefused, match=r"refuses to start.*PODIUM_SECRET_KEY"):
             refuses(settings)
+
+
+def test_a_low_limit_of_descriptors_is_raised() -> None:
+    """As far as the process may go by itself."""
+    program = """
+import resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+from api.app import MOST_DESCRIPTORS, allow_many_connections
+allow_many_connections()
+soft, still = resource.getrlimit(resource.RLIMIT_NOFILE)
+assert still == hard
+assert soft == (MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)), soft
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
