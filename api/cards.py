@@ -106,25 +106,26 @@ def _public_url(request: AnyRequest, resources: Resources) -> str:
 
 
 async def _fetched(request: AnyRequest, resources: Resources, route: Route) -> bytes:
-    """The card as the agent serves it. Raises `AgentCardMissing`, `AgentCardInvalid`, `ForwardingFailure`."""
+    """The card as the agent serves it. Raises `AgentCardMissing`, `AgentCardInvalid`, and as any call does."""
     headers: CIMultiDict[str] = CIMultiDict({"accept": "application/json"})
     forwarded, _ = request_headers(request.scope["headers"])
     headers.extend((key, value) for key, value in forwarded.items() if _passed(key))
     parts = urlsplit(route.acp_url)
     url = f"{parts.scheme}://{parts.netloc}{CARD_PATH}"
     call = Call(method="GET", url=url, query=b"", headers=headers, body=b"")
-    response = await call_agent(resources.http, call, resources.settings)
-    try:
-        if response.status in {404, 405}:
-            raise AgentCardMissing
-        if response.status != 200:  # noqa: PLR2004 - HTTP: here it is
-            raise AgentCardInvalid(f"The agent answers HTTP {response.status} where its card should be.")
-        return await _content(response)
-    finally:
-        response.close()
+    with resources.circuits.enter(route) as permit:
+        response = await permit.watch(call_agent(resources.http, call, resources.settings))
+        try:
+            return await _content(response)
+        finally:
+            response.close()
 
 
 async def _content(response: aiohttp.ClientResponse) -> bytes:
+    if response.status in {404, 405}:
+        raise AgentCardMissing
+    if response.status != 200:  # noqa: PLR2004 - HTTP: here it is
+        raise AgentCardInvalid(f"The agent answers HTTP {response.status} where its card should be.")
     content = bytearray()
     try:
         async for chunk in response.content.iter_any():

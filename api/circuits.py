@@ -2,14 +2,16 @@
 
 import asyncio
 import math
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 import structlog
 
+from api.jsonrpc import ForwardingFailure
 from services.errors import Unavailable
 from services.routing import Route
 from services.settings import Settings
@@ -19,6 +21,7 @@ REMEMBERED = 10_000
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 Key = tuple[UUID, str | None]
 
 
@@ -68,6 +71,17 @@ class Permit:
         if self._probe:
             self._circuit.probing = False
         self._circuits.leave(self._circuit)
+
+    async def watch(self, answering: Awaitable[T]) -> T:
+        """The agent's answer, or why there is none; what it says about the agent is counted."""
+        try:
+            answer = await answering
+        except ForwardingFailure as exc:
+            if exc.says_agent_is_away:
+                self.failed()
+            raise
+        self.answered()
+        return answer
 
     def answered(self) -> None:
         """The agent has answered, whatever it said: calls pass again."""

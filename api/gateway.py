@@ -17,7 +17,7 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 from multidict import CIMultiDict
 
 from api.forwarded import REQUEST_ID_HEADER, request_headers, response_headers
-from api.jsonrpc import ForwardingFailure, error_response, request_id
+from api.jsonrpc import error_response, request_id
 from api.mcp_sessions import follow_session, session_of
 from api.problems import refusal_headers
 from api.request_body import CallerLeft, check_headers, read_body
@@ -87,13 +87,7 @@ class Forward:
             with self._resources.circuits.enter(route) as permit:
                 call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, body)
                 record.request_bytes = len(body)
-                try:
-                    response = await call_agent(self._resources.http, call, self._resources.settings)
-                except ForwardingFailure as exc:
-                    if exc.says_agent_is_away:
-                        permit.failed()
-                    raise
-                permit.answered()
+                response = await permit.watch(call_agent(self._resources.http, call, self._resources.settings))
                 try:
                     await follow_session(self._resources, scope["method"], session, route, response)
                     await self._pass_on(response, route, send, record)

@@ -42,25 +42,20 @@ def session_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 async def follow_session(
     resources: Resources, method: str, asked: bytes | None, route: Route, response: aiohttp.ClientResponse
 ) -> None:
-    """What the answer says of its session, committed before the answer is passed on.
+    """What the answer says of its session, committed before the answer is passed on. Raises `SessionNotKept`.
 
-    Costs a call without a session nothing, and a call in one that is known nothing but once an hour. Raises
-    `SessionNotKept`; whenever it raises, the answer is closed.
+    Costs a call without a session nothing, and a call in one that is known nothing but once an hour.
     """
     if route.deployment_id is None or response.status not in _SUCCESSES:
         return
-    try:
-        if method == "DELETE":
-            await _ended(resources, asked, route)
-            return
-        issued = session_of(response.raw_headers)
-        if asked is not None and route.session_unseen:
-            await _touched(resources, session_seen, asked, route)
-        if issued is not None and not (issued == asked and route.session_known):
-            await _issued(resources, issued, route, route.deployment_id)
-    except BaseException:
-        response.close()
-        raise
+    if method == "DELETE":
+        await _ended(resources, asked, route)
+        return
+    issued = session_of(response.raw_headers)
+    if asked is not None and route.session_unseen:
+        await _touched(resources, session_seen, asked, route)
+    if issued is not None and not (issued == asked and route.session_known):
+        await _issued(resources, issued, route, route.deployment_id)
 
 
 async def _ended(resources: Resources, asked: bytes | None, route: Route) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -60,14 +60,12 @@ class Route:
 
 # Any number of routes in one statement, so in one snapshot: $1 agents' ids, $3 names, $5 and $6 pairs of agent and
 # deployment; behind each, in $2, $4 and $7, the session (its digest) or NULL. One row for each that is found, beside
-# what it was asked by. A session goes where it was issued while that lives; who asks for a deployment gets that one.
-READ_ROUTES = """
+# what it was asked by.
+_READ = """
 SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.by_session, asked.id AS agent_id,
        asked.name AS agent_name, asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path,
        asked.legacy_error_style, asked.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status,
-       d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at,
-       coalesce(s.deployment_id = d.id, false) AS session_known,
-       coalesce(s.last_seen_at < clock_timestamp() - $8::interval, false) AS session_unseen
+       d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at, {of_session}
 FROM (
     SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, ask.session AS by_session,
            a.production_deployment_id AS wanted, a.*
@@ -81,17 +79,28 @@ FROM (
     FROM unnest($5::uuid[], $6::text[], $7::bytea[]) AS ask(agent_id, deployment_id, session)
     JOIN agents a ON a.id = ask.agent_id
 ) AS asked
-LEFT JOIN mcp_sessions s ON s.agent_id = asked.id AND s.session_sha256 = asked.by_session
-LEFT JOIN deployments issuer ON issuer.id = s.deployment_id
-LEFT JOIN deployments d ON d.id = CASE
-    WHEN asked.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
-    ELSE asked.wanted END
-    AND (asked.by_deployment IS NULL OR d.agent_id = asked.id)
+{sessions}
+LEFT JOIN deployments d ON d.id = {wanted} AND (asked.by_deployment IS NULL OR d.agent_id = asked.id)
 """
 
+READ_ROUTES = _READ.format(
+    of_session="false AS session_known, false AS session_unseen", sessions="", wanted="asked.wanted"
+)
+# A session goes where it was issued while that lives; who asks for a deployment gets that one.
+READ_ROUTES_OF_SESSIONS = _READ.format(
+    of_session=f"""coalesce(s.deployment_id = d.id, false) AS session_known,
+       coalesce(s.last_seen_at < clock_timestamp() - interval '{SEEN_EVERY.total_seconds()} s', false) AS session_unseen
+""",
+    sessions="""LEFT JOIN mcp_sessions s ON s.agent_id = asked.id AND s.session_sha256 = asked.by_session
+LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
+    wanted="""CASE
+    WHEN asked.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
+    ELSE asked.wanted END""",
+)
 
-def arguments(wanted: Collection[Wanted]) -> tuple[list[Any] | timedelta, ...]:
-    """What `READ_ROUTES` takes."""
+
+def arguments(wanted: Collection[Wanted]) -> tuple[list[Any], ...]:
+    """What both statements take."""
     agents = [each for each in wanted if each.agent_id is not None and each.deployment_id is None]
     names = [each for each in wanted if each.name is not None]
     pairs = [each for each in wanted if each.agent_id is not None and each.deployment_id is not None]
@@ -103,12 +112,11 @@ def arguments(wanted: Collection[Wanted]) -> tuple[list[Any] | timedelta, ...]:
         [each.agent_id for each in pairs],
         [each.deployment_id for each in pairs],
         [each.session for each in pairs],
-        SEEN_EVERY,
     )
 
 
 def asked_by(row: Row) -> Wanted:
-    """What a row of `READ_ROUTES` answers."""
+    """What a row answers."""
     return Wanted(row["by_id"], row["by_name"], row["by_deployment"], row["by_session"])
 
 

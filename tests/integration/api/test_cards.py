@@ -177,6 +177,19 @@ async def test_agents_that_do_not_send_their_card(serve: Serve) -> None:
         (await api.get(BOT)).problem(502, "agent-card-invalid")
 
 
+async def test_cards_count_among_the_calls_of_an_agent(serve: Serve) -> None:
+    """One that cannot be reached is left alone for a while, whoever asks it for what."""
+    api = await serve(breaker_failures=2)
+    async with refused_address() as nowhere:
+        await api.register("bot", "v1", acp_url=nowhere)
+        for _ in range(2):
+            (await api.get(BOT)).problem(502, "agent-unreachable")
+        refused = await api.get(BOT)
+        refused.problem(503, "breaker-open")
+        assert int(refused.headers["retry-after"]) > 0
+        (await api.post("/agents/name/bot/rpc", {})).rpc_error(503, "breaker-open")
+
+
 async def test_cards_are_described(api: Api) -> None:
     """Each of the three routes stands in the OpenAPI document, with what it refuses."""
     paths = (await api.get("/openapi.json")).json["paths"]

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.error_style import REMEMBERED_PATHS, ErrorStyles
 from services.database import Sessions
-from services.errors import Unavailable
+from services.errors import AgentNotFound, Unavailable
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, raw_pod, refused_address, running_pod
@@ -45,6 +45,8 @@ async def test_failures_as_answers_to_calls(quick: Api, nowhere: str, deployment
     """HTTP 200 with the call's own id, whether it was refused, not reached, or not answered in time."""
     where: dict[str, Any] = {"deployment_id": deployment_id, "error_style": "jsonrpc"}
     agent = await quick.register("bot", acp_url=nowhere, **where)
+    # The first call of all: nothing has been read of the agent yet.
+    assert_told(await quick.post(RPC, {**CALL, "filling": "x" * 1000}), "message-too-large", call_id=None)
     for path in (RPC, f"/agents/{agent['id']}/rpc"):
         assert_told(await quick.post(path, CALL), "agent-unreachable")
     assert_told(await quick.post(RPC, {**CALL, "id": "a"}), "agent-unreachable", call_id="a")
@@ -54,7 +56,6 @@ async def test_failures_as_answers_to_calls(quick: Api, nowhere: str, deployment
     async with raw_pod(b"no HTTP") as broken:
         await quick.register("bot", acp_url=broken.url, **where)
         assert_told(await quick.post(RPC, CALL), "agent-protocol-error", sent=True)
-    assert_told(await quick.post(RPC, {**CALL, "filling": "x" * 1000}), "message-too-large", call_id=None)
 
 
 async def test_deployments_that_cannot_be_called(api: Api, sessions: Sessions, nowhere: str) -> None:
@@ -118,12 +119,22 @@ async def test_the_style_is_known_while_the_database_is_away(serve: Serve, engin
     refused.rpc_error(503, "database-unavailable")
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """The paths that were used last stay."""
+def test_what_is_remembered_is_for_agents_that_are_still_there() -> None:
+    """A name that is free again is answered by 404, whatever the agent that had it wanted."""
     styles = ErrorStyles()
-    for number in range(REMEMBERED_PATHS + 1):
-        styles.learn("/first", "jsonrpc")
+    styles.learn(RPC, "jsonrpc")
+    assert styles.status_of(AgentNotFound(), "POST", RPC) == 404
+    assert styles.status_of(Unavailable(), "POST", RPC) == 200
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The paths that were used last stay; what an agent wants no more is forgotten at once."""
+    styles = ErrorStyles()
+    for number in range(REMEMBERED_PATHS):
         styles.learn(f"/{number}", "jsonrpc")
-    assert styles.status_of(Unavailable(), "POST", "/first") == 200
-    assert styles.status_of(Unavailable(), "POST", f"/{REMEMBERED_PATHS}") == 200
+    styles.learn("/0", "jsonrpc")
+    styles.learn("/new", "jsonrpc")
+    statuses = {path: styles.status_of(Unavailable(), "POST", path) for path in ("/0", "/1", "/2", "/new")}
+    assert statuses == {"/0": 200, "/1": 503, "/2": 200, "/new": 200}
+    styles.learn("/0", "http")
     assert styles.status_of(Unavailable(), "POST", "/0") == 503
