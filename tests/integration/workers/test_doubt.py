@@ -101,10 +101,10 @@ async def test_a_state_that_ends_at_the_last_moment_parks_nothing(
         await session.execute(text("CREATE SCHEMA broken"))
     attempts = 0
 
-    async def healed_after_the_last(session: AsyncSession, batch: list[Incoming]) -> list[Decided]:
+    async def healed_after_the_last(session: AsyncSession, batch: list[Incoming], **more: bool) -> list[Decided]:
         nonlocal attempts
         try:
-            return await register_batch(session, batch)
+            return await register_batch(session, batch, **more)
         except DBAPIError:
             attempts += 1
             if attempts == deciding.DOUBTS:
