@@ -52,7 +52,8 @@ async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings
         ]
         await in_transaction(sessions, lambda session: register_batch(session, batch))
         agents = {row.name: row.id for row in await rows(sessions, "SELECT name, id FROM agents")}
-        engine = make_engine(settings, application_name="promotes", pool_size=PROMOTES_AT_ONCE)
+        patient = settings.model_copy(update={"lock_timeout": timedelta(seconds=60)})
+        engine = make_engine(patient, application_name="promotes", pool_size=PROMOTES_AT_ONCE)
         stack.push_async_callback(engine.dispose)
         crowd = make_sessions(engine)
 
