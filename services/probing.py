@@ -18,18 +18,19 @@ from services.settings import Settings
 from services.state import State
 from services.store import lock_state, save_state
 
-# The conditions are those of the partial index. Rows that somebody else has locked are left to the next look.
+# The conditions are those of the partial index. Rows that somebody else has locked are left to the next look. The
+# values are those that were locked; a LIMIT below a join could be run again for each row of it, hence MATERIALIZED.
 _DUE = text("""
-SELECT d.id, d.agent_id, d.status, d.status_changed_at, d.is_production, d.acp_url, d.health_path, d.registered_at,
-    d.probe_streak, a.on_failure, a.probe_interval_seconds, a.probe_threshold, a.probe_timeout_seconds
-FROM deployments AS d JOIN agents AS a ON a.id = d.agent_id
-WHERE d.id IN (
-    SELECT id FROM deployments
+WITH due AS MATERIALIZED (
+    SELECT id, agent_id, status, status_changed_at, is_production, acp_url, health_path, registered_at, probe_streak
+    FROM deployments
     WHERE expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)
         AND probe_due_at <= statement_timestamp()
     ORDER BY probe_due_at
     LIMIT :limit
     FOR NO KEY UPDATE SKIP LOCKED)
+SELECT due.*, a.on_failure, a.probe_interval_seconds, a.probe_threshold, a.probe_timeout_seconds
+FROM due JOIN agents AS a ON a.id = due.agent_id
 """)
 
 _CLAIM = text("""
