@@ -8,10 +8,10 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench lint format contracts lock environment servers-for-tests
+.PHONY: help setup demo up test chaos bench bench-scale lint format contracts lock environment servers-for-tests
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## Make .venv and get PostgreSQL and RabbitMQ, if they are not there
 	@$(PYTHON) podium/bootstrap.py --servers run
@@ -27,6 +27,9 @@ test: servers-for-tests ## Run every test against real servers
 
 bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs, RESULTS=name for name.json and name.svg)
 	@$(BIN)/python -m tests.benchmarks --runs $(RUNS) $(if $(RESULTS),--output $(RESULTS).json --chart $(RESULTS).svg)
+
+bench-scale: setup ## Measure reads and promotes on a million deployments: some minutes
+	@$(BIN)/python -m tests.benchmarks.scale
 
 chaos: servers-for-tests ## Kill, stop and starve everything, at length: half an hour
 	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos
