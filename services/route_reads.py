@@ -6,6 +6,7 @@ So whatever was committed before a call came in is seen by it, on every process,
 import asyncio
 from collections.abc import Collection
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,7 +47,7 @@ class RouteReads:
         self._statements: tuple[Any, Any] | None = None
         self._waiting: list[Ask] = []
         self._reading: asyncio.Task[None] | None = None
-        self._away = False
+        self._away_since: float | None = None
 
     async def __aenter__(self) -> Self:
         """Nothing to wait for."""
@@ -95,13 +96,14 @@ class RouteReads:
                 rows = await self._rows({wanted for wanted, _ in asked})
         except _AWAY as exc:
             self._drop()
-            if not self._away:
+            if self._away_since is None:
+                self._away_since = monotonic()
                 log.warning("Routes cannot be read: calls get 503.", action="routes.away", cause=repr(exc)[:200])
-            self._away = True
             return
-        if self._away:
-            log.info("Routes are read again.", action="routes.back")
-        self._away = False
+        if self._away_since is not None:
+            away_seconds = round(monotonic() - self._away_since, 1)
+            log.info("Routes are read again.", action="routes.back", away_seconds=away_seconds)
+            self._away_since = None
         found = {asked_by(row): row for row in rows}
         for wanted, answer in asked:
             if not answer.done():

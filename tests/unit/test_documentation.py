@@ -151,7 +151,7 @@ def test_every_log_action_and_metric_to_watch_exists() -> None:
     actions = set(re.findall(r"`([a-z]+\.[a-z_]+)`", logs)) - {"podium.parked"}
     assert actions
     assert actions <= said(code), actions - said(code)
-    metrics = set(re.findall(r"`(podium_http_[a-z_]+)`", text))
+    metrics = set(re.findall(r"`(podium_(?:http|rpc)_[a-z_]+)`", text))
     assert metrics
     # A counter's name gets its ending when it is shown.
     assert all(f'"{metric.removesuffix("_total")}"' in code for metric in metrics), metrics
