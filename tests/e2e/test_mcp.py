@@ -16,7 +16,7 @@ from tests.processes import api_process
 from tests.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
 
 # Long enough for a tool on a busy machine, short beside what the tool `hang` takes.
-FIRST_BYTE_TIMEOUT = "PT4S"
+FIRST_BYTE_TIMEOUT = "PT8S"
 
 
 async def register(url: str, name: str, deployment_id: str, port: int, **more: str) -> str:

@@ -142,9 +142,9 @@ async def main(first, second, agent_id):
         "promote": await stay_across_a_promote(
             [first, second], url, f"{first}/agents/{agent_id}/deployments/mcp-v2/promote"
         ),
-        "as_answers": await fail_once(f"{first}/agents/name/mcp-bot/rpc"),
-        "as_http": await fail_once(f"{first}/agents/name/loud-bot/rpc"),
     }
+    failing = [fail_once(f"{first}/agents/name/{name}/rpc") for name in ("mcp-bot", "loud-bot")]
+    answers["as_answers"], answers["as_http"] = await asyncio.gather(*failing)
     print(json.dumps(answers))
 
 
