@@ -30,6 +30,16 @@ async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
+@pytest_asyncio.fixture(scope="module")
+async def filled(servers: TestServers, template: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on a database to fill: of this file alone, since plans of others would follow its statistics."""
+    async with a_database(servers.database_url, template) as url:
+        settings = Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+        engine = make_engine(settings, application_name="tests")
+        yield engine
+        await engine.dispose()
+
+
 @pytest.fixture(scope="session")
 def sessions(engine: AsyncEngine) -> Sessions:
     """Sessions on that database."""

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from services.database import Sessions, in_transaction
+from services.database import in_transaction, make_sessions
 from services.history import history, served_at
 from services.inbox import Lifetime, recent_registrations
 from services.parking import list_parked
@@ -64,19 +64,20 @@ def statements(engine: AsyncEngine) -> Iterator[list[tuple[str, Any]]]:
         event.remove(engine.sync_engine, "before_cursor_execute", note)
 
 
-async def test_no_list_reads_a_whole_table(engine: AsyncEngine, sessions: Sessions) -> None:
+async def test_no_list_reads_a_whole_table(filled: AsyncEngine) -> None:
     """No plan goes through all rows of a table, nor sorts more of them than the page shows."""
-    async with engine.begin() as connection:
+    sessions = make_sessions(filled)
+    async with filled.begin() as connection:
         for statement in FILL.split(";\n"):
             await connection.execute(text(statement))
         agent = await connection.scalar(text("SELECT id FROM agents WHERE name = 'agent-7'"))
-    async with engine.connect() as connection:
+    async with filled.connect() as connection:
         await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE"))
     most: dict[str, float] = {}
     for name, read in READS.items():
-        with statements(engine) as sent:
+        with statements(filled) as sent:
             await in_transaction(sessions, lambda session, read=read: read(session, agent))  # type: ignore[misc]
-        async with engine.connect() as connection:
+        async with filled.connect() as connection:
             for statement, parameters in sent:
                 explained = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
                 most[name] = max(most.get(name, 0), *_rows_read(explained.scalar_one()[0]["Plan"]))

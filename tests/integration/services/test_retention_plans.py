@@ -1,6 +1,6 @@
 """What retention and history ask stays cheap as tables grow: it reads about as many rows as it answers or removes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,7 @@ import pytest_asyncio
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from services.database import Sessions
+from services.database import make_sessions
 from services.history import history, served_at
 from services.inbox import remove_decided
 from services.ledger import last_served
@@ -18,7 +18,6 @@ from services.parking import remove_parked
 from services.queries import Page, get_deployment, list_deployments
 from services.retention import Limits, delete_old_previews, purge_deleted
 from services.stream import remove_published
-from tests.databases import empty
 
 Question = Callable[[AsyncSession, UUID], Awaitable[Any]]
 
@@ -82,28 +81,26 @@ QUESTIONS: dict[str, Question] = {
 
 
 @pytest_asyncio.fixture(scope="module")
-async def big(engine: AsyncEngine) -> AsyncIterator[UUID]:
+async def big(filled: AsyncEngine) -> UUID:
     """The agent with most versions, in a database with many rows that it knows the statistics of."""
-    await empty(engine)
-    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    async with filled.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         for statement in filter(str.strip, FILL.split(";\n")):
             await connection.execute(text(statement))
         await connection.execute(text("VACUUM ANALYZE"))
         agent_id = await connection.scalar(text("SELECT id FROM agents WHERE name = 'bot-0'"))
-    assert agent_id is not None
-    yield agent_id
-    await empty(engine)
+    assert isinstance(agent_id, UUID)
+    return agent_id
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-async def test_no_question_walks_through_a_table(sessions: Sessions, big: UUID, question: str) -> None:
+async def test_no_question_walks_through_a_table(filled: AsyncEngine, big: UUID, question: str) -> None:
     """Neither where there is much to find, nor where there is nothing."""
     asked: list[tuple[str, Any]] = []
 
     def listen(*arguments: Any) -> None:
         asked.append((arguments[2], arguments[3]))
 
-    async with sessions() as session:
+    async with make_sessions(filled)() as session:
         connection = await session.connection()
         event.listen(connection.sync_connection, "before_cursor_execute", listen)
         await QUESTIONS[question](session, big)
