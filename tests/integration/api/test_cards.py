@@ -74,6 +74,15 @@ async def test_the_card_names_the_route_beside_it(api: Api) -> None:
         assert (await api.post(f"{deployments}/v1/rpc", {})).json == {"called": "/base/a2a"}
 
 
+async def test_the_card_of_a_legacy_agent(api: Api) -> None:
+    """Comes from its own address, and no deployment is named."""
+    async with running_pod(serving(a_card("old"))) as pod:
+        await api.register("bot", acp_url=pod.url)
+        answer = await api.get(BOT)
+    assert (answer.json["name"], answer.json["url"]) == ("old", f"{api.url}/agents/name/bot/rpc")
+    assert "x-podium-deployment-id" not in answer.headers
+
+
 async def test_the_address_in_a_card(serve: Serve) -> None:
     """The one that was set; else the one by which the caller has come, if it is one at all."""
     key = {"x-api-key": "k"}
