@@ -36,6 +36,7 @@ from api.gateway import AnswerBroke
 from api.metrics import Measured, metrics_route
 from api.problems import EXCEPTION_HANDLERS
 from api.resources import open_resources, provide_resources
+from api.short_way import ShortWay
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
@@ -83,7 +84,7 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=REGISTRATION_MAX_BYTES,
     )
     # Outside of routing, so that requests that no route takes are counted too.
-    app.asgi_handler = Measured(app.asgi_handler, registry)
+    app.asgi_handler = Measured(ShortWay(app), registry)
     return app
 
 
@@ -124,7 +125,7 @@ class _ToldAlready(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (error is not None and isinstance(error.__cause__, AnswerBroke))
+        return not isinstance(error, AnswerBroke)
 
 
 _TOLD_ALREADY = _ToldAlready()

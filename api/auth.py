@@ -1,5 +1,6 @@
 """Who may ask: the one place that decides it, until keys have scopes."""
 
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,6 +101,7 @@ def _check_local(connection: Connection) -> None:
         raise Forbidden
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback(url: str) -> bool:
     """Whether the host of the URL is this machine."""
     try:

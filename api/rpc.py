@@ -13,16 +13,25 @@ from services.routing import Wanted
 METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
 
 
+def wanted_by(*, agent_id: str | None = None, name: str | None = None, deployment_id: str | None = None) -> Wanted:
+    """Whose route a path names, by its parameters. Raises what says that there is no such thing."""
+    if name is not None:
+        return Wanted(name=agent_name(name))
+    assert agent_id is not None
+    key = None if deployment_id is None else deployment_key(deployment_id)
+    return Wanted(agent_id=agent_uuid(agent_id), deployment_id=key)
+
+
 @route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
 async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to what serves the agent now: any body, and the agent's answer as it comes."""
-    return Forward(resources, Wanted(agent_id=agent_uuid(agent_id)))
+    return Forward(resources, wanted_by(agent_id=agent_id))
 
 
 @route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
 async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to what serves the living agent of this name now."""
-    return Forward(resources, Wanted(name=agent_name(name)))
+    return Forward(resources, wanted_by(name=name))
 
 
 @route(
@@ -33,7 +42,7 @@ async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
 )
 async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward to this deployment, in production or not."""
-    return Forward(resources, Wanted(agent_id=agent_uuid(agent_id), deployment_id=deployment_key(deployment_id)))
+    return Forward(resources, wanted_by(agent_id=agent_id, deployment_id=deployment_id))
 
 
 ROUTES = [rpc, rpc_by_name, preview_rpc]

@@ -125,7 +125,8 @@ async def call_agent(session: aiohttp.ClientSession, call: Call, settings: Setti
 
     A refused connection is tried again, at most three times and within the time for connecting.
     """
-    Destinations.of(settings).check_host(call.target.raw_host or "")
+    if settings.dial_hosts:
+        Destinations.of(settings).check_host(call.target.raw_host or "")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + settings.connect_timeout.total_seconds()
     for pause in RETRY_PAUSES_SECONDS:
