@@ -37,7 +37,7 @@ async def shortened(app: Litestar, method: str, path: str, monkeypatch: pytest.M
     async def forward(_scope: object, _receive: object, _send: object, parameters: dict[str, str]) -> None:
         taken.append((way._routes[frozenset(parameters)].path_format, parameters))
 
-    async def elsewhere(*_: object) -> None:
+    async def elsewhere(*_: object) -> Any:
         pass
 
     monkeypatch.setattr(way, "_forward", forward)
