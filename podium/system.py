@@ -56,11 +56,13 @@ class System:
     @property
     def environment(self) -> dict[str, str]:
         """What another program needs to join."""
+        key = self.settings.api_key.get_secret_value()
         return {
             "PODIUM_DATABASE_URL": self.settings.database_url.get_secret_value(),
             "PODIUM_AMQP_URL": self.settings.amqp_url.get_secret_value(),
             "PODIUM_API_URL": self.api_url,
             "PODIUM_SECRET_KEY": self.settings.secret_key.get_secret_value(),
+            **({"PODIUM_API_KEY": key} if key else {}),
         }
 
     async def failure(self) -> ServersError:

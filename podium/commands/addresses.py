@@ -19,6 +19,15 @@ def api_url(given: str | None, found: Mapping[str, str]) -> str:
     return (given or found.get("PODIUM_API_URL") or DEFAULT_API_URL).rstrip("/")
 
 
+def api_key(
+    given: str | None, url: str, environ: Mapping[str, str] = os.environ, env_file: Path = ENV_FILE
+) -> str | None:
+    """The key for the API at this address; the one that `podium up` keeps goes to its own API alone."""
+    written = _written(env_file)
+    kept = written.get("PODIUM_API_KEY") if url == api_url(None, written) else None
+    return given or environ.get("PODIUM_API_KEY") or kept or None
+
+
 def _written(env_file: Path) -> dict[str, str]:
     """The lines NAME=value of the file; nothing if there is none that we may read."""
     try:

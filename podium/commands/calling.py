@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from podium.commands.addresses import api_url, environment
+from podium.commands.addresses import api_key, api_url, environment
 
 if TYPE_CHECKING:
     from podium.client import Api
@@ -41,7 +41,9 @@ def _shared(
     api_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Default: PODIUM_API_URL, else .podium/podium.env.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(metavar="KEY", help="Default: PODIUM_API_KEY.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Default: PODIUM_API_KEY, else .podium/podium.env.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Answer as JSON, for programs.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Answer with ids alone, one per line.")] = False,
 ) -> None:
@@ -75,5 +77,6 @@ async def _run(work: Callable[..., Awaitable[None]], shared: dict[str, Any], giv
     logging.getLogger().addHandler(logging.NullHandler())
     found = environment()
     screen = Screen(as_json=shared["json"], quiet=shared["quiet"])
-    async with open_api(api_url(shared["api_url"], found), shared["api_key"] or found.get("PODIUM_API_KEY")) as api:
+    url = api_url(shared["api_url"], found)
+    async with open_api(url, api_key(shared["api_key"], url)) as api:
         await work(Call(api, screen, found), **given)

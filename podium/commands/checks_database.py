@@ -125,5 +125,6 @@ async def _events(connection: AsyncConnection) -> Check:
 async def _parked(connection: AsyncConnection) -> Check:
     parked = await connection.scalar(_PARKED)
     if parked:
-        return about.warning(f"{parked} announcements are parked", "'podium registrations' says why")
+        what = "1 announcement is" if parked == 1 else f"{parked} announcements are"
+        return about.warning(f"{what} parked", "'podium parked list' says why, and what can be done")
     return about.ok("no announcement is parked")

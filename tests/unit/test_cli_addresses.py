@@ -1,6 +1,11 @@
 from pathlib import Path
+from typing import Any
 
-from podium.commands.addresses import DEFAULT_API_URL, api_url, environment
+from pydantic import SecretStr
+
+from podium.commands.addresses import DEFAULT_API_URL, api_key, api_url, environment
+from podium.system import System
+from services.settings import Settings
 
 
 def test_the_environment_goes_before_the_file_of_podium_up(tmp_path: Path) -> None:
@@ -18,3 +23,26 @@ def test_without_a_file_it_is_this_machine(tmp_path: Path) -> None:
     assert environment({}, tmp_path) == {}
     assert environment({}, tmp_path / "none") == {}
     assert api_url(None, {}) == DEFAULT_API_URL
+
+
+def test_the_key_of_podium_up_goes_to_its_own_api_alone(tmp_path: Path) -> None:
+    """Whoever names another API names its key, too."""
+    file = tmp_path / "podium.env"
+    file.write_text("PODIUM_API_URL=http://127.0.0.1:1\nPODIUM_API_KEY=kept\n")
+    assert api_key(None, "http://127.0.0.1:1", {}, file) == "kept"
+    assert api_key(None, "http://elsewhere:1", {}, file) is None
+    assert api_key(None, "http://127.0.0.1:1", {"PODIUM_API_KEY": "own"}, file) == "own"
+    assert api_key("given", "http://elsewhere:1", {"PODIUM_API_KEY": "own"}, file) == "given"
+    assert api_key(None, DEFAULT_API_URL, {}, tmp_path / "none") is None
+
+
+def test_podium_up_keeps_its_key_for_the_commands() -> None:
+    """None where the API needs none."""
+    none: Any = None
+
+    def kept(**settings: Any) -> str | None:
+        system = System(Settings(**settings), Path(), servers=none, parts={}, servers_failure=none)
+        return system.environment.get("PODIUM_API_KEY")
+
+    assert kept(api_key=SecretStr("secret")) == "secret"
+    assert kept() is None
