@@ -8,6 +8,7 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from yarl import URL
 
 from contracts.topology import REGISTRATIONS_EXCHANGE
+from services.cancelled import lost_as
 from services.errors import BrokerUnavailable
 from services.parking import Envelope
 from services.settings import Settings
@@ -26,10 +27,11 @@ async def republish(settings: Settings, envelope: Envelope, message_id: str) -> 
     connection = Connection(URL(url))
     try:
         await _connect(connection)
-        async with asyncio.timeout(CONFIRM_SECONDS):
-            channel = await connection.channel(on_return_raises=True)
-            exchange = await channel.get_exchange(REGISTRATIONS_EXCHANGE, ensure=False)
-            await exchange.publish(_message(envelope, message_id), envelope.routing_key, mandatory=True)
+        with lost_as(ConnectionError()):
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                channel = await connection.channel(on_return_raises=True)
+                exchange = await channel.get_exchange(REGISTRATIONS_EXCHANGE, ensure=False)
+                await exchange.publish(_message(envelope, message_id), envelope.routing_key, mandatory=True)
     except PublishError as error:
         raise BrokerUnavailable("No queue takes this message: did 'podium migrate' declare it?") from error
     except DeliveryError as error:

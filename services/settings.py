@@ -62,7 +62,7 @@ class Settings(BaseSettings):
 
     database_pool_size: int = Field(default=10, ge=1, description="Connections per process.")
     database_timeout: Duration = Field(
-        default=timedelta(seconds=7), description="Longest that a request waits for the database."
+        default=timedelta(seconds=6), description="Longest that a request waits for the database."
     )
     lock_timeout: Duration = Field(default=timedelta(seconds=5), description="Longest wait for an agent's row.")
     statement_timeout: Duration = Field(default=timedelta(seconds=30), description="Longest single statement.")

@@ -12,6 +12,7 @@ from workers.pause import at_most
 
 CONNECT_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
+LOST = "The connection to the broker was lost."
 # aiormq gives a broker that says nothing up after three of these, and a second for each.
 HEARTBEAT_SECONDS = 5
 

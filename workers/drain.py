@@ -11,12 +11,13 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError
 
 from contracts.topology import PARKED_QUEUE
+from services.cancelled import lost_as
 from services.database import Sessions, in_transaction
 from services.dead_letters import dead_letter
 from services.parking import Envelope, park
 from services.settings import Settings
 from workers.blame import cannot_park
-from workers.broker import CONNECT_SECONDS, connected
+from workers.broker import CONNECT_SECONDS, LOST, connected
 from workers.hand import Hand
 from workers.outage import Outage
 from workers.pause import pause
@@ -41,7 +42,8 @@ class Drainer:
         read_anything()
         while not stop.is_set():
             try:
-                await self._work(stop)
+                with lost_as(AMQPConnectionError(LOST)):
+                    await self._work(stop)
             except Exception as error:  # noqa: BLE001 - whatever it was, nothing was acknowledged: it all comes again
                 await pause(stop, self._outage.failed(error))
 

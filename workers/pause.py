@@ -6,6 +6,8 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
+from services.cancelled import lost_as
+
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
 
@@ -31,7 +33,7 @@ def backoff(attempt: int) -> float:
 
 async def at_most(seconds: float, farewell: Awaitable[object]) -> None:
     """Take leave of a server, but do not wait for one that does not answer; how it ends is of no interest."""
-    with suppress(Exception):
+    with suppress(Exception), lost_as(ConnectionError()):
         async with asyncio.timeout(seconds):
             await farewell
 

@@ -21,12 +21,13 @@ from faststream.rabbit.schemas import QueueType
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.topology import REGISTRATIONS_QUEUE
 from services.announcement import Duplicate
+from services.cancelled import lost_as
 from services.database import Sessions
 from services.parking import Envelope
 from services.registration import Decided, Incoming, read_message
 from services.settings import Settings
 from services.wake import Waker
-from workers.broker import CLOSE_SECONDS, CONNECT_SECONDS, with_heartbeat
+from workers.broker import CLOSE_SECONDS, CONNECT_SECONDS, LOST, with_heartbeat
 from workers.deciding import Decider
 from workers.hand import Hand
 from workers.outage import Outage
@@ -60,7 +61,8 @@ class Registrar:
         read_anything()
         while not stop.is_set():
             try:
-                await self._work(stop)
+                with lost_as(AMQPConnectionError(LOST)):
+                    await self._work(stop)
             except Exception as error:  # noqa: BLE001 - whatever it was, nothing was acknowledged: it all comes again
                 await pause(stop, self._outage.failed(error, hint=HINT))
 
@@ -146,8 +148,9 @@ class Registrar:
         last_of_channel = {id(message.channel): message for message in messages}
         for channel, last in last_of_channel.items():
             try:
-                async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
-                    await last.ack(multiple=True)
+                with lost_as(AMQPConnectionError(LOST)):
+                    async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
+                        await last.ack(multiple=True)
             except (ChannelInvalidStateError, AMQPError, OSError) as error:
                 self._acks_lost += sum(id(message.channel) == channel for message in messages)
                 log.warning(

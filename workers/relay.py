@@ -21,9 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.events import CONTENT_TYPE
 from contracts.topology import EVENTS_EXCHANGE, event_key
+from services.cancelled import lost_as
 from services.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
-from workers.broker import CONNECT_SECONDS, connected
+from workers.broker import CONNECT_SECONDS, LOST, connected
 from workers.outage import Outage
 from workers.pause import backoff, pause
 
@@ -57,7 +58,8 @@ class Relay:
         """Work until `stop` is set; survives the loss of both servers and of the lock."""
         while not stop.is_set():
             try:
-                await self._work(stop)
+                with lost_as(AMQPConnectionError(LOST)):
+                    await self._work(stop)
             except Exception as error:  # noqa: BLE001 - whatever it was, what is not marked is published again
                 await pause(stop, self._outage.failed(error))
 
@@ -135,8 +137,11 @@ class Relay:
             if monotonic() - self._proved_at > PROOF_VALID_SECONDS:
                 break
             try:
-                async with asyncio.timeout(self._settings.publish_timeout.total_seconds()):
-                    await exchange.publish(_message(event), event_key(event.type, event.agent_name), mandatory=False)
+                with lost_as(AMQPConnectionError(LOST)):
+                    async with asyncio.timeout(self._settings.publish_timeout.total_seconds()):
+                        await exchange.publish(
+                            _message(event), event_key(event.type, event.agent_name), mandatory=False
+                        )
             except Exception as error:  # noqa: BLE001 - also an event that cannot be written: it must not stop others
                 self._hold_back(agent_id, event, error)
                 return confirmed

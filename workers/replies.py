@@ -12,6 +12,7 @@ from aio_pika.exceptions import AMQPError
 from pydantic_core import to_json
 
 from services.announcement import Rejected
+from services.cancelled import lost_as
 from services.registration import Decided
 from workers.broker import CLOSE_SECONDS, with_heartbeat
 from workers.pause import at_most
@@ -50,11 +51,12 @@ class Replies:
         if not asked:
             return
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                channel = await self._open()
-                for message, result in asked:
-                    reply = _reply(message, result)
-                    await channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
+            with lost_as(ConnectionError()):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    channel = await self._open()
+                    for message, result in asked:
+                        reply = _reply(message, result)
+                        await channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
         except (AMQPError, OSError, RuntimeError) as error:
             log.info("A reply was lost.", action="registrar.reply_lost", error=type(error).__name__)
 

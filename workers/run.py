@@ -42,6 +42,12 @@ FINISH_SHARE = 0.5
 END_SHARE = 0.95
 
 log = structlog.get_logger(__name__)
+
+
+class WorkerLost(Exception):
+    """A worker has ended although nobody told it to: this process has to be started again."""
+
+
 Work = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
 
 
@@ -61,6 +67,9 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({*workers, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        if any(worker.done() and worker.cancelled() for worker in workers):
+            # No error that the group would see: without this the others would go on, and nobody would miss it.
+            raise WorkerLost
         if stop.is_set():
             await _finish(workers, settings.drain_timeout.total_seconds())
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from contracts.messages import RegisterAgent
 from podium.commands.durations import short
 from podium.commands.exits import ExitCode, Failure
+from services.cancelled import lost_as
 from workers.pause import backoff
 
 # Longer than any healthy broker takes; a hanging connection is tried anew.
@@ -121,8 +122,9 @@ async def until_confirmed(
 
 async def _attempt(send: Send, message: RegisterAgent) -> None:
     try:
-        async with asyncio.timeout(ATTEMPT_SECONDS) as patience:
-            await send(message)
+        with lost_as(NotSent("The connection to the broker was lost.")):
+            async with asyncio.timeout(ATTEMPT_SECONDS) as patience:
+                await send(message)
     except TimeoutError:
         if not patience.expired():
             raise

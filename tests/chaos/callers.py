@@ -54,7 +54,8 @@ async def callers_of(field: Field, **more: str) -> AsyncIterator[Callers]:
     async with (
         field.worker(PODIUM_PUBLISH_TIMEOUT="2"),
         api_process(field.settings, field.folder, **more) as url,
-        aiohttp.ClientSession() as web,
+        # A connection for each call: one that is kept may be closed by the server at the moment it is used again.
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as web,
     ):
         await field.until_told("relay.started")
         yield Callers(url, web)

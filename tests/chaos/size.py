@@ -21,6 +21,9 @@ class Size:
     database_down: float
     frozen: float
     server_frozen: float
+    broker_frozen: float
+    """Long enough for the workers to give their connections up: three heartbeats, and a second for each."""
+    heartbeat: int
     database_timeout: float
     """What the API is told, while its database is frozen."""
     probed: int
@@ -41,6 +44,8 @@ SHORT = Size(
     database_down=3,
     frozen=7,
     server_frozen=3,
+    broker_frozen=8,
+    heartbeat=1,
     database_timeout=1,
     probed=300,
     probe_interval=4,
@@ -57,7 +62,9 @@ LONG = Size(
     database_down=30,
     frozen=60,
     server_frozen=60,
-    database_timeout=7,
+    broker_frozen=60,
+    heartbeat=5,
+    database_timeout=6,
     probed=5_000,
     probe_interval=30,
     patience=300,

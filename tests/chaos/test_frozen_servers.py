@@ -4,8 +4,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from pydantic import SecretStr
 
 from podium.servers import PrivateServer
 from tests.chaos.callers import Callers, callers_of
@@ -88,12 +91,20 @@ async def test_a_frozen_database_keeps_nobody_waiting(field: Field) -> None:
 async def test_a_frozen_broker_stops_no_promote(field: Field) -> None:
     """Reads and promotes are answered as ever; announcements and events wait, and all of them arrive afterwards."""
     messages = [incoming(f"bot-{number}", deployment_id=f"b-{number}") for number in range(3 * MESSAGES)]
-    async with callers_of(field) as callers, pods_of(field) as pods:
+    attentive = replace(
+        field,
+        settings=field.settings.model_copy(
+            update={"amqp_url": SecretStr(f"{field.ground.rabbitmq.url}?heartbeat={SIZE.heartbeat}")}
+        ),
+    )
+    async with callers_of(attentive) as callers, pods_of(field) as pods:
         _, agent = await _two_versions(callers)
         await pods.publish(messages[:MESSAGES])
         async with frozen(field.ground.rabbitmq):
             publishing = asyncio.create_task(pods.publish(messages[MESSAGES : 2 * MESSAGES]))
-            await callers.until(SIZE.server_frozen, agent)
+            await callers.until(SIZE.broker_frozen, agent)
+            for worker in ("registrar", "relay", "drainer"):
+                await field.until_told(f"{worker}.disconnected", server="RabbitMQ")
             assert Counter(callers.answers) == {200: len(callers.answers)}
             assert await rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
             assert (await callers.ask("GET", "/health/ready"))[0] == 200

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from time import monotonic
 
 import aio_pika
 import aiohttp
@@ -65,10 +64,8 @@ async def test_a_worker_ends_in_time_while_a_server_hangs(field: Field, hanging:
             for number in range(20):
                 await publish(broker, a_body(f"bot-{number}", deployment_id=f"v-{number}"))
             freeze(server)
-            began = monotonic()
             os.kill(worker.pid, signal.SIGTERM)
             await ended_within(worker, DRAIN_SECONDS + 1)
-            assert monotonic() - began < DRAIN_SECONDS
         await field.ground.mended()
     async with field.worker():
         await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 80)

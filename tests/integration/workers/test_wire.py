@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -18,8 +19,9 @@ from services.settings import Settings
 from tests.broker import publish, ready_messages
 from tests.factories import a_body
 from tests.integration.workers.conftest import working
+from tests.processes import worker_process
 from tests.waiting import eventually, eventually_rows, rows
-from workers.run import run_drainer, run_registrar
+from workers.run import run_registrar
 
 NANOSECONDS = struct.pack(">Q", 1_764_000_000_000_000_000)
 NO_TEXT = b"\xff\xfe"
@@ -105,7 +107,9 @@ async def test_odd_properties_are_no_obstacle(
     assert "registrar.disconnected" not in [line["action"] for line in told]
 
 
-async def test_odd_messages_are_parked(broker: AbstractConnection, settings: Settings, sessions: Sessions) -> None:
+async def test_odd_messages_are_parked(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions, tmp_path: Path
+) -> None:
     """Those that cannot be applied, with as much of their headers as can be kept, by registrar and drainer alike."""
     url = settings.amqp_url.get_secret_value()
     odd = {**ODD, "a routing key that is no text": Odd(key=b"agent." + NO_TEXT)}
@@ -113,7 +117,7 @@ async def test_odd_messages_are_parked(broker: AbstractConnection, settings: Set
         await each.publish(url, topology.REGISTRATIONS_EXCHANGE, b"{%d" % number)
         dead = Odd(each.properties, topology.PARKED_QUEUE.encode())
         await dead.publish(url, "", b"[%d" % number)
-    async with working(run_registrar, settings), working(run_drainer, settings):
+    async with working(run_registrar, settings), worker_process(settings, tmp_path, "drainer"):
         parked = await eventually_rows(sessions, "SELECT headers, reason FROM parked", 2 * len(odd))
 
         async def emptied() -> bool:
