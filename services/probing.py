@@ -5,6 +5,8 @@ whoever dies after it only delays the next look by one interval, and any number 
 """
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -16,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.health import Suspect, expire, judge, make_pace, wait_before_next
 from services.settings import Settings
 from services.state import State
-from services.store import lock_state, save_state
+from services.store import load_deployments, load_facts, lock_state, lock_unclaimed, save, save_state
 
 # The conditions are those of the partial index. Rows that somebody else has locked are left to the next look. The
 # values are those that were locked; a LIMIT below a join could be run again for each row of it, hence MATERIALIZED.
@@ -68,6 +70,43 @@ async def give_verdict(session: AsyncSession, suspect: Suspect, failure: str | N
     after = judge(before, suspect, failure)
     await save_state(session, before, after)
     return after
+
+
+async def give_verdicts(session: AsyncSession, looks: Sequence[tuple[Suspect, str | None]]) -> list[State | None]:
+    """The agent after each of these probes with what that one told, None for whoever somebody else holds now.
+
+    Others see the effects once the transaction is committed.
+    """
+    agents = await lock_unclaimed(session, (suspect.agent_id for suspect, _ in looks))
+    facts = await load_facts(session, agents)
+    wanted = {suspect.id for suspect, _ in looks if suspect.agent_id in agents}
+    wanted |= {agent.production_deployment_id for agent in agents.values() if agent.production_deployment_id}
+    loaded = await load_deployments(session, wanted)
+    states = {
+        agent.id: State(
+            agent=agent,
+            now=facts[agent.id].now,
+            last_cutover_at=facts[agent.id].last_cutover_at,
+            deployments={each.id: each for each in loaded.values() if each.agent_id == agent.id},
+        )
+        for agent in agents.values()
+    }
+    given: list[State | None] = []
+    for suspect, failure in looks:
+        before = states.get(suspect.agent_id)
+        if before is None:
+            given.append(None)
+            continue
+        after = states[suspect.agent_id] = judge(before, suspect, failure)
+        given.append(replace(after, events=after.events[len(before.events) :]))
+    await save(
+        session,
+        agents=[(agents[state.agent.id], state.agent) for state in states.values()],
+        deployments=[(loaded[each.id], each) for state in states.values() for each in state.deployments.values()],
+        ledger=[row for state in states.values() for row in state.ledger],
+        events=[event for state in states.values() for event in state.events],
+    )
+    return given
 
 
 async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> list[tuple[UUID, str]]:

@@ -12,16 +12,18 @@ from services.probe import open_prober
 from services.probing import claim, overdue
 from services.settings import Settings
 from services.wake import Waker
-from workers.judging import VERDICTS_AT_ONCE, Judge
+from workers.judging import ALONE_AT_ONCE, Judge
 from workers.outage import Outage
-from workers.pause import pause
+from workers.pause import ended, pause
+from workers.verdicts import Verdicts
 
-# One that claims, one for what is overdue, one that wakes the relay.
-CONNECTIONS = VERDICTS_AT_ONCE + 3
+# One that claims, one for what is overdue, one for verdicts together, one that wakes the relay.
+CONNECTIONS = ALONE_AT_ONCE + 4
 OVERDUE_AT_ONCE = 100
 # While hardly anybody is free, a claim is not worth its transaction.
 BUSY_SHARE = 0.2
 BUSY_SECONDS = 0.02
+END_SECONDS = 1.0
 
 Duty = Callable[[], Awaitable[bool]]
 
@@ -38,7 +40,9 @@ class Janitor:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; survives the loss of the database. What is being asked then is asked again."""
         async with open_prober(self._settings, concurrency=self._settings.probe_concurrency) as prober:
-            judge = Judge(self._sessions, prober, self._waker)
+            verdicts = Verdicts(self._sessions)
+            judge = Judge(self._sessions, prober, verdicts, self._waker)
+            giving = asyncio.create_task(verdicts.run(), name="verdicts")
             try:
                 await asyncio.gather(
                     self._repeat(stop, lambda: self._look_at_due(stop, judge)),
@@ -46,6 +50,7 @@ class Janitor:
                 )
             finally:
                 await self._let_go()
+                await ended(giving, END_SECONDS)
 
     async def _repeat(self, stop: asyncio.Event, duty: Duty) -> None:
         """Do it again at once while it says that there may be more, else after a while."""

@@ -16,22 +16,24 @@ from services.probing import expire_pending, give_verdict
 from services.rollback import refuges, retreat
 from services.state import DeploymentState, State
 from services.wake import Waker
+from workers.verdicts import Verdicts
 
-VERDICTS_AT_ONCE = 4
+# Transactions of one agent each.
+ALONE_AT_ONCE = 3
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Verdict = Callable[[AsyncSession], Awaitable[State]]
 
 
 class Judge:
     """Gives verdicts; one that cannot be given now is given after the next look, so nothing is raised."""
 
-    def __init__(self, sessions: Sessions, prober: Prober, waker: Waker) -> None:
+    def __init__(self, sessions: Sessions, prober: Prober, verdicts: Verdicts, waker: Waker) -> None:
         self._sessions = sessions
+        self._verdicts = verdicts
         self._prober = prober
         self._waker = waker
-        self._verdicts = asyncio.Semaphore(VERDICTS_AT_ONCE)
+        self._connections = asyncio.Semaphore(ALONE_AT_ONCE)
 
     async def look_at(self, suspect: Suspect) -> None:
         """Ask it, and let what it answers have its effect."""
@@ -46,9 +48,8 @@ class Judge:
     async def expire(self, agent_id: UUID, deployment_id: str, deadline: timedelta) -> bool:
         """Set Failed what has been Pending for too long; whether that could be decided."""
         try:
-            await self._decide(
-                deployment_id, lambda session: expire_pending(session, agent_id, deployment_id, deadline)
-            )
+            after = await self._do(lambda session: expire_pending(session, agent_id, deployment_id, deadline))
+            self._told(after, deployment_id)
         except Exception as error:  # noqa: BLE001 - as above
             _lost(deployment_id, error)
             return False
@@ -58,13 +59,15 @@ class Judge:
         """Whether the deployment has just failed once more and counts as Failed."""
         status = suspect.status
         if not changes_nothing(suspect, failure):
-            deployment = await self._decide(suspect.id, lambda session: give_verdict(session, suspect, failure))
+            after = await self._verdicts.give(suspect, failure)
+            if after is None:
+                after = await self._do(lambda session: give_verdict(session, suspect, failure))
+            deployment = self._told(after, suspect.id)
             status = deployment.status if deployment is not None else "Pending"
         return failure is not None and status == "Failed"
 
-    async def _decide(self, deployment_id: str, verdict: Verdict) -> DeploymentState | None:
-        """The deployment after this verdict, which is told of if it changed the status."""
-        after = await self._do(verdict)
+    def _told(self, after: State, deployment_id: str) -> DeploymentState | None:
+        """The deployment after a verdict, which is told of if it changed the status."""
         deployment = after.deployments.get(deployment_id)
         if deployment is not None and after.events:
             self._waker.wake()
@@ -97,7 +100,7 @@ class Judge:
 
     async def _do(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """What comes of a transaction; only so many at a time, since there are only so many connections."""
-        async with self._verdicts:
+        async with self._connections:
             return await in_transaction(self._sessions, work)
 
 

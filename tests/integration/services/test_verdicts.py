@@ -1,0 +1,88 @@
+"""Claims and verdicts in the database: each deployment has one claimer, and verdicts together are as verdicts alone."""
+
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from services.health import Suspect
+from services.probing import claim, give_verdict, give_verdicts
+from services.registration import register_batch
+from services.settings import Settings
+from tests.factories import incoming
+from tests.integration.services.world import World
+
+# One failure is enough, so that each verdict shows.
+SETTINGS = Settings(probe_threshold=1, probe_interval=timedelta(minutes=1))
+REFUSED = "cannot connect (Connection refused)"
+_LOCK = text("SELECT 1 FROM agents WHERE name = 'busy' FOR NO KEY UPDATE")
+
+
+async def claimed(world: World, limit: int = 100) -> list[Suspect]:
+    """What is due."""
+    return await world.do(lambda session: claim(session, SETTINGS, limit))
+
+
+async def test_a_claim_is_nobody_else_s_until_the_interval_is_over(world: World) -> None:
+    """Two that claim at once share what is due; what is claimed is not due again, what announces itself anew is."""
+    await world.register(*(incoming(deployment_id=f"v{number}") for number in range(5)))
+    async with world.uncommitted() as session:
+        first = await claim(session, SETTINGS, 2)
+        second = await claimed(world)
+    assert sorted(each.id for each in (*first, *second)) == ["v0", "v1", "v2", "v3", "v4"]
+    assert len(first) == 2
+    assert await claimed(world) == []
+    await world.arrive(deployment_id="v3", acp_url="http://new")
+    assert [(each.id, each.url) for each in await claimed(world)] == [("v3", "http://new/healthz")]
+
+
+async def test_what_cannot_be_asked_is_never_due(world: World) -> None:
+    """What was deleted, what has no address yet, and what failed before it was ever Ready."""
+    await world.register(*(incoming(deployment_id=name) for name in ("v1", "gone", "never")))
+    await world.create(id="unannounced")
+    await world.delete("gone")
+    await world.fail("never")
+    await world.do(lambda session: session.execute(text("UPDATE deployments SET ready_at = NULL WHERE id = 'never'")))
+    assert [each.id for each in await claimed(world)] == ["v1"]
+    restored = text("UPDATE deployments SET ready_at = first_registered_at WHERE id = 'never'")
+    await world.do(lambda session: session.execute(restored))
+
+
+async def test_verdicts_together_are_as_verdicts_alone(world: World) -> None:
+    """Of several agents, and several of one agent: the same states, and the events of each in its order."""
+    for name in ("one", "two", "alone"):
+        await world.two_versions(name)
+    suspects = sorted(await claimed(world), key=lambda each: each.id)
+    looks = [(each, REFUSED) for each in suspects if not each.id.startswith("alone")]
+    given = await world.do(lambda session: give_verdicts(session, looks))
+    for suspect in suspects:
+        if suspect.id.startswith("alone"):
+            await world.do(lambda session, suspect=suspect: give_verdict(session, suspect, REFUSED))  # type: ignore[misc]
+    expected = await world.told("alone")
+    assert expected[-2:] == ["deployment.failed", "deployment.failed"]
+    for name in ("one", "two"):
+        assert await world.told(name) == expected
+        assert (await world.agent(name)).status == "Failed"
+    assert [len(state.events) for state in given if state is not None] == [1, 1, 1, 1]
+
+
+async def test_verdicts_wait_for_nobody(world: World) -> None:
+    """An agent that somebody else holds is left to be decided alone; the others are decided."""
+    for name in ("busy", "free"):
+        await world.register(incoming(name, deployment_id=name))
+    looks = [(each, REFUSED) for each in sorted(await claimed(world), key=lambda each: each.id)]
+    async with world.uncommitted() as session:
+        await session.execute(_LOCK)
+        given = await world.do(lambda session: give_verdicts(session, looks))
+    assert [state is None for state in given] == [True, False]
+    assert ((await world.agent("busy")).status, (await world.agent("free")).status) == ("Ready", "Failed")
+
+
+async def test_of_two_first_answers_in_one_batch_one_goes_to_production(world: World) -> None:
+    """Each decides on what the one before it left."""
+    messages = [incoming(deployment_id=name) for name in ("v1", "v2")]
+    await world.do(lambda session: register_batch(session, messages, with_proof=True))
+    assert await world.production() is None
+    looks = [(each, None) for each in sorted(await claimed(world), key=lambda each: each.id)]
+    await world.do(lambda session: give_verdicts(session, looks))
+    assert await world.causes() == [("first", "v1")]
+    assert (await world.deployment("v2")).status == "Ready"
