@@ -99,14 +99,12 @@ class Forward:
     async def _pass_on(self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord) -> None:
         """Send the answer on, chunk by chunk. Raises `AnswerBroke`."""
         record.answer_began(response.status)
-        idle_seconds = self._resources.settings.idle_timeout.total_seconds()
         headers = response_headers(response.raw_headers, route)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         more = True
         while more:
             try:
-                async with asyncio.timeout(idle_seconds):
-                    chunk = await response.content.readany()
+                chunk = await response.content.readany()
             except (aiohttp.ClientError, OSError) as exc:
                 record.outcome = BROKEN
                 record.detail = "idle-timeout" if isinstance(exc, TimeoutError) else "agent-hung-up"

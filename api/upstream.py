@@ -6,7 +6,6 @@ import io
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import aiohttp
 from multidict import CIMultiDict
@@ -82,26 +81,9 @@ class Call:
         return URL(f"{self.url}{query}", encoded=True)
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """How far one attempt has come."""
-
-    timer: asyncio.Timeout
-    first_byte_timeout: timedelta
-    sent: bool = False
-
-    def connected(self) -> None:
-        """From here on bytes may arrive, and the agent's time runs."""
-        self.sent = True
-        self.timer.reschedule(asyncio.get_running_loop().time() + self.first_byte_timeout.total_seconds())
-
-
 @asynccontextmanager
 async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The one client session of a process: it adds nothing, follows nothing, remembers nothing."""
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_create_end.append(_connected)
-    trace.on_connection_reuseconn.append(_connected)
     async with (
         open_connector(
             settings, (settings.host, settings.port), limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS
@@ -112,7 +94,6 @@ async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientS
             auto_decompress=False,
             trust_env=False,
             skip_auto_headers=_NOT_ADDED,
-            trace_configs=[trace],
         ) as session,
     ):
         # The library repeats GET and DELETE on a connection that turns out to be closed, after it has sent them.
@@ -142,21 +123,23 @@ async def call_agent(session: aiohttp.ClientSession, call: Call, settings: Setti
 async def _attempt(
     session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float
 ) -> aiohttp.ClientResponse:
-    timer = asyncio.timeout(None)
-    attempt = _Attempt(timer, settings.first_byte_timeout)
+    # The library's timer for reading runs from the moment at which there is a connection.
+    first_byte_seconds = settings.first_byte_timeout.total_seconds()
     try:
-        async with timer:
-            response = await session.request(
-                call.method,
-                call.target,
-                data=_payload(call.body),
-                headers=call.headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
-                trace_request_ctx=attempt,
-            )
+        response = await session.request(
+            call.method,
+            call.target,
+            data=_payload(call.body),
+            headers=call.headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_read=first_byte_seconds),
+        )
     except (aiohttp.ClientError, OSError, ValueError) as exc:
-        raise _failure(exc, attempt) from exc
+        raise _failure(exc) from exc
+    if (connection := response.connection) is not None and (reading := connection.protocol) is not None:
+        # The answer has begun, and more is to come: from now on the same timer watches its pauses.
+        reading.read_timeout = settings.idle_timeout.total_seconds()
+        reading.start_timeout()
     if response.status not in _VALID_STATUSES:
         response.close()
         raise AgentProtocolError(f"The agent answered with status {response.status}, which is none.")
@@ -168,13 +151,16 @@ def _payload(body: bytes) -> bytes | io.BytesIO | None:
     return io.BytesIO(body) if len(body) > IN_ONE_GO_BYTES else body or None
 
 
-def _failure(error: Exception, attempt: _Attempt) -> PodiumError:
-    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, Denied):
-        return DestinationDenied()
-    if isinstance(error, TimeoutError):
-        return FirstByteTimeout() if attempt.sent else ConnectTimeout()
-    if not attempt.sent:
+def _failure(error: Exception) -> PodiumError:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return DestinationDenied() if isinstance(error.os_error, Denied) else AgentUnreachable()
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return ConnectTimeout()
+    if isinstance(error, aiohttp.InvalidURL):
         return AgentUnreachable()
+    # Anything else may have happened after bytes were sent.
+    if isinstance(error, TimeoutError):
+        return FirstByteTimeout()
     if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
         return AgentHungUp()
     return AgentProtocolError()
@@ -182,9 +168,3 @@ def _failure(error: Exception, attempt: _Attempt) -> PodiumError:
 
 def _was_refused(error: BaseException | None) -> bool:
     return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED
-
-
-async def _connected(_session: aiohttp.ClientSession, context: object, _parameters: object) -> None:
-    attempt = getattr(context, "trace_request_ctx", None)
-    if isinstance(attempt, _Attempt):
-        attempt.connected()

@@ -246,6 +246,35 @@ async def test_an_answer_that_stops(serve: Serve) -> None:
     assert not received.endswith(b"0\r\n\r\n")
 
 
+@pytest.mark.parametrize("pieces", [0, 1])
+async def test_an_answer_that_stops_after_its_head(serve: Serve, pieces: int) -> None:
+    """The idle time runs from the head on, however long the first byte could have taken."""
+    api = await serve(idle_timeout=SHORT, first_byte_timeout=timedelta(seconds=60))
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"a piece" * pieces
+    async with raw_pod(answer, close=False) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        received = await read_raw(api)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"a piece") == pieces
+
+
+async def test_a_slow_answer_may_take_longer_than_its_first_byte(serve: Serve) -> None:
+    """Once it has begun, only its pauses count."""
+    api = await serve(first_byte_timeout=SHORT, idle_timeout=timedelta(seconds=60))
+
+    async def pausing(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(2 * SHORT.total_seconds())
+        await response.write(b"at last")
+        return response
+
+    async with running_pod(pausing) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        answer = await api.post(RPC, {})
+    assert (answer.status, answer.body) == (200, b"at last")
+
+
 async def test_bodies_that_are_too_large(serve: Serve, pod: Pod) -> None:
     """413 without a call to the agent, announced or not, and before all of it is read."""
     api = await serve(rpc_max_bytes=1000)
