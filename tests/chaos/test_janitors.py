@@ -91,15 +91,14 @@ async def test_one_janitor_asks_everybody_in_time_and_two_share_the_work(field: 
         alone = (await Cost.so_far(field, first)).since(cost, monotonic() - began)
         gaps = fleet.gaps(began)
         assert gaps[-1] < SIZE.probe_interval + SLACK_SECONDS
-        assert gaps[0] > SIZE.probe_interval / 2
+        assert nearly_all(gaps) > SIZE.probe_interval / 2
 
         async with field.worker("janitor", **often) as second:
             await asyncio.sleep(SIZE.probe_interval)
             together, used = monotonic(), (cpu_seconds(first.pid), cpu_seconds(second.pid))
             await asyncio.sleep(SIZE.probe_interval)
             shares = cpu_seconds(first.pid) - used[0], cpu_seconds(second.pid) - used[1]
-            gaps_together = fleet.gaps(together - SIZE.probe_interval)
-            assert gaps_together[0] > SIZE.probe_interval / 2
+            assert nearly_all(fleet.gaps(together - SIZE.probe_interval)) > SIZE.probe_interval / 2
             assert min(shares) > sum(shares) / 10
             await first.kill()
             killed = monotonic()
@@ -111,6 +110,11 @@ async def test_one_janitor_asks_everybody_in_time_and_two_share_the_work(field: 
         f"{gaps[0]:.1f} to {gaps[-1]:.1f} s; CPU shares of two {shares[0]:.2f} and {shares[1]:.2f} s; "
         f"all asked again {took:.1f} s after one was killed"
     )
+
+
+def nearly_all(gaps: list[float]) -> float:
+    """What nine of ten gaps are longer than: where the machine holds one look up, the gap behind it is short."""
+    return gaps[len(gaps) // 10]
 
 
 class Cost:
