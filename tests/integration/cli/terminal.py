@@ -109,7 +109,7 @@ class Terminal:
             os.close(ours)
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        ours = ("PODIUM_", "AGENT", "ACP_", "GIT_", "NO_COLOR", "COLUMNS", "TRACEPARENT")
+        ours = ("PODIUM_", "AGENT", "ACP_", "GIT_", "NO_COLOR", "COLUMNS", "TRACEPARENT", "PYTHONUNBUFFERED")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {**inherited, "PYTHONPATH": str(ROOT), **self.variables, **variables}
 
