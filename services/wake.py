@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Self
 
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.outbox import WAKE_CHANNEL
@@ -47,7 +46,7 @@ class Waker:
         while True:
             await self._events_wait.wait()
             self._events_wait.clear()
-            with suppress(SQLAlchemyError, OSError):  # a lost hint costs one polling interval
+            with suppress(Exception):  # a lost hint costs one polling interval, a lost waker all that follow
                 async with asyncio.timeout(LIMIT_SECONDS), self._engine.connect() as connection:
                     await connection.execute(_NOTIFY)
             await asyncio.sleep(INTERVAL_SECONDS)

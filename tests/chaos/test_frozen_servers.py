@@ -34,7 +34,7 @@ async def frozen(server: PrivateServer) -> AsyncIterator[None]:
         thaw(server)
 
 
-async def everybody_asks(callers: Callers, agent: dict[str, Any], round_: int) -> None:
+async def everybody_asks(callers: Callers, agent: dict[str, Any]) -> None:
     """Reads, promotes, registrations, rollbacks and RPC, side by side."""
     path = f"/agents/{agent['id']}"
     ways = [
@@ -46,7 +46,7 @@ async def everybody_asks(callers: Callers, agent: dict[str, Any], round_: int) -
         partial(callers.ask, "POST", f"{path}/rpc", {"jsonrpc": "2.0", "method": "any", "id": 1}),
         partial(callers.ask, "GET", "/health/ready"),
     ]
-    bodies = [a_body(f"caller-{round_}-{number}", deployment_id=f"r-{round_}-{number}") for number in range(AT_ONCE)]
+    bodies = [a_body(f"caller-{number}", deployment_id=f"c-{number}") for number in range(AT_ONCE)]
     asking = [ways[number % len(ways)]() for number in range(AT_ONCE)]
     await asyncio.gather(*asking, *(callers.ask("POST", "/agents/register", body) for body in bodies))
 
@@ -66,7 +66,7 @@ async def test_a_frozen_database_keeps_nobody_waiting(field: Field) -> None:
             await pods.publish(messages[MESSAGES : 2 * MESSAGES])
             await traffic
             callers.answers.clear()
-            await everybody_asks(callers, agent, 1)
+            await everybody_asks(callers, agent)
             assert set(callers.answers) == {503}
             assert (await callers.ask("GET", "/health/live"))[0] == 200
 
