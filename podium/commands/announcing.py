@@ -19,7 +19,20 @@ from workers.pause import backoff
 # Longer than any healthy broker takes; a hanging connection is tried anew.
 ATTEMPT_SECONDS = 10
 
-Send = Callable[[RegisterAgent], Awaitable[None]]
+
+@dataclass(frozen=True)
+class Told:
+    """What became of an announcement, as the worker that decided it says."""
+
+    outcome: str
+    reason: str | None = None
+    message: str | None = None
+
+
+# Waits so many seconds for what becomes of an announcement; None if nobody says it, or not in time.
+Ask = Callable[[float], Awaitable[Told | None]]
+# Returns once the announcement is confirmed.
+Send = Callable[[RegisterAgent], Awaitable[Ask | None]]
 
 # Where people set what a field of the announcement holds.
 _SOURCES = {
@@ -94,25 +107,23 @@ def facts_of(pairs: Sequence[str]) -> dict[str, str]:
 
 async def until_confirmed(
     send: Send, message: RegisterAgent, limit: timedelta | None, say: Callable[[str], None]
-) -> None:
-    """Send the message, the same each time, until somebody has confirmed it. Raises `Failure` after the limit.
+) -> Ask | None:
+    """Send the message, the same each time, until somebody has confirmed it; how to ask what became of it.
 
-    Says why it has not worked, once for each reason.
+    Says why it has not worked, once for each reason. Raises `Failure` after the limit.
     """
     last, attempt = "", 0
     try:
         async with asyncio.timeout(limit.total_seconds() if limit else None):
             while True:
                 try:
-                    await _attempt(send, message)
+                    return await _attempt(send, message)
                 except NotSent as error:
                     attempt += 1
                     if str(error) != last:
                         last = str(error)
                         say(f"{last} Trying again ...")
                     await asyncio.sleep(backoff(attempt))
-                else:
-                    return
     except TimeoutError:
         assert limit is not None  # without one nothing times out here
         raise Failure(
@@ -120,11 +131,11 @@ async def until_confirmed(
         ) from None
 
 
-async def _attempt(send: Send, message: RegisterAgent) -> None:
+async def _attempt(send: Send, message: RegisterAgent) -> Ask | None:
     try:
         with lost_as(NotSent("The connection to the broker was lost.")):
             async with asyncio.timeout(ATTEMPT_SECONDS) as patience:
-                await send(message)
+                return await send(message)
     except TimeoutError:
         if not patience.expired():
             raise

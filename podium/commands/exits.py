@@ -55,6 +55,16 @@ def code_of_status(status: int) -> ExitCode:
     return next((code for known, code in _BY_STATUS.items() if known == status), ExitCode.FAILED)
 
 
+def code_of_reason(reason: str | None) -> ExitCode:
+    """The exit code for a refusal that a worker has named."""
+    from services.errors import PodiumError  # noqa: PLC0415 - --help starts faster without it
+
+    kinds = [PodiumError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return next((code_of_status(kind.status) for kind in kinds if kind.reason == reason), ExitCode.FAILED)
+
+
 def epilog() -> str:
     """The table of exit codes for `podium --help`."""
     lines = [f"{code.value:>5}  {meaning}" for code, meaning in MEANINGS.items()]

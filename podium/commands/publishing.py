@@ -1,10 +1,13 @@
 """The two ways of an announcement: published on RabbitMQ, mandatory and confirmed, or posted to the API."""
 
+import asyncio
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 
 from aio_pika import DeliveryMode, Message, connect
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
     AuthenticationError,
@@ -13,16 +16,21 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
     PublishError,
 )
+from pydantic_core import from_json
 from yarl import URL
 
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.messages import RegisterAgent
 from contracts.topology import REGISTRATIONS_EXCHANGE, registration_key
-from podium.commands.announcing import NotSent, Send
+from podium.commands.announcing import Ask, NotSent, Send, Told
 from podium.commands.calling import Call
 from podium.commands.exits import ExitCode, Failure
+from workers.pause import at_most
 
 CONNECT_SECONDS = 5
+CLOSE_SECONDS = 2
+# https://www.rabbitmq.com/docs/direct-reply-to
+REPLY_TO = "amq.rabbitmq.reply-to"
 
 
 def publisher(environment: Mapping[str, str]) -> Send:
@@ -37,9 +45,9 @@ def publisher(environment: Mapping[str, str]) -> Send:
     if not re.match(r"amqps?://[^/]", url):
         raise Failure("PODIUM_AMQP_URL is no address such as amqp://user:password@host:5672/.", ExitCode.USAGE)
 
-    async def publish(message: RegisterAgent) -> None:
+    async def publish(message: RegisterAgent) -> Ask:
         try:
-            await _publish(url, message)
+            return await _publish(url, message)
         except CONNECTION_EXCEPTIONS as error:
             raise NotSent(_why(error, url)) from error
 
@@ -63,20 +71,47 @@ def poster(call: Call) -> Send:
     return post
 
 
-async def _publish(url: str, message: RegisterAgent) -> None:
-    async with await connect(url, timeout=CONNECT_SECONDS) as connection:
+async def _publish(url: str, message: RegisterAgent) -> Ask:
+    connection = await connect(url, timeout=CONNECT_SECONDS)
+    try:
         # Without this a message that no queue takes is confirmed all the same, and gone.
         channel = await connection.channel(on_return_raises=True)
         exchange = await channel.get_exchange(REGISTRATIONS_EXCHANGE, ensure=False)
-        trace = os.environ.get("TRACEPARENT", "")
-        sent = Message(
-            message.model_dump_json(exclude_unset=True).encode(),
-            content_type="application/json",
-            delivery_mode=DeliveryMode.PERSISTENT,
-            message_id=str(message.message_id),
-            headers={"traceparent": trace} if re.fullmatch(TRACEPARENT_PATTERN, trace) else {},
-        )
-        await exchange.publish(sent, registration_key(message.name), mandatory=True)
+        answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def keep(answer: AbstractIncomingMessage) -> None:
+            answers.put_nowait(answer.body)
+
+        await (await channel.get_queue(REPLY_TO, ensure=False)).consume(keep, no_ack=True)
+        await exchange.publish(_sent(message), registration_key(message.name), mandatory=True)
+    except BaseException:
+        await at_most(CLOSE_SECONDS, connection.close())
+        raise
+    return partial(_answer, connection, answers)
+
+
+async def _answer(connection: AbstractConnection, answers: "asyncio.Queue[bytes]", seconds: float) -> Told | None:
+    """What the worker says that decides the announcement; the connection is closed afterwards."""
+    try:
+        async with asyncio.timeout(seconds):
+            found = from_json(await answers.get())
+    except (TimeoutError, ValueError):
+        return None
+    finally:
+        await at_most(CLOSE_SECONDS, connection.close())
+    return Told(found["outcome"], found["reason"], found["message"])
+
+
+def _sent(message: RegisterAgent) -> Message:
+    trace = os.environ.get("TRACEPARENT", "")
+    return Message(
+        message.model_dump_json(exclude_unset=True).encode(),
+        content_type="application/json",
+        delivery_mode=DeliveryMode.PERSISTENT,
+        message_id=str(message.message_id),
+        reply_to=REPLY_TO,
+        headers={"traceparent": trace} if re.fullmatch(TRACEPARENT_PATTERN, trace) else {},
+    )
 
 
 def _why(error: BaseException, url: str) -> str:

@@ -9,9 +9,17 @@ import typer
 
 from podium.commands.calling import Call, command
 from podium.commands.durations import parse_duration
-from podium.commands.exits import ExitCode, Failure
+from podium.commands.exits import ExitCode, Failure, code_of_reason
 
 LEAST_EVERY = timedelta(seconds=1)
+# Workers that are there decide within milliseconds.
+OUTCOME_SECONDS = 3.0
+OUTCOMES = {
+    "Registered": "It was registered.",
+    "Duplicate": "It was decided before.",
+    "Stale": "Something newer was registered before: nothing changed.",
+    "Shadowed": "Its address was noted; production keeps the traffic.",
+}
 
 Name = Annotated[str | None, typer.Option("--name", envvar="AGENT_NAME", help="The agent that the pod is one of.")]
 Url = Annotated[str | None, typer.Option("--acp-url", envvar="ACP_URL", help="Where the pod answers.")]
@@ -104,23 +112,35 @@ async def register(
         await _until_terminated(call, _repeat(call, pod, every, http=http, limit=timeout))
 
 
-async def _announce(call: Call, pod: Any, *, http: bool, limit: timedelta | None) -> None:  # noqa: ANN401 - imported late
-    """One announcement, until it is confirmed. Raises `Failure`."""
+async def _announce(
+    call: Call,
+    pod: Any,  # noqa: ANN401 - imported late
+    *,
+    http: bool,
+    limit: timedelta | None,
+    patience: float = OUTCOME_SECONDS,
+) -> None:
+    """One announcement, until it is confirmed and, as far as it is known by then, decided. Raises `Failure`."""
     from podium.commands.announcing import until_confirmed  # noqa: PLC0415 - --help starts faster without it
     from podium.commands.publishing import poster, publisher  # noqa: PLC0415 - as above
 
     message = pod.announcement()
     send = poster(call) if http else publisher(call.environment)
     async with call.screen.progress(f"Announcing {message.name}"):
-        await until_confirmed(send, message, limit, call.screen.remark)
-    by = "the API" if http else "the broker"
-    what = f"{message.name} {message.deployment_id}" if message.deployment_id else message.name
-    call.screen.one(
-        {"confirmed_by": "api" if http else "broker", "message": message.model_dump(mode="json", exclude_unset=True)},
-        str(message.message_id),
-        f"Announced {what} at {message.acp_url}, confirmed by {by}.",
-    )
-    call.screen.remark(f"'podium registrations --agent {message.name}' says what became of it.")
+        ask = await until_confirmed(send, message, limit, call.screen.remark)
+    by, what = "the API" if http else "the broker", " ".join(filter(None, (message.name, message.deployment_id)))
+    if not call.screen.as_json:
+        line = f"Announced {what} at {message.acp_url}, confirmed by {by}."
+        call.screen.one(None, str(message.message_id), line)
+    async with call.screen.progress("Waiting for a worker to decide it"):
+        told = await ask(patience) if ask is not None else None
+    if told is not None and told.outcome not in OUTCOMES:
+        raise Failure(f"{what} was refused: {told.message}", code_of_reason(told.reason))
+    if call.screen.as_json:
+        answer = {"confirmed_by": "api" if http else "broker", "outcome": told.outcome if told else None}
+        call.screen.json({**answer, "message": message.model_dump(mode="json", exclude_unset=True)})
+    later = f"'podium registrations --agent {message.name}' says what became of it."
+    call.screen.remark(OUTCOMES[told.outcome] if told else later)
 
 
 async def _repeat(call: Call, pod: Any, every: timedelta, *, http: bool, limit: timedelta | None) -> None:  # noqa: ANN401 - imported late
@@ -129,7 +149,8 @@ async def _repeat(call: Call, pod: Any, every: timedelta, *, http: bool, limit: 
     while True:
         began = loop.time()
         try:
-            await _announce(call, pod, http=http, limit=limit)
+            patience = min(OUTCOME_SECONDS, every.total_seconds() / 2)
+            await _announce(call, pod, http=http, limit=limit, patience=patience)
         except Failure as failure:
             # The next announcement may fare better: a sidecar ends when it is told to.
             if failure.code not in {ExitCode.TIMED_OUT, ExitCode.UNAVAILABLE}:

@@ -5,15 +5,19 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from yarl import URL
 
 from contracts.messages import RegisterAgent
 from contracts.topology import REGISTRATIONS_QUEUE
 from podium.servers.ports import free_ports
+from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.cli.terminal import Terminal
+from tests.integration.workers.conftest import working
 from tests.waiting import eventually
+from workers.run import run_registrar
 
 POD = ["--name", "bot", "--acp-url", "http://10.0.0.7:8000", "--deployment", "v1"]
 
@@ -132,3 +136,21 @@ async def test_a_pod_that_cannot_be_announced_is_told_why(terminal: Terminal) ->
     assert (unnamed.code, "AGENT_NAME" in unnamed.error) == (2, True)
     bad = await terminal.quick("register", AGENT_NAME="bot", ACP_URL="10.0.0.7")
     assert (bad.code, "ACP_URL" in bad.error) == (2, True)
+
+
+@pytest.mark.usefixtures("broker")
+async def test_a_worker_s_answer_is_the_outcome(settings: Settings, terminal: Terminal) -> None:
+    """What was applied is said to be; what was refused is an error with the reason, as it is over HTTP."""
+    async with working(run_registrar, settings):
+        registered = await terminal.run("register", *POD, "--image", "bot:1")
+        assert registered.out == "Announced bot v1 at http://10.0.0.7:8000, confirmed by the broker.\n"
+        assert registered.err == "It was registered.\n"
+        assert (await terminal.run("register", *POD, "--json")).json["outcome"] == "Registered"
+        thief = await terminal.run("register", *POD, "--name", "thief")
+        assert thief.code == 5
+        assert thief.error.startswith("thief v1 was refused: The deployment id belongs to another agent")
+        another = await terminal.run("register", *POD, "--image", "bot:2", "--every", "1s", "--quiet")
+        assert (another.code, "another image" in another.error) == (5, True)
+    undecided = await terminal.run("register", *POD, "--timeout", "1s")
+    assert undecided.code == 0
+    assert "'podium registrations --agent bot' says" in undecided.err
