@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -31,6 +31,7 @@ from tests.waiting import eventually
 SECONDS = 5.0
 WARM_UP_SECONDS = 1.0
 CONNECTIONS = 32
+TURNS = 4
 NGINX_PATHS = ("nginx", "/usr/sbin/nginx")
 _NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx-errors.log;
@@ -55,17 +56,18 @@ async def forwarding(bench: Bench, seconds: float = SECONDS) -> dict[str, float]
     """
     async with bench.fresh() as settings, AsyncExitStack() as stack:
         podium, agent = await stack.enter_async_context(_podium_and_agent(settings, bench.folder))
-        found = {"forwards": await _per_second(podium, seconds)}
-        through, direct = await _milliseconds(podium, seconds), await _milliseconds(agent, seconds)
-        for name, index in (("p50", 49), ("p99", 98)):
-            added = statistics.quantiles(through, n=100)[index] - statistics.quantiles(direct, n=100)[index]
-            found[f"forward_added_{name}_ms"] = added
         httpx = await stack.enter_async_context(_httpx_forwarder(settings, bench.folder, agent))
-        found["httpx_forwards"] = await _per_second(httpx, seconds)
         nginx = await stack.enter_async_context(_nginx(bench.folder, agent))
-        if nginx:
-            found["nginx_forwards"] = await _per_second(nginx, seconds)
-    return found
+        forwarders = {"forwards": podium, "httpx_forwards": httpx, **({"nginx_forwards": nginx} if nginx else {})}
+        called = await _in_turns(forwarders, CONNECTIONS, seconds)
+        found = {name: len(milliseconds) / seconds for name, milliseconds in called.items()}
+        alone = await _in_turns({"through": podium, "direct": agent}, 1, seconds)
+    through, direct = (statistics.quantiles(alone[name], n=100) for name in ("through", "direct"))
+    return {
+        **found,
+        "forward_added_p50_ms": through[49] - direct[49],
+        "forward_added_p99_ms": through[98] - direct[98],
+    }
 
 
 @asynccontextmanager
@@ -125,21 +127,26 @@ async def _listening(port: int) -> None:
     await eventually(answers, f"something listens on port {port}")
 
 
-async def _per_second(url: str, seconds: float) -> float:
-    await _load(url, CONNECTIONS, WARM_UP_SECONDS)
-    return len(await _load(url, CONNECTIONS, seconds)) / seconds
-
-
-async def _milliseconds(url: str, seconds: float) -> list[float]:
-    await _load(url, 1, WARM_UP_SECONDS)
-    return await _load(url, 1, seconds)
+async def _in_turns(urls: dict[str, str], connections: int, seconds: float) -> dict[str, list[float]]:
+    """The milliseconds of each call of so many seconds, in several turns: what else the machine does falls on all."""
+    found: dict[str, list[float]] = {name: [] for name in urls}
+    for url in urls.values():
+        await _load(url, connections, WARM_UP_SECONDS)
+    for _ in range(TURNS):
+        for name, url in urls.items():
+            found[name] += await _load(url, connections, seconds / TURNS)
+    return found
 
 
 async def _load(url: str, connections: int, seconds: float) -> list[float]:
     """The milliseconds of each call, by a process of its own."""
     arguments = ["-m", f"{PEERS}.load", url, str(connections), str(seconds)]
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-    printed, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
+    try:
+        printed, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
     assert process.returncode == 0
     milliseconds: list[float] = json.loads(printed)
     return milliseconds
