@@ -31,7 +31,7 @@ bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs, RESULTS=
 bench-scale: setup ## Measure reads and promotes on a million deployments: some minutes
 	@$(BIN)/python -m tests.benchmarks.scale
 
-chaos: servers-for-tests ## Kill, stop and starve everything, at length: half an hour
+chaos: servers-for-tests ## Kill, stop and starve everything, at length: a quarter of an hour
 	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos
 
 lint: environment ## Check style, types and the direction of imports
