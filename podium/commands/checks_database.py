@@ -20,6 +20,7 @@ CONNECT_SECONDS = 5
 SKEW_FAILED = timedelta(seconds=30)
 SKEW_WARNING = timedelta(seconds=2)
 EVENTS_LATE = timedelta(seconds=30)
+PROBES_LATE = timedelta(minutes=2)
 
 about = Examination("PostgreSQL")
 
@@ -31,6 +32,11 @@ _DENIED = text(
 # Fails wherever nothing can be written, and touches no row.
 _WRITE = text("UPDATE agents SET updated_at = updated_at WHERE false")
 _WAITING = text("SELECT count(*), min(created_at) FROM outbox WHERE published_at IS NULL")
+_UNASKED = text(
+    "SELECT count(*), min(probe_due_at) FROM deployments "
+    "WHERE expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL) "
+    "AND probe_due_at < statement_timestamp() - CAST(:late AS interval)"
+)
 _PARKED = text("SELECT count(*) FROM parked")
 
 
@@ -71,6 +77,7 @@ async def _check(engine: AsyncEngine, where: str) -> AsyncIterator[Check]:
             yield await _writable(connection)
         async with engine.connect() as connection:
             yield await _events(connection)
+            yield await _probes(connection)
             yield await _parked(connection)
     except (SQLAlchemyError, OSError) as error:
         yield about.failed(
@@ -120,6 +127,15 @@ async def _events(connection: AsyncConnection) -> Check:
             f"{waiting} events wait to be published, since {late}", "is 'podium worker relay' running?"
         )
     return about.ok("no event waits for long to be published")
+
+
+async def _probes(connection: AsyncConnection) -> Check:
+    waiting, oldest = (await connection.execute(_UNASKED, {"late": PROBES_LATE})).one()
+    if waiting:
+        late = short(datetime.now(UTC) - oldest)
+        what = "1 deployment waits" if waiting == 1 else f"{waiting} deployments wait"
+        return about.warning(f"{what} for a probe, since {late}", "is 'podium worker janitor' running?")
+    return about.ok("no deployment waits for long for a probe")
 
 
 async def _parked(connection: AsyncConnection) -> Check:

@@ -97,3 +97,21 @@ async def test_what_is_wrong_with_the_database_is_told_apart(doctor: Terminal, s
     assert "read-only transaction" in standby["finding"]
     assert await rows(sessions, "SELECT 1 FROM agents") == []
     assert (await api.get("/health/live")).status == 200
+
+
+async def test_deployments_that_nobody_asks_are_told_of(
+    doctor: Terminal, settings: Settings, broker: AbstractConnection, sessions: Sessions, api: Api, tmp_path: Path
+) -> None:
+    """Due for minutes, they mean that no janitor runs; what has just become due means nothing."""
+    assert broker is not None
+    async with worker_process(settings, tmp_path, "registrar relay"):
+        for version in ("v1", "v2"):
+            await api.register("bot", version)
+        async with sessions() as session, session.begin():
+            await session.execute(
+                text("UPDATE deployments SET probe_due_at = now() - interval '3 minutes' WHERE id = 'v1'")
+            )
+
+        [unasked] = [each for each in await findings(doctor) if "janitor" in each["advice"]]
+    assert unasked["finding"].startswith("1 deployment waits for a probe, since 3m")
+    assert unasked["verdict"] == "warning"
