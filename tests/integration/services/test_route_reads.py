@@ -12,7 +12,9 @@ import pytest_asyncio
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.database import make_sessions
 from services.errors import AgentNotFound, DeploymentNotFound, NothingServes, Unavailable
 from services.route_reads import RouteReads
 from services.routing import Row, Wanted, arguments
@@ -183,20 +185,23 @@ async def test_a_database_that_is_away_is_said_at_once(world: World, settings: S
         assert (await reads.find(BY_NAME)).deployment_id == "v1"
 
 
-async def test_a_plan_from_an_empty_database_stays_right(world: World, reads: RouteReads) -> None:
-    """The statement is planned once; it looks keys up in indexes, however small the tables were."""
-    with pytest.raises(AgentNotFound):
-        await reads.find(BY_NAME)
-    by_id = {"deployments_pkey", "deployments_id_agent_id_key"}
-    for statement in reads._statements or ():
-        values = ", ".join(["'{}'"] * len(arguments(())))
-        rows = await reads._connection.fetch(f"EXPLAIN EXECUTE {statement.get_name()}({values})")
-        plan = "\n".join(row[0] for row in rows)
-        assert "Seq Scan" not in plan
-        assert "Hash" not in plan
-        scans = re.findall(r"Index (?:Only )?Scan using (\w+)", plan)
-        assert len(scans) == plan.count("Index Cond"), "an index is read from end to end"
-        assert len(scans) >= 4
-        assert set(scans) <= {"agents_pkey", "agents_name_of_living_key", "mcp_sessions_pkey", *by_id}
-    await two_versions(world)
-    assert (await reads.find(BY_NAME)).deployment_id == "v1"
+async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) -> None:
+    """The statement is planned once, on tables that were never looked at; it looks keys up in indexes all the same."""
+    own = Settings(database_url=SecretStr(filled.url.render_as_string(hide_password=False)))
+    world = World(make_sessions(filled))
+    async with RouteReads(own, application_name="reads") as reads:
+        with pytest.raises(AgentNotFound):
+            await reads.find(BY_NAME)
+        by_id = {"deployments_pkey", "deployments_id_agent_id_key"}
+        for statement in reads._statements or ():
+            values = ", ".join(["'{}'"] * len(arguments(())))
+            rows = await reads._connection.fetch(f"EXPLAIN EXECUTE {statement.get_name()}({values})")
+            plan = "\n".join(row[0] for row in rows)
+            assert "Seq Scan" not in plan
+            assert "Hash" not in plan
+            scans = re.findall(r"Index (?:Only )?Scan using (\w+)", plan)
+            assert len(scans) == plan.count("Index Cond"), "an index is read from end to end"
+            assert len(scans) >= 4
+            assert set(scans) <= {"agents_pkey", "agents_name_of_living_key", "mcp_sessions_pkey", *by_id}
+        await two_versions(world)
+        assert (await reads.find(BY_NAME)).deployment_id == "v1"
