@@ -127,7 +127,9 @@ class Forward:
         """Answer with a JSON-RPC error object that carries the id of the call."""
         record.outcome = error.reason
         record.status = self._resources.error_styles.status_of(error, scope["method"], scope["path"])
-        headers = {**refusal_headers(error), REQUEST_ID_HEADER: record.request_id}
+        headers = refusal_headers(error)
+        if record.request_id.isascii():
+            headers[REQUEST_ID_HEADER] = record.request_id
         response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
         await response.to_asgi_response(app=None, request=Request(scope))(scope, _nothing_more, send)
 

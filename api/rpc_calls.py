@@ -14,6 +14,9 @@ from services.routing import Route, Wanted
 
 Kind = Literal["agent", "name", "deployment"]
 
+# A caller's own may be as long as a header.
+REQUEST_ID_LOGGED = 200
+
 ANSWERED = "answered"
 LEFT = "caller-left"
 BROKEN = "broken"
@@ -113,7 +116,7 @@ class CallRecord:
             "first_byte_ms": _milliseconds(self.first_byte_seconds),
             "request_bytes": self.request_bytes,
             "response_bytes": self.response_bytes,
-            "request_id": self.request_id,
+            "request_id": self.request_id[:REQUEST_ID_LOGGED],
             "trace_id": self.trace_id,
             "span_id": self.span_id,
         }

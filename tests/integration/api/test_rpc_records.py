@@ -77,6 +77,17 @@ async def test_a_refused_call_is_told_of_with_its_reason(api: Api) -> None:
     assert "agent_id" not in unknown
 
 
+@pytest.mark.parametrize("given", ["日本", "grüße", "x" * 5000])
+async def test_a_request_id_of_any_kind(api: Api, given: str) -> None:
+    """It is the caller's own word: what no header of ours can hold is not echoed, what is long is cut in the log."""
+    with capture_logs() as logged:
+        answer = await api.post("/agents/name/nobody/rpc", {"id": 1}, headers={"x-request-id": given})
+        [line] = await lines(logged)
+    answer.rpc_error(404, "agent-not-found")
+    assert answer.headers.get("x-request-id") == (given if given.isascii() else None)
+    assert line["request_id"] == given[:200]
+
+
 async def test_how_calls_ended_is_counted(api: Api, pod: Pod) -> None:
     """By route and outcome; bytes both ways; the time to the first byte; and nothing that a stranger has named."""
 
