@@ -6,15 +6,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from uuid import UUID
 
+from contracts import topology
 from podium.servers.process import GuardedProcess
 from tests.chaos.gate import build_gate, closed_gate
 from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
-from tests.chaos.traffic import all_events_in_order, many, parts, pods_of, repeated, until_quiet
+from tests.chaos.traffic import all_events_in_order, many, parts, pods_of, repeated, until_quiet, waiting_in
 from tests.invariants import assert_invariants
 from tests.model import assert_matches
 from tests.shuffle import FRESH_SEED
-from tests.waiting import rows
+from tests.waiting import eventually, rows
 
 WORKERS = 2
 
@@ -47,11 +48,17 @@ class Faults:
         self._field, self._crew = field, crew
 
     async def workers_die_after_their_commit(self) -> None:
-        """Whatever they were deciding is committed, and never acknowledged."""
+        """Whatever they were deciding is committed, and never acknowledged: whole batches, since the queue is full."""
+        async with closed_gate(self._field.sessions) as gate:
+            await gate.reached()
+            await eventually(self._some_wait, "more messages than the workers can hold")
         async with closed_gate(self._field.sessions) as gate:
             await gate.reached()
             await self._crew.kill(WORKERS)
         await self._crew.fill()
+
+    async def _some_wait(self) -> bool:
+        return await waiting_in(self._field, topology.REGISTRATIONS_QUEUE) > 0
 
     async def a_worker_dies(self) -> None:
         """At any moment."""
