@@ -1,7 +1,4 @@
-"""The tables. Bad states cannot be stored: each is refused by a constraint with a name of its own.
-
-Names of constraints are translated to domain errors in `services.errors` alone.
-"""
+"""Agents, their deployments, and the ledger of what served."""
 
 from datetime import datetime
 from typing import Any
@@ -9,68 +6,20 @@ from uuid import UUID
 
 from sqlalchemy import (
     DDL,
-    BigInteger,
     CheckConstraint,
-    DateTime,
-    Double,
     ForeignKey,
     ForeignKeyConstraint,
-    Identity,
     Index,
     Integer,
-    LargeBinary,
-    MetaData,
-    Text,
     UniqueConstraint,
     event,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy.orm import Mapped, mapped_column
 
 from contracts.fields import AGENT_NAME_PATTERN, DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, DEPLOYMENT_ID_PATTERN
-
-NAMING = {
-    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
-    "uq": "%(table_name)s_%(column_0_N_name)s_key",
-    "ck": "%(table_name)s_%(constraint_name)s",
-    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
-    "pk": "%(table_name)s_pkey",
-}
-
-
-class Xid8(UserDefinedType[int]):
-    """PostgreSQL's 64-bit transaction id, which never wraps around."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: object) -> str:
-        """The type's name in SQL."""
-        return "xid8"
-
-
-class Base(DeclarativeBase):
-    """What all tables share: names, and types of columns by annotation."""
-
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
-        str: Text(),
-        int: BigInteger(),
-        float: Double(),
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB(),
-        bytes: LargeBinary(),
-    }
-
-
-_CLOCK = func.clock_timestamp()
-
-# The order of all events must be that of each agent's sequence. A transaction that has its id before it gets the
-# agent's lock writes after one with a greater id: it takes the greatest id that had ended when it wrote.
-EVENT_XID = "GREATEST(pg_current_xact_id(), (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text::xid8)"
-
+from services.models.base import CLOCK, Base
 
 # What the janitor probes: whatever lives and can be reached, but for versions that failed before they were ever Ready.
 PROBED = "expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)"
@@ -108,8 +57,8 @@ class Agent(Base):
     probe_interval_seconds: Mapped[float | None]  # here and below, NULL: the default of the settings
     probe_threshold: Mapped[int | None] = mapped_column(Integer())
     probe_timeout_seconds: Mapped[float | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    updated_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    created_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
+    updated_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     deleted_at: Mapped[datetime | None]
 
     __table_args__ = (
@@ -166,7 +115,7 @@ class Deployment(Base):
     promoted_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
-    probe_due_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    probe_due_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     probe_streak: Mapped[int] = mapped_column(Integer(), server_default="0")
 
     __table_args__ = (
@@ -228,115 +177,6 @@ class Promotion(Base):
         CheckConstraint("to_deployment_id IS NULL OR to_acp_url IS NOT NULL", name="deployment_has_address"),
         Index("promotions_agent_id_at_idx", "agent_id", "at", unique=True),
         Index("promotions_of_deployment_idx", "agent_id", "to_deployment_id", "generation"),
-    )
-
-
-class OutboxEvent(Base):
-    """An event that was committed together with the change it tells of."""
-
-    __tablename__ = "outbox"
-
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    event_id: Mapped[UUID]
-    type: Mapped[str]
-    agent_id: Mapped[UUID]  # written under this agent's lock alone: a foreign key would only cost time
-    agent_name: Mapped[str]
-    subject: Mapped[str]
-    sequence: Mapped[int]
-    generation: Mapped[int]
-    payload: Mapped[dict[str, Any]]
-    traceparent: Mapped[str | None]
-    xid: Mapped[int] = mapped_column(Xid8(), server_default=text(EVENT_XID))
-    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    published_at: Mapped[datetime | None]
-
-    __table_args__ = (
-        UniqueConstraint("agent_id", "sequence", name="outbox_agent_id_sequence_key"),
-        CheckConstraint("sequence > 0", name="sequence_positive"),
-        Index("outbox_unpublished_idx", "id", postgresql_where=text("published_at IS NULL")),
-        Index("outbox_xid_id_idx", "xid", "id"),
-    )
-
-
-class LowWater(Base):
-    """Up to where events of an agent were removed; the greatest of all is the mark of the stream of all events."""
-
-    __tablename__ = "outbox_low_water"
-
-    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
-    sequence: Mapped[int]
-    xid: Mapped[int] = mapped_column(Xid8())
-    id: Mapped[int]
-
-    __table_args__ = (Index("outbox_low_water_xid_id_idx", "xid", "id"),)
-
-
-class Registration(Base):
-    """The inbox: what was decided of each message; answers "why is my pod not there?"."""
-
-    __tablename__ = "registrations"
-
-    message_id: Mapped[UUID] = mapped_column(primary_key=True)
-    agent_name: Mapped[str]
-    deployment_id: Mapped[str | None]
-    registered_at: Mapped[datetime | None]
-    dated_at: Mapped[datetime | None]  # by the pod, where its clock ran so far ahead that ours dated the message
-    outcome: Mapped[str]
-    reason: Mapped[str | None]
-    received_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    seq: Mapped[int] = mapped_column(Identity(always=True))
-
-    __table_args__ = (
-        CheckConstraint("outcome IN ('Registered', 'Stale', 'Shadowed', 'Rejected')", name="outcome_known"),
-        Index("registrations_agent_name_seq_idx", "agent_name", "seq"),
-        Index("registrations_received_at_idx", "received_at"),
-    )
-
-
-class Parked(Base):
-    """A message that cannot be applied, kept until somebody drops it, sends it again or its retention ends."""
-
-    __tablename__ = "parked"
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
-    key: Mapped[str] = mapped_column(unique=True)
-    message_id: Mapped[UUID | None]
-    agent_name: Mapped[str | None]
-    deployment_id: Mapped[str | None]
-    reason: Mapped[str]
-    error: Mapped[str]
-    routing_key: Mapped[str]
-    headers: Mapped[dict[str, Any]]
-    body: Mapped[bytes]
-    attempts: Mapped[int] = mapped_column(Integer(), server_default="1")
-    received_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    retried_at: Mapped[datetime | None]
-
-    __table_args__ = (
-        CheckConstraint("attempts > 0", name="attempts_positive"),
-        Index("parked_received_at_idx", "received_at"),
-        Index("parked_agent_name_received_at_idx", "agent_name", "received_at"),
-    )
-
-
-class McpSession(Base):
-    """Which deployment issued a session (MCP over HTTP); of its id, which is a secret, only the digest is kept."""
-
-    __tablename__ = "mcp_sessions"
-
-    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
-    session_sha256: Mapped[bytes] = mapped_column(primary_key=True)
-    deployment_id: Mapped[str]
-    last_seen_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-
-    __table_args__ = (
-        CheckConstraint("octet_length(session_sha256) = 32", name="digest_whole"),
-        ForeignKeyConstraint(
-            ["deployment_id", "agent_id"],
-            ["deployments.id", "deployments.agent_id"],
-            name="mcp_sessions_of_own_deployment",
-        ),
-        Index("mcp_sessions_last_seen_at_idx", "last_seen_at"),
     )
 
 
