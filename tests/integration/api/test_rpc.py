@@ -206,37 +206,6 @@ async def test_chunks_pass_at_once(api: Api) -> None:
             assert await response.content.readany() == b""
 
 
-@pytest.mark.parametrize("started", [False, True], ids=["before the first byte", "in the middle of a stream"])
-async def test_a_caller_that_leaves_ends_the_call_to_the_agent(api: Api, *, started: bool) -> None:
-    """Within a second, so that an agent does not work for nobody."""
-    arrived, ended = asyncio.Event(), asyncio.Event()
-
-    async def never_ending(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        try:
-            if started:
-                await response.prepare(request)
-                await response.write(b"piece")
-            arrived.set()
-            await asyncio.sleep(60)
-        finally:
-            ended.set()
-        return response
-
-    async with running_pod(never_ending) as pod, asyncio.timeout(10):
-        await api.register("bot", "v1", acp_url=pod.url)
-        host, port = api.host_and_port
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(f"POST /agents/name/bot/rpc HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
-        await arrived.wait()
-        if started:
-            await reader.readuntil(b"piece")
-        assert not ended.is_set()
-        writer.close()
-        async with asyncio.timeout(1):
-            await ended.wait()
-
-
 async def test_every_call_after_a_promote_reaches_the_new_version(api: Api) -> None:
     """Back and forth many times, with calls under way all the time: none fails, none goes astray."""
 
