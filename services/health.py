@@ -14,8 +14,9 @@ from services.readiness import announce_ready, promote_first_time
 from services.settings import Settings
 from services.state import AgentState, DeploymentState, DeploymentStatus, OnFailure, State, emit, status_of_agent
 
-# Always sooner, never later: what is promised of the interval holds, and what came at once does not stay together.
-JITTER = 0.1
+# Always sooner, never later: what is promised of the interval holds, although a janitor takes a moment to see what is
+# due, and what came at once does not stay together.
+LATEST, JITTER = 0.98, 0.1
 # A preview that keeps failing is asked less and less often, up to this many doublings.
 DOUBLINGS = 3
 # A pod that has announced itself and waits for its first answer is asked soon, then more patiently.
@@ -79,7 +80,7 @@ def wait_before_next(suspect: Suspect, luck: float) -> timedelta:
         wait = min(wait, FIRST_WAIT * 2**failures)
     elif suspect.status == "Failed" and not suspect.is_production:
         wait *= 2 ** min(max(failures - suspect.pace.threshold, 0), DOUBLINGS)
-    return wait * (1 - JITTER * luck)
+    return wait * (LATEST - JITTER * luck)
 
 
 def changes_nothing(suspect: Suspect, failure: str | None) -> bool:
