@@ -21,5 +21,7 @@ def _turn_over(folder: Path, largest: int) -> None:
     for log in folder.glob("*.log"):
         if log.stat().st_size > largest:
             # Its writers keep it open to append: they go on at the start of the same file.
-            shutil.copyfile(log, log.with_suffix(".log.1"))
+            copy = log.with_suffix(".log.new")
+            shutil.copyfile(log, copy)
+            copy.replace(log.with_suffix(".log.1"))
             os.truncate(log, 0)

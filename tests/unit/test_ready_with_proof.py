@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.decide import UNPROVEN, decide
-from services.health import judge, wait_before_next
+from services.health import LATEST, judge, wait_before_next
 from services.state import State
 from tests.factories import NOW, a_deployment, a_state, an_agent, an_announcement, causes, in_production, moment, told
 from tests.unit.test_health import REFUSED, suspect_of
@@ -82,6 +82,6 @@ def test_what_waits_for_its_first_answer_is_asked_soon_then_more_patiently() -> 
     state = announced(a_state(an_agent(event_seq=0)))
     waits = []
     for _ in range(8):
-        waits.append(wait_before_next(suspect_of(state.deployments["v1"]), 0).total_seconds())
+        waits.append(wait_before_next(suspect_of(state.deployments["v1"]), 0).total_seconds() / LATEST)
         state = answered(state, failure=REFUSED)
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
