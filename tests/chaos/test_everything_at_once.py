@@ -10,7 +10,7 @@ from contracts import topology
 from podium.servers.process import GuardedProcess
 from tests.chaos.gate import build_gate, closed_gate
 from tests.chaos.ground import Field
-from tests.chaos.size import SIZE
+from tests.chaos.size import LONG, SIZE
 from tests.chaos.traffic import all_events_in_order, many, parts, pods_of, repeated, until_quiet, waiting_in
 from tests.invariants import assert_invariants
 from tests.model import assert_matches
@@ -126,7 +126,8 @@ async def test_nothing_is_lost_or_doubled_while_everything_dies(field: Field) ->
     events = await all_events_in_order(field, seconds=SIZE.patience)
     again = _came_again(field)
     once = {message for message, attempts in pods.attempts.items() if attempts == 1}
-    assert again & once, "no message came again that was committed, but not acknowledged"
+    # Few kills may all miss the moment between commit and acknowledgement; many do not.
+    assert again & once or SIZE is not LONG, "no message came again that was committed, but not acknowledged"
     print(  # noqa: T201 - the figures of the run
         f"{len(shuffle.messages)} registrations in {sum(pods.attempts.values())} messages, "
         f"{crew.killed} workers killed, {len(again & once)} committed ones redelivered, {len(events)} events received"
