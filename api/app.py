@@ -15,28 +15,18 @@ from litestar import Litestar
 from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
-from api import (
-    agents,
-    asyncapi,
-    cards,
-    deployments,
-    events,
-    health,
-    lookup,
-    openapi,
-    parked,
-    registration,
-    registrations,
-    rollback,
-    rpc,
-)
 from api.auth import check_bind, check_caller
-from api.bounded_http import BoundedHttp
-from api.gateway import AnswerBroke
-from api.metrics import Measured, metrics_route
-from api.problems import EXCEPTION_HANDLERS
+from api.events import routes as events
+from api.gateway import agent_cards as cards
+from api.gateway import routes as rpc
+from api.gateway.fast_path import FastPath
+from api.gateway.forward import AnswerBroke
+from api.http.limits import BoundedHttp
+from api.http.metrics import Measured, metrics_route
+from api.http.problems import EXCEPTION_HANDLERS
 from api.resources import open_resources, provide_resources
-from api.short_way import ShortWay
+from api.routes import agents, asyncapi, deployments, health, lookup, parked, registration, registrations, rollback
+from api.routes import documents as openapi
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
@@ -84,7 +74,7 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=REGISTRATION_MAX_BYTES,
     )
     # Outside of routing, so that requests that no route takes are counted too.
-    app.asgi_handler = Measured(ShortWay(app), registry)
+    app.asgi_handler = Measured(FastPath(app), registry)
     return app
 
 

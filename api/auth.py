@@ -10,18 +10,14 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from pydantic_core import from_json
 
-from api.parameters import agent_name
-from api.problems import Forbidden
+from api.http.parameters import agent_name
+from api.http.problems import Forbidden
 from api.resources import Resources, provide_resources
-from services.database import in_transaction
+from services.agents.queries import get_agent_by_name
+from services.api_keys import AGENT_KEY_PREFIX, agent_api_key, same_secret
 from services.errors import AgentNotFound, Unauthorized
-from services.keys import AGENT_KEY_PREFIX, agent_api_key, same_secret
-from services.queries import get_agent_by_name
 from services.settings import Settings
-
-# Marks of route handlers: needs no key; lets an agent's own key in.
-PUBLIC = {"public": True}
-FOR_AGENTS = {"agent_key": True}
+from services.storage.database import in_transaction
 
 _BEARER = "bearer "
 

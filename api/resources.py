@@ -2,23 +2,18 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import aiohttp
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry
 
-from api.circuits import Circuits
-from api.error_style import ErrorStyles
-from api.fanout import FanOut
-from api.rpc_calls import RpcMetrics
-from api.upstream import upstream_session
-from services.database import Sessions, close_engine, make_engine, make_sessions
-from services.probe import Prober, open_prober
-from services.route_reads import RouteReads
+from api.events.fanout import FanOut
+from api.gateway.gateway import Gateway, open_gateway
+from services.events.notifier import OutboxNotifier
+from services.health.prober import Prober, open_prober
 from services.settings import Settings
-from services.wake import Waker
+from services.storage.database import Sessions, close_engine, make_engine
 
 APPLICATION_NAME = "podium-api"
 UNAUTHENTICATED = "local"
@@ -27,19 +22,17 @@ AUTHENTICATED = "api-key"
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Open from start to stop of the process; `reads` sends single statements without a transaction around them."""
+    """Open from start to stop of the process. `reads` commits each statement by itself, without a transaction around.
+
+    A commit of `sessions` that wrote events wakes the relay.
+    """
 
     settings: Settings
     sessions: Sessions
     reads: Sessions
-    waker: Waker
-    http: aiohttp.ClientSession
-    routes: RouteReads
-    circuits: Circuits
-    rpc_metrics: RpcMetrics
+    gateway: Gateway
     prober: Prober
     events: FanOut
-    error_styles: ErrorStyles = field(default_factory=ErrorStyles)
 
     @property
     def actor(self) -> str:
@@ -49,33 +42,20 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(settings: Settings, registry: CollectorRegistry) -> AsyncGenerator[Resources, None]:
-    """The resources, closed afterwards; nothing is connected to before it is asked."""
+    """The resources, closed afterwards; nothing connects before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
-    circuits, rpc_metrics = Circuits(settings), RpcMetrics(registry)
-    rpc_metrics.watch(circuits)
+    timeout = settings.database_timeout
+    reads = Sessions(engine.execution_options(isolation_level="AUTOCOMMIT"), timeout=timeout)
     try:
         async with (
-            Waker(engine) as waker,
-            upstream_session(settings) as http,
-            RouteReads(settings, application_name=APPLICATION_NAME) as routes,
+            OutboxNotifier(engine) as notifier,
+            open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             FanOut(events_engine) as events,
             open_prober(settings, (settings.host, settings.port)) as prober,
         ):
-            yield Resources(
-                settings=settings,
-                sessions=make_sessions(engine, patience=settings.database_timeout),
-                reads=make_sessions(
-                    engine.execution_options(isolation_level="AUTOCOMMIT"), patience=settings.database_timeout
-                ),
-                waker=waker,
-                http=http,
-                routes=routes,
-                circuits=circuits,
-                rpc_metrics=rpc_metrics,
-                prober=prober,
-                events=events,
-            )
+            sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
+            yield Resources(settings, sessions, reads, gateway, prober, events)
     finally:
         await close_engine(engine)
 

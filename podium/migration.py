@@ -6,10 +6,10 @@ from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed
 from sqlalchemy.exc import SQLAlchemyError
 
 from podium.servers import ServersError
-from services.database import make_engine
-from services.migrate import migrate
 from services.settings import Settings
-from workers.topology import declare
+from services.storage.database import make_engine
+from services.storage.migrate import migrate
+from workers.amqp.topology import declare
 
 
 async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:

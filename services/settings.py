@@ -4,7 +4,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts import topology
@@ -37,10 +37,21 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_listed)]
 
 
+PREFIX = "PODIUM_"
+# The earlier name of a setting, which keeps working, and the field that it sets.
+EARLIER_NAMES = {f"{PREFIX}READY_WITH_PROOF": "ready_requires_probe"}
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a setting, named by its field or by what a validation error calls it."""
+    name = field.upper()
+    return name if name.startswith(PREFIX) else f"{PREFIX}{name}"
+
+
 class Settings(BaseSettings):
     """Every `PODIUM_*` variable; durations are seconds or ISO 8601."""
 
-    model_config = SettingsConfigDict(env_prefix="PODIUM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", populate_by_name=True)
 
     database_url: SecretStr = Field(
         default=SecretStr(""), description="postgresql://user:password@host:port/database (14 or later)"
@@ -98,8 +109,10 @@ class Settings(BaseSettings):
     pending_deadline: Duration = Field(
         default=timedelta(minutes=15), description="How long a deployment may be Pending before it is Failed."
     )
-    ready_with_proof: bool = Field(
-        default=False, description="A registration makes a deployment Ready only once a probe of it was answered."
+    ready_requires_probe: bool = Field(
+        default=False,
+        validation_alias=AliasChoices(f"{PREFIX}READY_REQUIRES_PROBE", *EARLIER_NAMES),
+        description="A registration makes a deployment Ready only after the deployment has answered a probe.",
     )
     janitor_poll: Duration = Field(
         default=timedelta(milliseconds=250), description="How often a janitor looks for what is due."

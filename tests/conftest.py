@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from contracts import topology
 from podium.servers import ServersMissing, docker_answers, private_servers
-from services.database import Sessions, async_url, make_engine, make_sessions
-from services.migrate import migrate
 from services.settings import Settings
-from tests.containers import both_containers
-from workers.topology import declare
+from services.storage.database import Sessions, async_url, make_engine
+from services.storage.migrate import migrate
+from tests.support.containers import both_containers
+from workers.amqp.topology import declare
 
 # A developer's own settings must not leak into tests; the servers' addresses are read before.
 EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith("PODIUM_")}
@@ -102,7 +102,7 @@ async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
 @pytest.fixture
 def sessions(engine: AsyncEngine) -> Sessions:
     """Sessions on this test's database."""
-    return make_sessions(engine)
+    return Sessions(engine)
 
 
 @pytest_asyncio.fixture

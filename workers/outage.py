@@ -6,7 +6,7 @@ from time import monotonic
 import structlog
 from aio_pika.exceptions import AMQPError
 
-from workers.pause import backoff
+from workers.retry import backoff
 
 BROKER = "RabbitMQ"
 DATABASE = "PostgreSQL"

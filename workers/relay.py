@@ -21,12 +21,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.events import CONTENT_TYPE
 from contracts.topology import EVENTS_EXCHANGE, event_key
-from services.cancelled import lost_as
-from services.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
+from services.cancellation import lost_as
+from services.events.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
-from workers.broker import CONNECT_SECONDS, LOST, connected
+from workers.amqp.connection import CONNECT_SECONDS, LOST, connected
 from workers.outage import Outage
-from workers.pause import backoff, pause
+from workers.retry import backoff, pause
 
 # A stopped process keeps its lock; the server ends its session after this time without a query.
 IDLE_SESSION_TIMEOUT = timedelta(seconds=5)

@@ -1,8 +1,8 @@
-"""Alembic's entry: runs on the connection that `services.migrate` hands over."""
+"""Alembic's entry: runs on the connection that `services.storage.migrate` hands over."""
 
 from alembic import context
 
-from services.models import Base
+from services.storage.models import Base
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 with context.begin_transaction():

@@ -24,9 +24,9 @@ from podium.servers import private_servers
 from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.benchmarks.measure import PEERS, Bench
-from tests.factories import a_body
-from tests.processes import ROOT, api_process, environment, program
-from tests.waiting import eventually
+from tests.support.factories import a_body
+from tests.support.processes import ROOT, api_process, environment, program
+from tests.support.waiting import eventually
 
 SECONDS = 5.0
 WARM_UP_SECONDS = 1.0

@@ -20,15 +20,15 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from contracts import topology
 from podium.servers import Servers
-from services.database import async_url, in_transaction, make_engine, make_sessions
-from services.migrate import migrate
-from services.parking import Envelope
-from services.promotion import Caller, promote
-from services.registration import Incoming, read_message, register_batch
+from services.promotion.promote import Caller, promote
+from services.registration.batch import Incoming, read_message, register_batch
+from services.registration.parked import Envelope
 from services.settings import Settings
+from services.storage.database import Sessions, async_url, in_transaction, make_engine
+from services.storage.migrate import migrate
 from tests.benchmarks.fleet import PER_AGENT, announcements
-from tests.processes import ROOT, environment, worker_process
-from workers.topology import declare
+from tests.support.processes import ROOT, environment, worker_process
+from workers.amqp.topology import declare
 
 PEERS = "tests.benchmarks.peers"
 PUBLISHED_AT_A_TIME = 500
@@ -95,7 +95,7 @@ class Bench:
         """Promotes by direct calls of the service, every session on an agent of its own."""
         async with self.fresh() as settings:
             engine = make_engine(settings, application_name="bench", pool_size=sessions)
-            factory = make_sessions(engine)
+            factory = Sessions(engine)
             batch = [_incoming(name, body) for name, body in announcements(sessions)]
             await in_transaction(factory, lambda session: register_batch(session, batch))
             async with engine.connect() as connection:

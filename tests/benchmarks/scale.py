@@ -26,18 +26,19 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from podium.servers import private_servers
-from services.database import in_transaction, make_engine, make_sessions
-from services.history import history, served_at
-from services.inbox import Lifetime, recent_registrations
-from services.promotion import Caller, promote
-from services.queries import Page, event_cursor, get_agent, get_agent_by_name, get_deployment, list_agents
-from services.queries import list_deployments as deployments_of
-from services.registration import register_batch
-from services.route_reads import RouteReads
-from services.routing import Wanted
-from services.stream import read_events
+from services.agents.queries import event_cursor, get_agent, get_agent_by_name, get_deployment, list_agents
+from services.agents.queries import list_deployments as deployments_of
+from services.events.log import read_events
+from services.promotion.history import history, served_at
+from services.promotion.promote import Caller, promote
+from services.registration.batch import register_batch
+from services.registration.inbox import Lifetime, recent_registrations
+from services.routing.resolver import RouteResolver
+from services.routing.routes import RouteKey
+from services.storage.database import Sessions, in_transaction, make_engine
+from services.storage.pages import Page
 from tests.benchmarks.measure import Bench
-from tests.factories import incoming
+from tests.support.factories import incoming
 
 PER_AGENT = 10
 SMALL = 1_000
@@ -107,7 +108,7 @@ async def measure(bench: Bench, deployments: int) -> dict[str, list[float]]:
     """The milliseconds of each kind of work, one call at a time, on a database of this size."""
     async with bench.fresh() as settings:
         engine = make_engine(settings, application_name="bench", pool_size=2)
-        sessions = make_sessions(engine)
+        sessions = Sessions(engine)
         agents = await _fill(engine.execution_options(isolation_level="AUTOCOMMIT"), deployments // PER_AGENT)
 
         async def do(work: Work) -> None:
@@ -115,9 +116,9 @@ async def measure(bench: Bench, deployments: int) -> dict[str, list[float]]:
             await in_transaction(sessions, lambda session: work(session, agent))
 
         found = {name: await _milliseconds(partial(do, work)) for name, work in WORK.items()}
-        async with RouteReads(settings, application_name="bench") as routes:
+        async with RouteResolver(settings, application_name="bench") as routes:
             found["where a call goes"] = await _milliseconds(
-                lambda: routes.find(Wanted(agent_id=random.choice(agents).id))  # noqa: S311 - as above
+                lambda: routes.find(RouteKey(agent_id=random.choice(agents).id))  # noqa: S311 - as above
             )
         await engine.dispose()
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from tests.chaos.ground import Field
-from tests.processes import api_process
+from tests.support.processes import api_process
 
 ANSWER_SECONDS = 10
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from services.database import Sessions
-from tests.waiting import eventually_rows
+from services.storage.database import Sessions
+from tests.support.waiting import eventually_rows
 
 GATE = 715
 _FUNCTION = text(f"""

@@ -20,13 +20,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from contracts import topology
 from podium.servers import PrivateServer, Servers
 from podium.servers.process import GuardedProcess
-from services.database import Sessions, async_url, make_sessions
-from services.migrate import migrate
 from services.settings import Settings
+from services.storage.database import Sessions, async_url
+from services.storage.migrate import migrate
 from tests.integration.servers.observing import GUARD, tree
-from tests.processes import worker_process
-from tests.waiting import eventually
-from workers.topology import declare
+from tests.support.processes import worker_process
+from tests.support.waiting import eventually
+from workers.amqp.topology import declare
 
 EVENTS_QUEUE = "chaos.events"
 # Without the janitor, who would find that the pods of these tests do not exist.
@@ -127,7 +127,7 @@ async def fresh(ground: Ground, folder: Path, name: str) -> AsyncIterator[Field]
         secret_key=SecretStr("a test's secret key"),
     )
     try:
-        yield Field(ground, settings, make_sessions(engine), folder)
+        yield Field(ground, settings, Sessions(engine), folder)
     finally:
         await ground.mended()
         await engine.dispose()

@@ -11,8 +11,8 @@ from tests.chaos.gate import build_gate, closed_gate
 from tests.chaos.ground import Field, ended_within
 from tests.chaos.size import SIZE
 from tests.chaos.traffic import pods_of, until_quiet, waiting_in
-from tests.factories import incoming
-from tests.waiting import eventually, rows
+from tests.support.factories import incoming
+from tests.support.waiting import eventually, rows
 
 BATCH = 200
 DRAIN_SECONDS = 1

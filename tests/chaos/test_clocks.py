@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from functools import partial
 
-from services.database import Sessions, in_transaction
-from services.registration import Incoming, register_batch
-from tests.factories import ago, incoming
-from tests.waiting import rows
+from services.registration.batch import Incoming, register_batch
+from services.storage.database import Sessions, in_transaction
+from tests.support.factories import ago, incoming
+from tests.support.waiting import rows
 
 HOUR = 3600
 ADDRESS = "SELECT acp_url, registered_at, status, is_production FROM deployments WHERE id = :id"

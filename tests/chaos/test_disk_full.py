@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.chaos.ground import Field, alone
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
-from tests.factories import a_body, incoming
-from tests.processes import api_process
-from tests.waiting import eventually, rows
+from tests.support.factories import a_body, incoming
+from tests.support.processes import api_process
+from tests.support.waiting import eventually, rows
 
 SMALL, LARGE = "size=20m", "size=512m"
 # In bytes, of random text, since PostgreSQL compresses.
@@ -55,7 +55,7 @@ async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None
     """Messages wait in the queue; the API answers 503 to what writes, 200 to what reads, 503 once nothing can be read.
 
     That is when sessions end: on a full disk PostgreSQL begins no new one if it has to write its cache file first. It
-    calls that an internal error (XX000), as if a statement were to blame.
+    calls that an internal error (XX000), as if a statement were to fault_of.
     """
     messages = [
         incoming(

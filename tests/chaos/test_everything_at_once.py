@@ -12,10 +12,10 @@ from tests.chaos.gate import build_gate, closed_gate
 from tests.chaos.ground import Field
 from tests.chaos.size import LONG, SIZE
 from tests.chaos.traffic import all_events_in_order, many, parts, pods_of, repeated, until_quiet, waiting_in
-from tests.invariants import assert_invariants
-from tests.model import assert_matches
-from tests.shuffle import FRESH_SEED
-from tests.waiting import eventually, rows
+from tests.support.invariants import assert_invariants
+from tests.support.reference_model.comparison import assert_matches
+from tests.support.shuffle import FRESH_SEED
+from tests.support.waiting import eventually, rows
 
 WORKERS = 2
 

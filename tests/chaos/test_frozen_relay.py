@@ -10,8 +10,8 @@ from typing import Any
 from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
-from tests.factories import incoming
-from tests.waiting import eventually_rows
+from tests.support.factories import incoming
+from tests.support.waiting import eventually_rows
 
 TAKEN_OVER_SECONDS = 6
 

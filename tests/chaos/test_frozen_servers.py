@@ -15,9 +15,9 @@ from tests.chaos.callers import Callers, callers_of
 from tests.chaos.ground import Field, freeze, thaw
 from tests.chaos.size import SIZE
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
-from tests.factories import a_body, incoming
-from tests.invariants import assert_invariants
-from tests.waiting import eventually, rows
+from tests.support.factories import a_body, incoming
+from tests.support.invariants import assert_invariants
+from tests.support.waiting import eventually, rows
 
 # More than an API process has connections, so that some wait for one.
 AT_ONCE = 30

@@ -15,12 +15,12 @@ from time import monotonic
 from aiohttp import web
 
 from podium.servers.process import GuardedProcess
-from services.database import in_transaction
-from services.registration import register_batch
+from services.registration.batch import register_batch
+from services.storage.database import in_transaction
 from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
-from tests.factories import incoming
-from tests.waiting import eventually, rows
+from tests.support.factories import incoming
+from tests.support.waiting import eventually, rows
 
 VERSIONS = 20
 BATCH = 500

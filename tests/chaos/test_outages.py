@@ -10,8 +10,8 @@ from tests.chaos.callers import Callers, callers_of
 from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
-from tests.factories import a_body, incoming
-from tests.waiting import eventually, rows
+from tests.support.factories import a_body, incoming
+from tests.support.waiting import eventually, rows
 
 
 @pytest_asyncio.fixture

@@ -9,11 +9,11 @@ import pytest
 
 from podium.servers import PrivateServer
 from podium.servers.ports import free_ports
-from tests.broker import publish
 from tests.chaos.ground import Field, ended_within, freeze
-from tests.factories import a_body
-from tests.processes import api_at_once, environment, program
-from tests.waiting import eventually, eventually_rows
+from tests.support.broker import publish
+from tests.support.factories import a_body
+from tests.support.processes import api_at_once, environment, program
+from tests.support.waiting import eventually, eventually_rows
 
 DRAIN_SECONDS = 2.5
 API_END_SECONDS = 10

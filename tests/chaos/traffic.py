@@ -15,12 +15,12 @@ from aio_pika.exceptions import AMQPError
 
 from contracts import topology
 from contracts.events import CloudEvent
-from services.registration import Incoming
-from tests.broker import ready_messages
+from services.registration.batch import Incoming
 from tests.chaos.ground import EVENTS_QUEUE, Field
 from tests.chaos.size import SIZE
-from tests.shuffle import Shuffle
-from tests.waiting import eventually, rows
+from tests.support.broker import ready_messages
+from tests.support.shuffle import Shuffle
+from tests.support.waiting import eventually, rows
 
 AT_ONCE = 100
 CONFIRM_SECONDS = 5.0

@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from services.settings import Settings
-from tests.processes import api_process
-from tests.sdk_environment import made_environment
+from tests.support.processes import api_process
+from tests.support.sdk_environment import made_environment
 
 
 @pytest_asyncio.fixture

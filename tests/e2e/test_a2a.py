@@ -8,9 +8,9 @@ import pytest
 
 from podium.servers.ports import free_ports
 from services.settings import Settings
-from tests.factories import a_body
-from tests.processes import api_process
-from tests.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.factories import a_body
+from tests.support.processes import api_process
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
 
 # What a streamed answer is made of; the first version offers A2A 1.0 and 0.3, the second one 0.3 alone.
 STREAMED = ["task", "artifact_update", "artifact_update", "status_update"]

@@ -16,9 +16,9 @@ from podium.servers.ports import free_ports
 from podium.servers.process import GuardedProcess
 from services.settings import Settings
 from tests.e2e.talking_agent import PIECE
-from tests.factories import a_body
-from tests.processes import api_process, environment, program
-from tests.waiting import eventually
+from tests.support.factories import a_body
+from tests.support.processes import api_process, environment, program
+from tests.support.waiting import eventually
 
 FIRST_BYTE_SECONDS = 2
 # What a refused connection costs with its three more attempts, on a busy machine.

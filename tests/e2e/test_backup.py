@@ -8,15 +8,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from podium.servers.binaries import find_postgres
-from services.database import Sessions, in_transaction
-from services.promotion import Caller, promote
-from services.registration import register_batch
+from services.promotion.promote import Caller, promote
+from services.registration.batch import register_batch
 from services.settings import Settings
-from tests.documents import blocks, documented_command
-from tests.factories import incoming
-from tests.invariants import assert_invariants
-from tests.processes import ROOT, environment
-from tests.waiting import rows
+from services.storage.database import Sessions, in_transaction
+from tests.support.documents import blocks, documented_command
+from tests.support.factories import incoming
+from tests.support.invariants import assert_invariants
+from tests.support.processes import ROOT, environment
+from tests.support.waiting import rows
 
 OPERATIONS = ROOT / "docs" / "operations.md"
 TABLES = ("agents", "deployments", "registrations", "promotions", "outbox", "parked")

@@ -22,10 +22,10 @@ from aiohttp import web
 
 from podium.servers.ports import free_ports
 from services.settings import Settings
-from tests.factories import a_body
 from tests.integration.api.pods import Handler, running_pod
-from tests.processes import environment, program
-from tests.waiting import eventually
+from tests.support.factories import a_body
+from tests.support.processes import environment, program
+from tests.support.waiting import eventually
 
 LONG = os.environ.get("CHAOS") == "long"
 PROMOTES, CALLS_PER_SECOND, STREAMS = (500, 300, 1000) if LONG else (40, 120, 200)

@@ -9,12 +9,12 @@ import aiohttp
 import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 
-from services.database import Sessions
 from services.settings import Settings
-from tests.broker import a_consumer, publish, ready_messages
-from tests.factories import a_body
-from tests.processes import api_process, worker_process
-from tests.waiting import eventually, rows
+from services.storage.database import Sessions
+from tests.support.broker import a_consumer, publish, ready_messages
+from tests.support.factories import a_body
+from tests.support.processes import api_process, worker_process
+from tests.support.waiting import eventually, rows
 
 PODS = 50
 

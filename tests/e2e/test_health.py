@@ -12,11 +12,11 @@ from aio_pika.abc import AbstractConnection
 from aiohttp import web
 
 from services.settings import Settings
-from tests.broker import a_consumer
-from tests.factories import a_body
 from tests.integration.api.pods import Pod, running_pod
-from tests.processes import api_process, worker_process
-from tests.waiting import eventually
+from tests.support.broker import a_consumer
+from tests.support.factories import a_body
+from tests.support.processes import api_process, worker_process
+from tests.support.waiting import eventually
 
 INTERVAL, THRESHOLD = 1.0, 3
 # What is promised on top of the interval; a busy machine gets more before the test is red.

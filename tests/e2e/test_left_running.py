@@ -18,11 +18,11 @@ import aiohttp
 import asyncpg
 import pytest
 
-from podium.samples import SAMPLE_AGENT, VERSIONS
+from podium.local.samples import SAMPLE_AGENT, VERSIONS
 from podium.servers.ports import free_ports
-from tests.factories import a_body
-from tests.system_process import all_gone, output, processes_of, up
-from tests.waiting import eventually
+from tests.support.factories import a_body
+from tests.support.system_process import all_gone, output, processes_of, up
+from tests.support.waiting import eventually
 
 LONG = os.environ.get("CHAOS") == "long"
 SECONDS = 1_800 if LONG else 16

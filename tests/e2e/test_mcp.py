@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from podium.servers.ports import free_ports
 from services.settings import Settings
-from tests.factories import a_body
-from tests.processes import api_process
-from tests.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.factories import a_body
+from tests.support.processes import api_process
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
 
 # Long enough for a tool on a busy machine, short beside what the tool `hang` takes.
 FIRST_BYTE_TIMEOUT = "PT8S"

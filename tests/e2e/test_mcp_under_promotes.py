@@ -8,8 +8,8 @@ import aiohttp
 import pytest_asyncio
 from aiohttp import web
 
-from tests.factories import a_body
 from tests.integration.api.pods import Handler, running_pod
+from tests.support.factories import a_body
 
 PROMOTES = 30
 CLIENTS = 6

@@ -8,13 +8,13 @@ from typing import Any
 import aiohttp
 from aio_pika.abc import AbstractConnection
 
-from services.database import Sessions, in_transaction
-from services.registration import register_batch
+from services.registration.batch import register_batch
 from services.settings import Settings
-from tests.broker import a_consumer
-from tests.factories import incoming
-from tests.processes import worker_process
-from tests.waiting import rows
+from services.storage.database import Sessions, in_transaction
+from tests.support.broker import a_consumer
+from tests.support.factories import incoming
+from tests.support.processes import worker_process
+from tests.support.waiting import rows
 
 DEPLOYMENTS = [f"v-{number}" for number in range(50)]
 PROMOTES = 200

@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 
 from podium.servers.ports import free_ports
-from services.database import Sessions
 from services.settings import Settings
-from tests.processes import api_process
-from tests.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
-from tests.waiting import eventually_rows
+from services.storage.database import Sessions
+from tests.support.processes import api_process
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.waiting import eventually_rows
 
 
 @pytest_asyncio.fixture

@@ -9,14 +9,14 @@ from aio_pika import Message
 from aio_pika.abc import AbstractConnection
 
 from contracts import topology
-from services.database import Sessions
 from services.settings import Settings
-from tests.broker import a_consumer, ready_messages
-from tests.invariants import assert_invariants
-from tests.model import assert_matches
-from tests.processes import worker_process
-from tests.shuffle import FRESH_SEED, Shuffle
-from tests.waiting import eventually, rows
+from services.storage.database import Sessions
+from tests.support.broker import a_consumer, ready_messages
+from tests.support.invariants import assert_invariants
+from tests.support.processes import worker_process
+from tests.support.reference_model.comparison import assert_matches
+from tests.support.shuffle import FRESH_SEED, Shuffle
+from tests.support.waiting import eventually, rows
 
 
 @pytest.mark.parametrize("seed", [1, FRESH_SEED])

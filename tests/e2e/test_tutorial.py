@@ -19,8 +19,8 @@ import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from podium.servers.ports import free_ports
-from tests.processes import ROOT
-from tests.waiting import eventually
+from tests.support.processes import ROOT
+from tests.support.waiting import eventually
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 PORTS = ("8080", "8001", "8002")

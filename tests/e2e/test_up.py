@@ -11,8 +11,8 @@ from uuid import uuid4
 import aiohttp
 
 from podium.servers.ports import free_ports
-from tests.factories import a_body
-from tests.system_process import all_gone, line_with, output, podium, processes_of, up
+from tests.support.factories import a_body
+from tests.support.system_process import all_gone, line_with, output, podium, processes_of, up
 
 
 async def test_up_keeps_its_state_and_stops_in_order(folder: Path) -> None:

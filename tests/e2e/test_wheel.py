@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from podium.asyncapi import contract_files
 from services.settings import Settings
-from tests.commands import project_version
-from tests.processes import ROOT, environment
+from tests.support.commands import project_version
+from tests.support.processes import ROOT, environment
 from tests.unit.test_dockerfile import copied
 
 PIP: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]

@@ -4,11 +4,11 @@ from uuid import UUID
 
 import pytest
 
-from api.conditional import wanted_generation
-from api.forwarded import request_headers, response_headers
-from api.jsonrpc import is_rpc, request_id
+from api.gateway.headers import request_headers, response_headers
+from api.http.jsonrpc import is_rpc, request_id
+from api.http.preconditions import wanted_generation
 from services.errors import InvalidRequest
-from services.routing import Route
+from services.routing.routes import Route
 
 ROUTE = Route(UUID(int=1), 7, "v1", "http://a", "/api", "http")
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.auth import StartRefused, check_bind
 from services.settings import Settings
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 SECRET = SecretStr("a secret")
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic_core import from_json, to_json
 
-from api.card_rewriting import AgentCardInvalid, rewritten
+from api.gateway.card_rewriting import AgentCardInvalid, rewritten
 
 REGISTERED = "http://10.0.0.7:8000/a2a"
 HERE = "https://podium.example/agents/name/bot/rpc"

@@ -3,8 +3,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from podium.commands.addresses import DEFAULT_API_URL, api_key, api_url, environment
-from podium.system import System
+from podium.cli.addresses import DEFAULT_API_URL, api_key, api_url, environment
+from podium.local.system import System
 from services.settings import Settings
 
 

@@ -6,9 +6,9 @@ import pytest
 import typer
 
 from contracts.messages import RegisterAgent
-from podium.commands import announcing
-from podium.commands.announcing import NotSent, Pod, facts_of, until_confirmed
-from podium.commands.exits import ExitCode, Failure
+from podium.cli import announcing
+from podium.cli.announcing import NotSent, Pod, facts_of, until_confirmed
+from podium.cli.exits import ExitCode, Failure
 
 
 def a_pod(**fields: Any) -> Pod:

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from podium.commands.answers import ErrorWatch
-from podium.commands.printing import Printer
+from podium.cli.answers import ErrorWatch
+from podium.cli.printing import Printer
 
 
 def watched(*chunks: bytes) -> str | None:

@@ -1,5 +1,5 @@
-from podium.commands.checks import Verdict, host_and_port
-from podium.commands.checks_settings import read_settings
+from podium.cli.doctor.checks import Verdict, host_and_port
+from podium.cli.doctor.settings import read_settings
 
 SECRET = "0123456789abcdef0123456789abcdef"
 GOOD = {

@@ -1,6 +1,6 @@
 from typing import Any
 
-from podium.commands.choosing import newest_preview
+from podium.cli.choosing import newest_preview
 
 
 def deployment(deployment_id: str, status: str = "Ready", *, production: bool = False) -> dict[str, Any]:

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import typer
 
-from podium.commands.durations import parse_duration, parse_moment, short
+from podium.cli.durations import parse_duration, parse_moment, short
 
 
 @pytest.mark.parametrize(

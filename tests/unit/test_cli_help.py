@@ -1,8 +1,8 @@
 import pytest
 from typer.testing import CliRunner
 
-from podium.cli import app
-from podium.commands.exits import MEANINGS, ExitCode, code_of_status
+from podium.cli.exits import MEANINGS, ExitCode, code_of_status
+from podium.cli.main import app
 
 RUNNER = CliRunner()
 ASKING = [

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from podium.commands.plain import plain
-from podium.commands.tables import Column, facts, table
-from podium.commands.wording import served
+from podium.cli.plain import plain
+from podium.cli.tables import Column, facts, table
+from podium.cli.wording import served
 
 ID = "f83ade97-cd80-4118-b406-c150d9181d0e"
 COLUMNS = [

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from podium.commands.timeline import Stretch, timeline
+from podium.cli.timeline import Stretch, timeline
 
 BEGIN = datetime(2026, 11, 23, 9, tzinfo=UTC)
 NOW = BEGIN + timedelta(hours=10)

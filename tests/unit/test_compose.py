@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from services.settings import Settings
-from tests import containers
-from tests.commands import assert_is_command, project_version, variables
-from tests.documents import documented_command
-from tests.processes import ROOT
+from tests.support import containers
+from tests.support.commands import assert_is_command, project_version, variables
+from tests.support.documents import documented_command
+from tests.support.processes import ROOT
 
 FILE = ROOT / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from contracts.events import CONTENT_TYPE, EVENT_TYPES, EventData
 from contracts.topology import REGISTRATIONS_EXCHANGE, event_key
 from podium.asyncapi import DOCUMENT, SCHEMAS, contract_files, document, schemas
-from tests.factories import a_body
+from tests.support.factories import a_body
 from tests.unit.test_contracts_snapshots import EXAMPLES, on_the_wire
 
 CONTRACTS = Path(str(files("contracts")))

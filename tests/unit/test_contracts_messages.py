@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from contracts.messages import RegisterAgent, RegisterAgentRequest, RegisterBuildRequest
-from tests.factories import a_body, a_registration
+from tests.support.factories import a_body, a_registration
 
 
 def read(**fields: Any) -> RegisterAgent:
@@ -16,7 +16,7 @@ def read(**fields: Any) -> RegisterAgent:
 
 @pytest.mark.parametrize("field", ["name", "acp_url", "message_id", "registered_at"])
 def test_a_message_on_the_queue_needs_a_name_an_address_an_id_and_a_time(field: str) -> None:
-    """Rule 4: on the queue both halves of the pair are required, and so are name and address."""
+    """G4: on the queue both halves of the pair are required, and so are name and address."""
     body = a_body()
     del body[field]
     with pytest.raises(ValidationError, match=field):

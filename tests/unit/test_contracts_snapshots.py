@@ -26,7 +26,7 @@ from contracts.events import (
     event_source,
 )
 from contracts.messages import RegisterAgent, RegisterAgentRequest, RegisterBuildRequest
-from tests.factories import ADDRESS, AGENT_ID, NOW
+from tests.support.factories import ADDRESS, AGENT_ID, NOW
 
 SNAPSHOTS = Path(__file__).parent.parent / "snapshots"
 RENEW = "PODIUM_RENEW_SNAPSHOTS"

@@ -3,16 +3,16 @@ from dataclasses import replace
 import pytest
 
 from contracts.events import DeploymentDemoted, DeploymentPromoted, Serving
-from services.cutover import cutover
-from services.state import State
-from tests.factories import ADDRESS, NOW, a_deployment, a_state, an_agent, in_production, moment
+from services.domain.cutover import cutover
+from services.domain.state import AgentSnapshot
+from tests.support.factories import ADDRESS, NOW, a_deployment, a_state, an_agent, in_production, moment
 
 LEGACY = an_agent(legacy_acp_url="http://old", docker_image="agent:1", generation=1, status="Ready")
 LEGACY_SERVES = Serving(deployment_id=None, acp_url="http://old", docker_image="agent:1")
 V1 = Serving(deployment_id="v1", acp_url=ADDRESS, docker_image="bot:1")
 
 
-def state_before(what: str) -> State:
+def state_before(what: str) -> AgentSnapshot:
     """An agent served by nothing, its legacy address or v1; v2 is a Ready preview."""
     preview = a_deployment("v2", docker_image="bot:2")
     if what == "nothing":
@@ -36,7 +36,7 @@ def state_before(what: str) -> State:
 def test_each_generation_is_announced_by_one_event(
     what: str, to: str | None, event: type, before: Serving | None
 ) -> None:
-    """Rule 14: `promoted` (with `previous`) if a deployment serves after it, `demoted` if one served before it only."""
+    """G14: `promoted` (with `previous`) if a deployment serves after it, `demoted` if one served before it only."""
     state = state_before(what)
     after = cutover(state, to, cause="manual", actor="amy", reason="why")
     (told,) = after.events
@@ -54,7 +54,7 @@ def test_each_generation_is_announced_by_one_event(
 
 
 def test_a_change_of_the_legacy_address_alone_is_left_to_its_own_event() -> None:
-    """Rule 14: no deployment served before or after, so the caller's `agent.registered` announces the generation."""
+    """G14: no deployment served before or after, so the caller's `agent.registered` announces the generation."""
     moved = replace(LEGACY, legacy_acp_url="http://new")
     after = cutover(state_before("legacy"), None, cause="legacy", actor="pod", agent=moved)
     (entry,) = after.ledger

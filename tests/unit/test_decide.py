@@ -3,9 +3,19 @@ from uuid import UUID
 
 import pytest
 
-from services.announcement import Duplicate, Outcome, Registered, Rejected, Stale
-from services.decide import CLOCK_TOLERANCE, decide, effective_time
-from tests.factories import NOW, a_deployment, a_state, an_agent, an_announcement, causes, in_production, moment, told
+from services.domain.announcement import Duplicate, Outcome, Registered, Rejected, Stale
+from services.domain.registration_policy import CLOCK_TOLERANCE, decide, effective_time
+from tests.support.factories import (
+    NOW,
+    a_deployment,
+    a_state,
+    an_agent,
+    an_announcement,
+    causes,
+    in_production,
+    moment,
+    told,
+)
 
 OTHER_AGENT = UUID(int=99)
 LOW, HIGH = UUID(int=1), UUID(int=2)
@@ -68,7 +78,7 @@ def test_checks_come_in_the_order_of_the_plan(repaired: list[str], expected: str
     [(-3600.0, -3600.0), (0.0, 0.0), (29.0, 29.0), (30.0, 30.0), (30.000001, 0.0), (31.0, 0.0), (10**9, 0.0)],
 )
 def test_a_clock_too_far_ahead_is_replaced_by_the_database_s(ahead: float, counts_as: float) -> None:
-    """Rule 4: more than 30 s ahead counts as now; up to 30 s, and any time in the past, counts as it is."""
+    """G4: more than 30 s ahead counts as now; up to 30 s, and any time in the past, counts as it is."""
     assert CLOCK_TOLERANCE.total_seconds() == 30
     assert effective_time(moment(ahead), NOW) == moment(counts_as)
     after, _ = decide(a_state(), an_announcement(deployment_id="v1", seconds=ahead))
@@ -88,7 +98,7 @@ def test_without_a_time_the_database_s_clock_dates_a_message() -> None:
 def test_only_a_greater_pair_applies(
     deployment_id: str | None, seconds: float, message_id: UUID, outcome: type[Outcome]
 ) -> None:
-    """Rule 4: the newer time wins, and of equal times the greater message id; the same pair is not greater."""
+    """G4: the newer time wins, and of equal times the greater message id; the same pair is not greater."""
     middle = UUID("00000000-0000-0000-0000-000000000001")
     pair: dict[str, Any] = {"registered_at": moment(-60), "registered_message_id": middle}
     state = a_state(an_agent(legacy_acp_url="http://old", generation=1, **pair), a_deployment("v1", **pair))
@@ -104,14 +114,14 @@ def test_only_a_greater_pair_applies(
 def test_a_message_from_before_the_deletion_of_its_name_is_stale(
     seconds: float, outcome: type[Outcome], deployment_id: str | None
 ) -> None:
-    """Rule 16: the deletion of an agent outdates everything published before it."""
+    """G16: the deletion of an agent outdates everything published before it."""
     state = a_state(an_agent(event_seq=0), name_deleted_at=moment(-30))
     _, actual = decide(state, an_announcement(deployment_id=deployment_id, seconds=seconds))
     assert isinstance(actual, outcome)
 
 
 def test_a_known_message_changes_nothing() -> None:
-    """Rule 3: decided once, a message has no effect when it comes again, whatever it says."""
+    """G3: decided once, a message has no effect when it comes again, whatever it says."""
     state = in_production(agent=an_agent(legacy_acp_url="http://old"))
     for message in (an_announcement(), an_announcement(deployment_id="v2"), an_announcement(agent_id="wrong")):
         assert decide(state, message, known=True) == (state, Duplicate())
@@ -133,7 +143,7 @@ def test_a_known_message_changes_nothing() -> None:
     ],
 )
 def test_states_do_not_lie(stored: dict[str, Any], seconds: float, status: str, events: list[str]) -> None:
-    """Rule 15: a registration makes Pending Ready; it makes Failed Ready only if published after the verdict."""
+    """G15: a registration makes Pending Ready; it makes Failed Ready only if published after the verdict."""
     state = a_state(an_agent(auto_promote="never"), a_deployment("v1", **{"status_reason": "why", **stored}))
     after, outcome = decide(state, an_announcement(deployment_id="v1", acp_url="http://new", seconds=seconds))
     version = after.deployments["v1"]

@@ -3,10 +3,10 @@ from uuid import UUID
 import pytest
 
 from contracts.messages import RegisterBuildRequest
-from services.announcement import Announcement, Registered, Rejected
-from services.decide import decide
-from services.state import State
-from tests.factories import a_deployment, a_state, an_agent, an_announcement, an_id, moment, told
+from services.domain.announcement import Announcement, Registered, Rejected
+from services.domain.registration_policy import decide
+from services.domain.state import AgentSnapshot
+from tests.support.factories import a_deployment, a_state, an_agent, an_announcement, an_id, moment, told
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tests.factories import a_deployment, a_state, an_agent, an_announcement, an
 def test_the_first_image_named_stays(
     stored: str | None, announced: str | None, of_agent: str | None, kept: str | None
 ) -> None:
-    """Rule 6: no image keeps the stored one, else takes the agent's; the first named fills in, another is refused."""
+    """G6: no image keeps the stored one, else takes the agent's; the first named fills in, another is refused."""
     state = a_state(an_agent(docker_image=of_agent), a_deployment("v1", docker_image=stored))
     after, outcome = decide(state, an_announcement(deployment_id="v1", docker_image=announced))
     if kept == "image-conflict":
@@ -36,7 +36,7 @@ def test_the_first_image_named_stays(
 
 
 def test_metadata_of_a_newer_registration_is_merged() -> None:
-    """Rule 6: newer facts lie on top of older ones, which stay where nothing new is said."""
+    """G6: newer facts lie on top of older ones, which stay where nothing new is said."""
     stored = a_deployment("v1", registration_metadata={"git": {"commit": "a"}, "team": "mail"})
     message = an_announcement(deployment_id="v1", registration_metadata={"git": {"branch": "main"}})
     after, _ = decide(a_state(None, stored), message)
@@ -54,7 +54,7 @@ def test_a_new_address_replaces_all_of_the_old_one() -> None:
 
 
 def test_a_deployment_s_registration_leaves_the_agent_s_own_fields_alone() -> None:
-    """Rule 8: a preview cannot change how its agent describes itself, nor where it serves as a legacy agent."""
+    """G8: a preview cannot change how its agent describes itself, nor where it serves as a legacy agent."""
     agent = an_agent(
         description="Mine.",
         acp_type="sync",
@@ -109,12 +109,12 @@ def test_a_build_makes_an_agent_that_nothing_serves() -> None:
 
 
 def test_a_first_deployment_of_a_build_serves_with_the_build_s_image() -> None:
-    """Rule 6: a pod that names no image runs what was built; its agent is Ready then."""
+    """G6: a pod that names no image runs what was built; its agent is Ready then."""
     agent = an_agent(docker_image="bot:1")
     state, _ = decide(a_state(agent), an_announcement(deployment_id="v1"))
     assert (state.agent.status, state.agent.production_deployment_id) == ("Ready", "v1")
     assert state.deployments["v1"].docker_image == "bot:1"
 
 
-def _fields(state: State) -> set[str]:
+def _fields(state: AgentSnapshot) -> set[str]:
     return set(type(state.agent).__dataclass_fields__)

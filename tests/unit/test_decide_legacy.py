@@ -3,10 +3,10 @@ from uuid import UUID
 
 import pytest
 
-from services.announcement import Outcome, Registered, Shadowed, Stale
-from services.decide import decide
-from services.state import AgentState
-from tests.factories import a_state, an_agent, an_announcement, causes, in_production, moment, told
+from services.domain.announcement import Outcome, Registered, Shadowed, Stale
+from services.domain.registration_policy import decide
+from services.domain.state import AgentState
+from tests.support.factories import a_state, an_agent, an_announcement, causes, in_production, moment, told
 
 LEGACY_AGENT: dict[str, Any] = {
     "legacy_acp_url": "http://old",
@@ -34,7 +34,7 @@ LEGACY_AGENT: dict[str, Any] = {
 def test_when_a_legacy_message_takes_over(
     seconds: float, url: str, status: str, outcome: Outcome, serves: str | None
 ) -> None:
-    """Rule 12: only if published after the promote, and with a new URL or while production is not Ready."""
+    """G12: only if published after the promote, and with a new URL or while production is not Ready."""
     state = in_production(agent=an_agent(**LEGACY_AGENT), status=status)
     after, actual = decide(state, an_announcement(seconds=seconds, acp_url=url))
     assert actual == outcome
@@ -47,7 +47,7 @@ def test_when_a_legacy_message_takes_over(
 
 
 def test_a_shadowed_message_is_still_the_newest() -> None:
-    """Rule 12: the pair is written, so that an even older message cannot bring back an older URL."""
+    """G12: the pair is written, so that an even older message cannot bring back an older URL."""
     state = in_production(agent=an_agent(**LEGACY_AGENT))
     state, _ = decide(state, an_announcement(seconds=-700, acp_url="http://newer"))
     state, outcome = decide(state, an_announcement(seconds=-800, acp_url="http://older"))

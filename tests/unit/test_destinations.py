@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from services.destinations import Destinations
+from services.egress_rules import Destinations
 from services.errors import DestinationDenied
 from services.settings import Settings
 

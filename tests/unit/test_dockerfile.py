@@ -4,8 +4,8 @@ import tomllib
 
 import yaml
 
-from tests.commands import variables
-from tests.processes import ROOT
+from tests.support.commands import variables
+from tests.support.processes import ROOT
 
 LINES = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 INSTRUCTIONS = [tuple(line.split(maxsplit=1)) for line in LINES if line and not line.startswith("#")]

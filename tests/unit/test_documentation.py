@@ -13,13 +13,13 @@ from typer.exceptions import TyperException
 
 from contracts.events import EVENT_TYPES, CloudEvent, DeploymentPromoted, event_source
 from contracts.messages import RegisterAgent, RegistrationMetadata
-from podium.cli import app
-from podium.commands.exits import MEANINGS
+from podium.cli.exits import MEANINGS
+from podium.cli.main import app
 from services.settings import Settings
-from tests.commands import assert_is_command, variables
-from tests.documents import blocks, podium_commands
-from tests.processes import ROOT
-from workers.run import CONNECTIONS
+from tests.support.commands import assert_is_command, variables
+from tests.support.documents import blocks, podium_commands
+from tests.support.processes import ROOT
+from workers.runner import CONNECTIONS
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = ROOT / "docs" / "operations.md"

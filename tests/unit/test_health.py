@@ -3,17 +3,25 @@ from typing import Any
 
 import pytest
 
-from services.health import LATEST, Pace, Suspect, changes_nothing, expire, judge, wait_before_next
-from services.state import DeploymentState, State
-from tests.factories import AGENT_ID, NOW, a_deployment, a_state, an_agent, causes, in_production, moment, told
+from services.domain.health_policy import (
+    LATEST,
+    ProbePolicy,
+    ProbeTarget,
+    changes_nothing,
+    expire,
+    judge,
+    wait_before_next,
+)
+from services.domain.state import AgentSnapshot, DeploymentState
+from tests.support.factories import AGENT_ID, NOW, a_deployment, a_state, an_agent, causes, in_production, moment, told
 
-PACE = Pace(interval=timedelta(seconds=30), threshold=3, timeout=timedelta(seconds=5))
+PACE = ProbePolicy(interval=timedelta(seconds=30), threshold=3, timeout=timedelta(seconds=5))
 REFUSED = "cannot connect (Connection refused)"
 
 
-def suspect_of(deployment: DeploymentState) -> Suspect:
+def suspect_of(deployment: DeploymentState) -> ProbeTarget:
     """The deployment as a janitor claims it."""
-    return Suspect(
+    return ProbeTarget(
         id=deployment.id,
         agent_id=deployment.agent_id,
         status=deployment.status,
@@ -28,7 +36,7 @@ def suspect_of(deployment: DeploymentState) -> Suspect:
     )
 
 
-def after(state: State, answers: str, name: str = "v1") -> State:
+def after(state: AgentSnapshot, answers: str, name: str = "v1") -> AgentSnapshot:
     """The state after these probes: `+` was answered, `-` failed."""
     for answer in answers:
         state = judge(state, suspect_of(state.deployments[name]), None if answer == "+" else REFUSED)
@@ -113,7 +121,7 @@ def test_what_only_confirms_needs_no_transaction() -> None:
 def test_the_next_look_is_never_later_than_the_interval_while_anybody_may_call_it() -> None:
     """Jitter makes it sooner; only a preview that keeps failing is asked less often, at most eight times less."""
     for deployment in (a_deployment(), a_deployment(status="Failed", is_production=True, probe_streak=-6)):
-        waits = [wait_before_next(suspect_of(deployment), luck).total_seconds() for luck in (0, 0.5, 1)]
+        waits = [wait_before_next(suspect_of(deployment), jitter).total_seconds() for jitter in (0, 0.5, 1)]
         assert waits == [29.4, 27.9, 26.4]
     preview = a_state(None, a_deployment())
     looks = [wait_before_next(suspect_of(after(preview, "-" * n).deployments["v1"]), 0) for n in range(9)]
@@ -126,7 +134,7 @@ def test_a_version_that_waits_too_long_for_its_pod_is_failed() -> None:
     """Past the deadline, not before; one that became Ready or was deleted meanwhile is left alone."""
     deadline = timedelta(minutes=15)
 
-    def waiting(**fields: Any) -> State:
+    def waiting(**fields: Any) -> AgentSnapshot:
         pending = {"status": "Pending", "acp_url": None, "ready_at": None, "status_changed_at": moment(-900)}
         return a_state(None, a_deployment(**{**pending, **fields}))
 

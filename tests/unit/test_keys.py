@@ -2,7 +2,7 @@ from uuid import UUID
 
 import pytest
 
-from services.keys import agent_api_key, same_secret
+from services.api_keys import agent_api_key, same_secret
 
 
 def test_an_agent_s_key_is_derived_from_the_secret_and_the_agent() -> None:

@@ -9,8 +9,8 @@ from pydantic import SecretStr, ValidationError
 from api.app import create_app
 from contracts.topology import REGISTRATIONS_QUEUE
 from services.settings import Settings
-from tests.commands import assert_is_command, project_version, variables
-from tests.processes import ROOT
+from tests.support.commands import assert_is_command, project_version, variables
+from tests.support.processes import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 FILES = sorted(path for path in FOLDER.rglob("*") if path.is_file())

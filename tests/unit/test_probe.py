@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from services.probe import BODY_MAX_BYTES, Prober, open_prober, verdict_of
+from services.health.prober import BODY_MAX_BYTES, Prober, open_prober, verdict_of
 from services.settings import Settings
 from tests.integration.api.pods import raw_pod, refused_address, running_pod, silent_port
 

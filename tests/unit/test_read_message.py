@@ -4,10 +4,10 @@ import pytest
 from pydantic_core import to_json
 
 from contracts.messages import REGISTRATION_MAX_BYTES
-from services.announcement import Announcement
-from services.parking import Envelope
-from services.registration import Unreadable, read_message
-from tests.factories import a_body
+from services.domain.announcement import Announcement
+from services.registration.batch import Unreadable, read_message
+from services.registration.parked import Envelope
+from tests.support.factories import a_body
 
 KEY = "agent.support-bot"
 FIVE_MIB = 5 * 1024 * 1024
@@ -59,7 +59,7 @@ def test_a_broken_message_id_is_none(message_id: object) -> None:
     "key", ["agent.mail-bot", "agent.", "", "deployment.support-bot", "agent.support-bot.x", "\x00"]
 )
 def test_key_and_body_must_name_the_same_agent(key: str) -> None:
-    """Rule 5: who may publish under one name cannot speak for another."""
+    """G5: who may publish under one name cannot speak for another."""
     body = a_body()
     content = unreadable(to_json(body), key)
     assert content.error.reason == "key-mismatch"

@@ -4,8 +4,8 @@ from uuid import UUID
 
 import pytest
 
-from api.topics import Frame, Step, Topic
-from services.stream import Position, cursor_of, parse_cursor
+from api.events.topics import Frame, Step, Topic
+from services.events.log import Position, cursor_of, parse_cursor
 
 AGENT = UUID(int=1)
 

@@ -1,7 +1,7 @@
 import pytest
 
-from api.forwarded import request_headers
-from api.tracing import child_of
+from api.gateway.headers import request_headers
+from api.gateway.tracing import child_of
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

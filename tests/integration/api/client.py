@@ -14,7 +14,7 @@ from yarl import URL
 
 from api.app import make_server
 from services.settings import Settings
-from tests.factories import a_body
+from tests.support.factories import a_body
 
 PROBLEM = "application/problem+json"
 # What a failed test leaves under way must not hold up the next one.

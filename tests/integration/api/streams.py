@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from yarl import URL
 
-from services import sql
+from services.storage import statements as sql
 from tests.integration.api.client import Api
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 _NUMBERS = count(1)
 _NEXT = text("UPDATE agents SET event_seq = event_seq + 1 WHERE name = :name RETURNING id, event_seq")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import pytest
 from pydantic import SecretStr
 
-from services.database import Sessions
-from services.destinations import LOOPBACK
-from tests.factories import a_body
+from services.egress_rules import LOOPBACK
+from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod
-from tests.waiting import rows
+from tests.support.factories import a_body
+from tests.support.waiting import rows
 
 KEY = "a-test's-ключ"
 BEARER = {"authorization": f"Bearer {KEY}"}

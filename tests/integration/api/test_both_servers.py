@@ -17,11 +17,11 @@ from pydantic import SecretStr
 from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.conftest import TestServers
-from tests.databases import a_database
-from tests.factories import a_body
 from tests.integration.api.pods import Handler, raw_pod, running_pod
-from tests.processes import api_process, environment, program
-from tests.waiting import eventually
+from tests.support.databases import a_database
+from tests.support.factories import a_body
+from tests.support.processes import api_process, environment, program
+from tests.support.waiting import eventually
 
 FIRST_BYTE_SECONDS = 0.05
 # Of so many streams one must be that quick: a busy machine delays some, a gateway that holds bytes back delays all.

@@ -9,12 +9,12 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from api.cards import CARD_MAX_BYTES
-from services.database import Sessions
+from api.gateway.agent_cards import CARD_MAX_BYTES
+from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Handler, Pod, raw_pod, refused_address, running_pod
-from tests.waiting import rows
+from tests.support.waiting import rows
 
 CARD = "/.well-known/agent-card.json"
 BOT = f"/agents/name/bot{CARD}"

@@ -11,9 +11,9 @@ from aiohttp import web
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.error_style import REMEMBERED_PATHS, ErrorStyles
-from services.database import Sessions
+from api.gateway.gateway import REMEMBERED_PATHS, ErrorStyles
 from services.errors import AgentNotFound, Unavailable
+from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, raw_pod, refused_address, running_pod

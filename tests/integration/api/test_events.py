@@ -8,12 +8,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from services.database import Sessions, in_transaction
-from services.outbox import claim, envelope
+from services.events.outbox import claim, envelope
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.streams import listening, write_event
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 PROMOTED = "podium.deployment.promoted.v1"
 

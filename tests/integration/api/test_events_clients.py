@@ -19,12 +19,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from api.app import ApiServer, make_server
 from api.resources import provide_resources
-from services.database import Sessions, async_url, in_transaction
 from services.settings import Settings
+from services.storage.database import Sessions, async_url, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.streams import listening, write_event
-from tests.processes import api_process
-from tests.waiting import eventually
+from tests.support.processes import api_process
+from tests.support.waiting import eventually
 
 CLIENTS = 500
 ROUNDS = 10
@@ -99,7 +99,7 @@ async def test_a_client_that_does_not_read_loses_nothing_and_slows_nobody(
     settings: Settings, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is sent what it missed once it reads again, from the database if need be, in order and once."""
-    monkeypatch.setattr("api.fanout.AGENT_BYTES", 200_000)
+    monkeypatch.setattr("api.events.fanout.AGENT_BYTES", 200_000)
     events, size = 120, 100_000
     async with a_server(settings) as (_, api):
         agent = await api.register("bot")

@@ -10,12 +10,12 @@ from pathlib import Path
 import aiohttp
 from sqlalchemy import text
 
-from services.database import Sessions, in_transaction
 from services.settings import Settings
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.streams import Block, Listener, listening, write_event
-from tests.processes import api_process
-from tests.waiting import eventually, rows
+from tests.support.processes import api_process
+from tests.support.waiting import eventually, rows
 
 TAKE_AN_ID = text("SELECT pg_current_xact_id()")
 AGENTS = ("a", "b", "c")

@@ -5,11 +5,11 @@ from functools import partial
 
 from sqlalchemy import text
 
-from services.database import Sessions, in_transaction
-from services.stream import remove_published
+from services.events.log import remove_published
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.streams import listening
-from tests.waiting import rows
+from tests.support.waiting import rows
 
 _PUBLISH = text("UPDATE outbox SET published_at = clock_timestamp() - interval '8 days' WHERE sequence <= :sequence")
 A_WEEK_AGO = timedelta(days=-7)

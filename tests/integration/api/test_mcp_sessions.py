@@ -10,12 +10,12 @@ from aiohttp import web
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import Sessions, in_transaction
-from services.mcp_sessions import digest_of
+from services.routing.sessions import digest_of
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Handler, running_pod
-from tests.waiting import rows
+from tests.support.waiting import rows
 
 RPC = "/agents/name/bot/rpc"
 KEPT = "SELECT deployment_id, session_sha256, last_seen_at FROM mcp_sessions ORDER BY last_seen_at"
@@ -148,7 +148,7 @@ async def test_what_a_session_costs(api: Api, sessions: Sessions, monkeypatch: p
     async def plain(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="plain")
 
-    monkeypatch.setattr("api.mcp_sessions.in_transaction", counted)
+    monkeypatch.setattr("api.gateway.sessions.in_transaction", counted)
     async with running_pod(plain) as pod, running_pod(speaking_mcp("v1")) as speaking:
         await api.register("plain", "p1", acp_url=pod.url)
         await api.register("bot", "v1", acp_url=speaking.url)

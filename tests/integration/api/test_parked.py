@@ -10,21 +10,21 @@ from pydantic import SecretStr
 from pydantic_core import from_json, to_json
 from sqlalchemy import text
 
-from api.republishing import republish
+from api.routes.republishing import republish
 from contracts import topology
-from services import parking
-from services.database import Sessions, in_transaction
-from services.dead_letters import dead_letter
-from services.parking import Envelope
-from services.registration import read_message, register_batch
+from services.registration import parked as parking
+from services.registration.batch import read_message, register_batch
+from services.registration.dead_letters import dead_letter
+from services.registration.parked import Envelope
 from services.settings import Settings
-from tests.factories import a_body
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import refused_address
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually_rows
-from workers.run import run_registrar
+from tests.support.factories import a_body
+from tests.support.waiting import eventually_rows
+from workers.runner import run_registrar
 
 
 async def park(sessions: Sessions, body: bytes, key: str = "agent.bot", **headers: Any) -> None:
@@ -106,7 +106,7 @@ async def test_a_message_that_is_dropped_while_it_is_sent_again_was_sent(
         await republish(*sending)
         await api.delete(f"/parked/{found['id']}")
 
-    monkeypatch.setattr("api.parked.republish", dropped_meanwhile)
+    monkeypatch.setattr("api.routes.parked.republish", dropped_meanwhile)
     sent = await api.post(f"/parked/{found['id']}/retry")
     assert (sent.status, bool(sent.json["retried_at"])) == (200, True)
     queue = await (await broker.channel()).get_queue(topology.REGISTRATIONS_QUEUE)

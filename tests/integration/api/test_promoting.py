@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from services.database import Sessions
+from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
-from tests.waiting import rows
+from tests.support.waiting import rows
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -218,7 +218,7 @@ async def test_setting_an_agent_s_policies(api: Api) -> None:
 
 async def test_with_proof_a_registration_does_not_make_ready(serve: Serve) -> None:
     """The setting holds over HTTP as on the queue: Pending, in production of nothing, refused with the reason."""
-    api = await serve(ready_with_proof=True)
+    api = await serve(ready_requires_probe=True)
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}/deployments/v1"
     assert ((await api.get(path)).json["status"], agent["production_deployment_id"]) == ("Pending", None)

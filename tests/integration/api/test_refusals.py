@@ -9,12 +9,12 @@ import pytest
 from pydantic import SecretStr
 
 from contracts.messages import REGISTRATION_MAX_BYTES
-from services.database import Sessions
-from tests.factories import a_body
+from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import refused_address
-from tests.waiting import rows
+from tests.support.factories import a_body
+from tests.support.waiting import rows
 
 HUGE_NUMBER = "1" + "0" * 30
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from services.database import Sessions
+from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.pods import Handler, Pod, running_pod
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 # What parsing and writing anew would change: order, duplicates, spaces, a number beyond 64 bits, escapes, no UTF-8.
 STRANGE_BODIES = (

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.engine import make_url
 from yarl import URL
 
-from services.dialling import Resolver
+from services.egress import Resolver
 from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 
-from services.database import Sessions
+from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Handler, Pod, raw_pod, refused_address, running_pod

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from api import bounded_http
-from api.request_body import HEADERS_MAX_BYTES
+from api.http import limits as bounded_http
+from api.http.request_body import HEADERS_MAX_BYTES
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, raw_pod

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, raw_pod, refused_address, running_pod
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 RPC = "/agents/name/bot/rpc"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -9,7 +9,7 @@ from aiohttp import web
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, raw_pod, refused_address, running_pod
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 RPC = "/agents/name/bot/rpc"
 OTHER = "/agents/name/other/rpc"

@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 
 from services.settings import Settings
-from tests.factories import a_body
 from tests.integration.api.pods import running_pod
-from tests.waiting import eventually
+from tests.support.factories import a_body
+from tests.support.waiting import eventually
 
 PROGRAM = """
 import asyncio

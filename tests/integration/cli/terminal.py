@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 import pytest
 
-from podium.cli import main
-from tests.processes import ROOT
+from podium.cli.main import main
+from tests.support.processes import ROOT
 
 PATIENCE_SECONDS = 30
 

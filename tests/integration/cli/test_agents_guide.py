@@ -4,12 +4,12 @@ import re
 
 from aiohttp import web
 
-from services.database import Sessions
-from tests.documents import podium_commands
+from services.storage.database import Sessions
 from tests.integration.api.pods import running_pod
 from tests.integration.cli.terminal import Terminal
-from tests.processes import ROOT
-from tests.waiting import rows
+from tests.support.documents import podium_commands
+from tests.support.processes import ROOT
+from tests.support.waiting import rows
 
 GUIDE = ROOT / "docs" / "agents.md"
 

@@ -12,12 +12,12 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from contracts import topology
-from services.database import Sessions
 from services.settings import Settings
+from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.cli.terminal import Terminal
-from tests.processes import worker_process
-from tests.waiting import eventually, rows
+from tests.support.processes import worker_process
+from tests.support.waiting import eventually, rows
 
 
 @pytest.fixture

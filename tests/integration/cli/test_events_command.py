@@ -12,7 +12,7 @@ from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.cli.terminal import Terminal
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 PATIENCE_SECONDS = 20
 

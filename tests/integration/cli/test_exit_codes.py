@@ -6,7 +6,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import SecretStr
 
-from services.keys import agent_api_key
+from services.api_keys import agent_api_key
 from services.settings import Settings
 from tests.integration.api.client import Api, running_api
 from tests.integration.api.pods import refused_address, running_pod

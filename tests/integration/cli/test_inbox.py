@@ -4,11 +4,11 @@ from functools import partial
 
 from pydantic_core import to_json
 
-from services.database import Sessions, in_transaction
-from services.parking import Envelope
-from services.registration import Incoming, read_message, register_batch
-from tests.factories import a_body, incoming
+from services.registration.batch import Incoming, read_message, register_batch
+from services.registration.parked import Envelope
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Api
+from tests.support.factories import a_body, incoming
 
 
 async def decided(sessions: Sessions, *messages: Incoming) -> None:

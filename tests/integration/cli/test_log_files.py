@@ -4,9 +4,9 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
-from podium.log_files import keep_bounded
+from podium.local.log_files import keep_bounded
 from podium.servers.process import Command, Launch, Surroundings, start
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 CHATTER = 'while :; do echo "one more line of a log"; done'
 

@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractConnection
 from services.settings import Settings
 from tests.integration.api.pods import Pod, running_pod
 from tests.integration.cli.terminal import Terminal
-from tests.processes import api_process, worker_process
+from tests.support.processes import api_process, worker_process
 
 
 @pytest_asyncio.fixture

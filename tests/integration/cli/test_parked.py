@@ -4,9 +4,9 @@ from functools import partial
 
 from aio_pika.abc import AbstractConnection
 
-from services.database import Sessions, in_transaction
-from services.parking import Envelope
-from services.registration import read_message, register_batch
+from services.registration.batch import read_message, register_batch
+from services.registration.parked import Envelope
+from services.storage.database import Sessions, in_transaction
 from tests.integration.cli.terminal import Terminal
 
 

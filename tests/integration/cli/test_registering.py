@@ -16,8 +16,8 @@ from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.cli.terminal import Terminal
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually
-from workers.run import run_registrar
+from tests.support.waiting import eventually
+from workers.runner import run_registrar
 
 POD = ["--name", "bot", "--acp-url", "http://10.0.0.7:8000", "--deployment", "v1"]
 

@@ -11,14 +11,14 @@ from contracts.events import CloudEvent, event_sequence, event_source
 from contracts.topology import EVENTS_EXCHANGE, event_key
 from examples.idempotent_consumer import ARGUMENTS, QUEUE, SCHEMA, apply
 from podium.servers.process import GuardedProcess
-from services.database import Sessions, in_transaction
-from services.promotion import Caller, promote
-from services.registration import register_batch
+from services.promotion.promote import Caller, promote
+from services.registration.batch import register_batch
 from services.settings import Settings
-from tests.broker import Consumer, a_consumer
-from tests.factories import incoming
-from tests.processes import environment, program
-from tests.waiting import eventually, rows
+from services.storage.database import Sessions, in_transaction
+from tests.support.broker import Consumer, a_consumer
+from tests.support.factories import incoming
+from tests.support.processes import environment, program
+from tests.support.waiting import eventually, rows
 
 PROMOTED = "podium.deployment.promoted.v1"
 

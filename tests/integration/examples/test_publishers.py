@@ -13,11 +13,11 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from contracts import topology
-from services.database import Sessions
 from services.settings import Settings
-from tests.processes import ROOT
-from tests.waiting import eventually_rows
-from workers.topology import declare
+from services.storage.database import Sessions
+from tests.support.processes import ROOT
+from tests.support.waiting import eventually_rows
+from workers.amqp.topology import declare
 
 EXAMPLES = ROOT / "examples"
 

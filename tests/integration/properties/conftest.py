@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from pydantic import SecretStr
 
-from services.database import make_engine
 from services.settings import Settings
+from services.storage.database import make_engine
 from tests.conftest import TestServers
-from tests.databases import a_database
 from tests.integration.properties.stage import Stage
+from tests.support.databases import a_database
 
 # A story of several operations and several statements each takes its time, and its data are what the test is about.
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
@@ -25,7 +25,7 @@ settings.register_profile(
     suppress_health_check=_SLOW,
     print_blob=True,
     report_multiple_bugs=False,
-    # New stories each time for whoever works here; a merge does not depend on luck.
+    # New stories each time for whoever works here; a merge does not depend on jitter.
     derandomize=bool(os.environ.get("CI")),
 )
 settings.register_profile("long", settings.get_profile("default"), max_examples=3000, derandomize=False)

@@ -7,10 +7,10 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.announcement import Rejected
-from services.registration import Incoming, register_batch
-from tests.integration.properties.model import Model
-from tests.integration.properties.state import Message, Moment
+from services.domain.announcement import Rejected
+from services.registration.batch import Incoming, register_batch
+from tests.support.reference_model.model import Model
+from tests.support.reference_model.state import Message, Moment
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import lifecycle, promotion, rollback
-from services.lifecycle import AgentChange, NewDeployment
-from services.promotion import Caller
-from services.state import AutoPromote, State
+from services.agents import commands as lifecycle
+from services.agents.commands import AgentChange, NewDeployment
+from services.domain.state import AgentSnapshot, AutoPromote
+from services.promotion import promote as promotion
+from services.promotion import rollback
+from services.promotion.promote import Caller
 from tests.integration.properties.messages import Call, Register, Scene, Spoken
-from tests.walk import LEGACY
+from tests.support.reference_model.rollback_walk import LEGACY
 
 _FAIL = (
     text("UPDATE deployments SET status = 'Failed', status_changed_at = clock_timestamp() WHERE id = :id"),
@@ -182,7 +184,7 @@ def _condition(caller: Caller) -> str:
     return "" if caller.if_generation is None else f" if at generation {caller.if_generation}"
 
 
-def _generation(work: Callable[[AsyncSession], Awaitable[State]]) -> Callable[[AsyncSession], Awaitable[str]]:
+def _generation(work: Callable[[AsyncSession], Awaitable[AgentSnapshot]]) -> Callable[[AsyncSession], Awaitable[str]]:
     async def on_the_database(session: AsyncSession) -> str:
         return f"generation {(await work(session)).agent.generation}"
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.integration.properties.messages import Call
-from tests.integration.properties.model import Model
-from tests.integration.properties.picture import Picture, differences, of_model
-from tests.integration.properties.state import Moment, Refused
+from tests.support.reference_model.model import Model
+from tests.support.reference_model.picture import Picture, differences, of_model
+from tests.support.reference_model.state import Moment, Refused
 
 BETWEEN: Moment = 0.01  # two operations of one step
 

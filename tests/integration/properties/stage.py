@@ -9,20 +9,20 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.messages import RegisterBuildRequest
-from services.announcement import Announcement
-from services.database import in_transaction, make_sessions
+from services.domain.announcement import Announcement
 from services.errors import PodiumError
-from services.registration import Incoming
-from tests.databases import empty
-from tests.factories import a_registration, incoming
+from services.registration.batch import Incoming
+from services.storage.database import Sessions, in_transaction
 from tests.integration.properties.interleaving import Interleaving
 from tests.integration.properties.messages import Announce, Call, Letter
-from tests.integration.properties.model import Model
 from tests.integration.properties.operations import Operation
 from tests.integration.properties.orders import Done, explain
-from tests.integration.properties.picture import Seen, of_database
-from tests.integration.properties.state import Message, Moment
-from tests.invariants import assert_invariants
+from tests.support.databases import empty
+from tests.support.factories import a_registration, incoming
+from tests.support.invariants import assert_invariants
+from tests.support.reference_model.model import Model
+from tests.support.reference_model.picture import Seen, of_database
+from tests.support.reference_model.state import Message, Moment
 
 NO_AGENT = UUID(int=0)
 # What a published time means: steps ago, and seconds after that step began. In the model a step is 1 long, and a
@@ -35,7 +35,7 @@ PUBLISHED = {
     "20 s ahead": (0, 20),
     "an hour ahead": (0, 3600),
 }
-SECOND: Moment = 70  # the 30 seconds of rule 4 are `announcing.TOLERANCE`
+SECOND: Moment = 70  # the 30 seconds of G4 are `announcing.TOLERANCE`
 WITHIN: Moment = 0.5  # a step's operations come after its messages
 
 
@@ -44,7 +44,7 @@ class Stage:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._sessions = make_sessions(engine)
+        self._sessions = Sessions(engine)
         self._interleaving = Interleaving(engine)
 
     async def begin(self) -> None:

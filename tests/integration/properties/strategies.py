@@ -17,7 +17,7 @@ from tests.integration.properties.operations import (
     owner,
 )
 from tests.integration.properties.stage import PUBLISHED
-from tests.walk import LEGACY
+from tests.support.reference_model.rollback_walk import LEGACY
 
 S = TypeVar("S", bound=Spoken)
 

@@ -3,9 +3,9 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from services.models import Base
+from services.storage.models import Base
 from tests.conftest import TestServers
-from tests.databases import a_database
+from tests.support.databases import a_database
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.migrate import is_current, migrate
+from services.storage.migrate import is_current, migrate
 
 # Alembic's own comparison sees neither CHECK constraints nor the predicate of a partial index, hence the catalogues.
 CATALOGUES = {

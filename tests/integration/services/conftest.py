@@ -5,12 +5,12 @@ import pytest_asyncio
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import Sessions, make_engine, make_sessions
 from services.settings import Settings
+from services.storage.database import Sessions, make_engine
 from tests.conftest import TestServers
-from tests.databases import a_database, empty
 from tests.integration.services.world import World
-from tests.invariants import assert_invariants
+from tests.support.databases import a_database, empty
+from tests.support.invariants import assert_invariants
 
 MOST_AT_ONCE = 20
 
@@ -43,7 +43,7 @@ async def filled(servers: TestServers, template: str) -> AsyncIterator[AsyncEngi
 @pytest.fixture(scope="session")
 def sessions(engine: AsyncEngine) -> Sessions:
     """Sessions on that database."""
-    return make_sessions(engine)
+    return Sessions(engine)
 
 
 @pytest_asyncio.fixture

@@ -2,8 +2,8 @@ from itertools import permutations
 
 import pytest
 
-from tests.factories import a_build, ago, incoming
 from tests.integration.services.world import World
+from tests.support.factories import a_build, ago, incoming
 
 
 async def with_policy(world: World, policy: str, name: str = "support-bot") -> None:
@@ -14,7 +14,7 @@ async def with_policy(world: World, policy: str, name: str = "support-bot") -> N
 
 @pytest.mark.parametrize(("policy", "serves"), [("never", None), ("first", "v1"), ("always", "v2")])
 async def test_the_policy_says_what_goes_to_production_by_itself(world: World, policy: str, serves: str | None) -> None:
-    """Rule 9: `never` nothing, `first` what comes while nothing serves, `always` whatever is newer."""
+    """G9: `never` nothing, `first` what comes while nothing serves, `always` whatever is newer."""
     await with_policy(world, policy)
     await world.arrive(deployment_id="v1", registered_at=ago(20))
     await world.arrive(deployment_id="v2", registered_at=ago(10))
@@ -22,7 +22,7 @@ async def test_the_policy_says_what_goes_to_production_by_itself(world: World, p
 
 
 async def test_under_always_the_newest_serves_whatever_the_order(world: World) -> None:
-    """Rule 3: all orders of four deployments' messages, some in one batch, end with the newest in production."""
+    """G3: all orders of four deployments' messages, some in one batch, end with the newest in production."""
     for number, order in enumerate(permutations(range(4))):
         name = f"bot-{number}"
         await with_policy(world, "always", name)
@@ -36,7 +36,7 @@ async def test_under_always_the_newest_serves_whatever_the_order(world: World) -
 
 
 async def test_always_does_not_overtake_a_promote_by_an_older_message(world: World) -> None:
-    """Rule 9: what was published before the last explicit promote waits as a preview; what comes later serves."""
+    """G9: what was published before the last explicit promote waits as a preview; what comes later serves."""
     await with_policy(world, "always")
     await world.arrive(deployment_id="v1", registered_at=ago(60))
     await world.arrive(deployment_id="v2", registered_at=ago(50))
@@ -48,7 +48,7 @@ async def test_always_does_not_overtake_a_promote_by_an_older_message(world: Wor
 
 
 async def test_a_promote_that_changes_nothing_still_counts_as_the_last_one(world: World) -> None:
-    """Rule 9: somebody said "this one shall serve", also where it served already."""
+    """G9: somebody said "this one shall serve", also where it served already."""
     await with_policy(world, "always")
     await world.arrive(deployment_id="v1", registered_at=ago(60))
     await world.promote("v1")
@@ -57,7 +57,7 @@ async def test_a_promote_that_changes_nothing_still_counts_as_the_last_one(world
 
 
 async def test_a_deployment_is_considered_once_at_its_first_ready(world: World) -> None:
-    """Rule 9: a preview that registers again stays a preview, even where nothing serves any more by then."""
+    """G9: a preview that registers again stays a preview, even where nothing serves any more by then."""
     await with_policy(world, "never")
     await world.arrive(deployment_id="v1", registered_at=ago(10))
     await world.change(auto_promote="always")
@@ -68,7 +68,7 @@ async def test_a_deployment_is_considered_once_at_its_first_ready(world: World) 
 
 
 async def test_a_failed_production_is_still_what_serves(world: World) -> None:
-    """Rule 9: `first` does not take over from a production that failed."""
+    """G9: `first` does not take over from a production that failed."""
     await world.arrive(deployment_id="v1")
     await world.fail("v1")
     await world.arrive(deployment_id="v2")
@@ -77,7 +77,7 @@ async def test_a_failed_production_is_still_what_serves(world: World) -> None:
 
 @pytest.mark.parametrize("ended_by", ["nothing", "promote", "promote of what serves", "settings"])
 async def test_a_rollback_pauses_automatic_promotion_until_somebody_ends_it(world: World, ended_by: str) -> None:
-    """Rule 9: after a rollback, the next deployment of a pipeline does not bring the fault back by itself."""
+    """G9: after a rollback, the next deployment of a pipeline does not bring the fault back by itself."""
     await with_policy(world, "always")
     await world.arrive(deployment_id="v1", registered_at=ago(60))
     await world.arrive(deployment_id="v2", registered_at=ago(50))
@@ -96,7 +96,7 @@ async def test_a_rollback_pauses_automatic_promotion_until_somebody_ends_it(worl
 
 
 async def test_a_pre_created_deployment_is_considered_when_its_pod_comes(world: World) -> None:
-    """Rule 9: Pending is not Ready; the first registration makes it so."""
+    """G9: Pending is not Ready; the first registration makes it so."""
     await world.register(a_build())
     await world.create(id="v1")
     assert await world.production() is None
@@ -111,7 +111,7 @@ async def test_a_pre_created_deployment_is_considered_when_its_pod_comes(world: 
 
 
 async def test_a_pre_created_deployment_overtakes_a_serving_one_under_always(world: World) -> None:
-    """Rule 9: made Ready by a newer message than the one that made production Ready, it serves; one flag at a time."""
+    """G9: made Ready by a newer message than the one that made production Ready, it serves; one flag at a time."""
     await with_policy(world, "always")
     await world.create(id="v2")
     await world.arrive(deployment_id="v1", registered_at=ago(20))

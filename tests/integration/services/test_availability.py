@@ -11,26 +11,26 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import promotion
-from services.database import MAX_ATTEMPTS, in_transaction, make_engine, make_sessions
 from services.errors import AgentNotFound, Busy, LostRace, Unavailable
+from services.promotion import promote as promotion
 from services.settings import Settings
-from services.store import lock_agent
-from tests.factories import an_id, incoming
+from services.storage.database import MAX_ATTEMPTS, Sessions, in_transaction, make_engine
+from services.storage.store import lock_agent
 from tests.integration.services.world import AMY, World
+from tests.support.factories import an_id, incoming
 
 
 @pytest_asyncio.fixture
 async def impatient(settings: Settings, world: World) -> AsyncIterator[World]:
     """The same database for callers that wait a fifth of a second for a lock."""
     engine = make_engine(settings.model_copy(update={"lock_timeout": timedelta(seconds=0.2)}), application_name="tests")
-    yield World(make_sessions(engine))
+    yield World(Sessions(engine))
     assert await world.agent()
     await engine.dispose()
 
 
 async def test_who_waits_too_long_for_an_agent_is_told_to_come_again(world: World, impatient: World) -> None:
-    """Rule 10: `Busy` (503 with retry-after) after the lock timeout, for promotes and registrations; never 500."""
+    """G10: `Busy` (503 with retry-after) after the lock timeout, for promotes and registrations; never 500."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id = await world.agent_id()
     async with world.uncommitted() as session:
@@ -49,7 +49,7 @@ async def test_who_waits_too_long_for_an_agent_is_told_to_come_again(world: Worl
 
 
 async def test_reading_and_other_agents_do_not_wait_for_a_lock(world: World, impatient: World) -> None:
-    """Rule 1: the lock is the agent's alone, and readers need none."""
+    """G1: the lock is the agent's alone, and readers need none."""
     await world.register(incoming(deployment_id="v1"), incoming("other", deployment_id="w1"))
     agent_id = await world.agent_id()
     async with world.uncommitted() as session:
@@ -64,17 +64,17 @@ async def test_reading_and_other_agents_do_not_wait_for_a_lock(world: World, imp
     [{"port": 1}, {"database": "no_such_database"}, {"username": "nobody"}, {"host": "no.such.host.invalid"}],
 )
 async def test_a_database_that_cannot_be_reached_is_unavailable(settings: Settings, elsewhere: dict[str, Any]) -> None:
-    """Rule 10: whatever keeps us out (nothing listens, no such database, role or host), it is 503 with retry-after."""
+    """G10: whatever keeps us out (nothing listens, no such database, role or host), it is 503 with retry-after."""
     url = make_url(settings.database_url.get_secret_value()).set(**elsewhere).render_as_string(hide_password=False)
     engine = make_engine(settings.model_copy(update={"database_url": SecretStr(url)}), application_name="tests")
     with pytest.raises(Unavailable) as refused:
-        await in_transaction(make_sessions(engine), lambda session: promotion.promote(session, an_id(), "v1", AMY))
+        await in_transaction(Sessions(engine), lambda session: promotion.promote(session, an_id(), "v1", AMY))
     assert (refused.value.status, refused.value.retry_after_seconds) == (503, 2)
     await engine.dispose()
 
 
 async def test_a_standby_is_unavailable_for_changes(world: World) -> None:
-    """Rule 10: during a fail-over the server reads but does not write; nobody is told 500 for that."""
+    """G10: during a fail-over the server reads but does not write; nobody is told 500 for that."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id = await world.agent_id()
 
@@ -87,7 +87,7 @@ async def test_a_standby_is_unavailable_for_changes(world: World) -> None:
 
 
 async def test_a_connection_that_breaks_midway_is_unavailable_and_leaves_nothing(world: World) -> None:
-    """Rule 10: the server ended the session, nothing was committed, and the next call works."""
+    """G10: the server ended the session, nothing was committed, and the next call works."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id = await world.agent_id()
     before = await world.contents()
@@ -110,13 +110,13 @@ async def test_a_statement_without_end_is_unavailable(settings: Settings, world:
     limited = settings.model_copy(update={"statement_timeout": timedelta(seconds=0.1)})
     engine = make_engine(limited, application_name="tests")
     with pytest.raises(Unavailable):
-        await in_transaction(make_sessions(engine), lambda session: session.execute(text("SELECT pg_sleep(10)")))
+        await in_transaction(Sessions(engine), lambda session: session.execute(text("SELECT pg_sleep(10)")))
     await engine.dispose()
 
 
 @pytest.mark.parametrize("state", ["XX000", "XX001", "58030"])
 async def test_an_error_of_the_server_s_own_is_unavailable(world: World, state: str) -> None:
-    """Rule 10: a damaged page or a file that cannot be read is no defect of ours, and may pass: 503, never 500."""
+    """G10: a damaged page or a file that cannot be read is no defect of ours, and may pass: 503, never 500."""
     failing = text(f"DO $$ BEGIN RAISE EXCEPTION 'broken' USING ERRCODE = '{state}'; END $$")
     with pytest.raises(Unavailable) as refused:
         await world.do(lambda session: session.execute(failing))

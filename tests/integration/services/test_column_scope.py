@@ -5,10 +5,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.models import Agent, Deployment
-from tests.factories import a_build, ago, incoming
+from services.storage.models import Agent, Deployment
 from tests.integration.services.test_statement_count import counted
 from tests.integration.services.world import World
+from tests.support.factories import a_build, ago, incoming
 
 ANNOUNCED = {
     "docker_image",
@@ -57,7 +57,7 @@ def written(statements: list[str], table: str) -> set[str]:
 
 
 async def test_a_registration_writes_what_a_pod_may_say_and_nothing_else(world: World) -> None:
-    """Rule 2: what somebody else writes beside it stays, whichever row the registration had read before."""
+    """G2: what somebody else writes beside it stays, whichever row the registration had read before."""
     await world.register(a_build())
     await world.change(auto_promote="never")
     await world.arrive(deployment_id="v2", registered_at=ago(10))
@@ -75,7 +75,7 @@ async def test_a_registration_writes_what_a_pod_may_say_and_nothing_else(world: 
 
 
 async def test_each_transition_writes_its_own_columns(world: World, engine: AsyncEngine) -> None:
-    """Rule 2: no transition writes a whole row: a pod's words, what serves, and settings are written apart."""
+    """G2: no transition writes a whole row: a pod's words, what serves, and settings are written apart."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"), incoming(deployment_id="v3"))
     with counted(engine) as preview:
         await world.arrive(deployment_id="v2", acp_url="http://new")

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from services import promotion
 from services.errors import PodiumError
-from tests.factories import ago, incoming
+from services.promotion import promote as promotion
 from tests.integration.services.world import NAME, World, settled
+from tests.support.factories import ago, incoming
 
 ROUNDS = 15
 
@@ -49,7 +49,7 @@ async def _rounds(world: World, left: Callable[[str], Awaitable[Any]], right: Ca
 
 
 async def test_promotes_and_registrations_meet_in_any_order(world: World) -> None:
-    """Rule 2: whichever comes first, the promoted version serves, at its newest address."""
+    """G2: whichever comes first, the promoted version serves, at its newest address."""
 
     async def re_register(name: str) -> None:
         await world.arrive(name, deployment_id=f"{name}.v1", acp_url="http://new")
@@ -62,7 +62,7 @@ async def test_promotes_and_registrations_meet_in_any_order(world: World) -> Non
 
 
 async def test_promotes_and_deletions_meet_in_any_order(world: World) -> None:
-    """Rule 13: either the preview is deleted and the promote is 410, or it serves and the deletion is 409."""
+    """G13: either the preview is deleted and the promote is 410, or it serves and the deletion is 409."""
     await _rounds(world, lambda name: world.promote(f"{name}.v2", name), lambda name: world.delete(f"{name}.v2", name))
     for number in range(ROUNDS):
         deleted = (await world.deployment(f"bot-{number}.v2")).expires_at is not None
@@ -70,7 +70,7 @@ async def test_promotes_and_deletions_meet_in_any_order(world: World) -> None:
 
 
 async def test_registrations_and_agent_deletions_meet_in_any_order(world: World) -> None:
-    """Rule 16: the new deployment is deleted with its agent, or came too late, or serves a new agent."""
+    """G16: the new deployment is deleted with its agent, or came too late, or serves a new agent."""
     await _rounds(
         world,
         lambda name: world.arrive(name, deployment_id=f"{name}.v3", registered_at=ago(-20)),
@@ -81,14 +81,14 @@ async def test_registrations_and_agent_deletions_meet_in_any_order(world: World)
 
 
 async def test_many_promotes_at_once_all_succeed(world: World) -> None:
-    """Rule 10: 60 promotes of 6 versions at once, each has its turn: generations without gaps, one event each."""
+    """G10: 60 promotes of 6 versions at once, each has its turn: generations without gaps, one event each."""
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
     await asyncio.gather(*[world.promote(f"v{number % 6}") for number in range(60)])
     assert (await world.told()).count("deployment.promoted") == (await world.agent()).generation
 
 
 async def test_of_many_promotes_with_one_if_match_one_changes_anything(world: World) -> None:
-    """Rule 10: the winner's target answers the same to all who ask for it; all others are 412."""
+    """G10: the winner's target answers the same to all who ask for it; all others are 412."""
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
     looked_at = promotion.Caller(actor="amy", if_generation=1)
     targets = [f"v{number % 5 + 1}" for number in range(30)]

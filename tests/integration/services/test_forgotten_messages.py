@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.inbox import remove_decided
-from services.registration import Incoming
-from tests.factories import a_build, ago, incoming
+from services.registration.batch import Incoming
+from services.registration.inbox import remove_decided
 from tests.integration.services.world import INBOX, NAME, World
+from tests.support.factories import a_build, ago, incoming
 
 _EARLIER = [
     text(f"UPDATE {table} SET " + ", ".join(f"{column} = {column} - CAST(:by AS interval)" for column in columns))

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from services import queries
-from services.history import PERIODS_SHOWN, Change, NothingServedYet, history, served_at
-from services.promotion import promote
-from services.queries import DeploymentView, Page
-from services.state import State, serving
-from tests.factories import a_build, incoming
+from services.agents import queries
+from services.agents.queries import DeploymentView
+from services.domain.state import AgentSnapshot, serving
+from services.promotion.history import PERIODS_SHOWN, Change, NothingServedYet, history, served_at
+from services.promotion.promote import promote
+from services.storage.pages import Page
 from tests.integration.services.world import AMY, NAME, World, settled
+from tests.support.factories import a_build, incoming
 
 MICROSECOND = timedelta(microseconds=1)
 MOMENTS = 10_000
@@ -48,7 +49,7 @@ async def a_life(world: World, rng: random.Random) -> list[Moment]:
     """An agent that is promoted, rolled back, taken over and deleted; what each of the calls said that it did."""
     versions = [f"v{number}" for number in range(5)]
     await world.register(a_build())
-    told: list[State] = []
+    told: list[AgentSnapshot] = []
     for version in versions:
         told += [each.state for each in await world.decide(incoming(deployment_id=version)) if each.state]
     for number in range(STEPS):
@@ -57,7 +58,7 @@ async def a_life(world: World, rng: random.Random) -> list[Moment]:
             told.append(await world.promote(rng.choice(versions)))
         elif kind == "roll back":
             became = await settled(world.roll_back())
-            told += [became] if isinstance(became, State) else []
+            told += [became] if isinstance(became, AgentSnapshot) else []
         else:
             (decided,) = await world.decide(incoming(acp_url=f"http://legacy-{number}"))
             told += [decided.state] if decided.state else []

@@ -1,11 +1,11 @@
-from tests.factories import a_build, ago, incoming
 from tests.integration.services.world import World
+from tests.support.factories import a_build, ago, incoming
 
 IN_A_MOMENT = -5  # ago(): published after whatever the test does before
 
 
 async def test_a_preview_of_a_legacy_agent_does_not_take_its_traffic(world: World) -> None:
-    """Rule 9: `first` asks whether anything serves by any path, and the legacy address does."""
+    """G9: `first` asks whether anything serves by any path, and the legacy address does."""
     await world.arrive(acp_url="http://legacy")
     await world.arrive(deployment_id="v1")
     assert await world.production() is None
@@ -14,13 +14,13 @@ async def test_a_preview_of_a_legacy_agent_does_not_take_its_traffic(world: Worl
 
 
 async def test_a_legacy_agent_after_a_build_serves_and_keeps_its_previews_out(world: World) -> None:
-    """Rule 9: the same holds where the agent was built first, and in one batch."""
+    """G9: the same holds where the agent was built first, and in one batch."""
     await world.register(a_build(), incoming(acp_url="http://legacy"), incoming(deployment_id="v1"))
     assert await world.production() is None
 
 
 async def test_a_late_legacy_message_does_not_undo_a_promote(world: World) -> None:
-    """Rule 12: published before the promote, it notes the address, is Shadowed, and traffic stays."""
+    """G12: published before the promote, it notes the address, is Shadowed, and traffic stays."""
     await world.arrive(acp_url="http://legacy", registered_at=ago(60))
     await world.arrive(deployment_id="v1")
     await world.promote("v1")
@@ -34,7 +34,7 @@ async def test_a_late_legacy_message_does_not_undo_a_promote(world: World) -> No
 
 
 async def test_a_newer_legacy_message_with_a_new_url_takes_over(world: World) -> None:
-    """Rule 12: somebody deployed the legacy way on purpose: production is cleared, with cause and event."""
+    """G12: somebody deployed the legacy way on purpose: production is cleared, with cause and event."""
     await world.arrive(acp_url="http://legacy")
     await world.arrive(deployment_id="v1")
     await world.promote("v1")
@@ -47,7 +47,7 @@ async def test_a_newer_legacy_message_with_a_new_url_takes_over(world: World) ->
 
 
 async def test_a_legacy_pod_that_only_restarts_does_not_take_over(world: World) -> None:
-    """Rule 12: the same URL announced again, though later, is no new deployment while production is Ready."""
+    """G12: the same URL announced again, though later, is no new deployment while production is Ready."""
     await world.arrive(acp_url="http://legacy")
     await world.arrive(deployment_id="v1")
     await world.promote("v1")
@@ -56,7 +56,7 @@ async def test_a_legacy_pod_that_only_restarts_does_not_take_over(world: World) 
 
 
 async def test_a_legacy_pod_that_restarts_rescues_an_agent_whose_production_failed(world: World) -> None:
-    """Rule 12: while production is not Ready, a later announcement of the same URL takes over."""
+    """G12: while production is not Ready, a later announcement of the same URL takes over."""
     await world.arrive(acp_url="http://legacy")
     await world.arrive(deployment_id="v1")
     await world.promote("v1")
@@ -68,7 +68,7 @@ async def test_a_legacy_pod_that_restarts_rescues_an_agent_whose_production_fail
 
 
 async def test_each_new_legacy_address_is_a_generation_announced_by_the_agent(world: World) -> None:
-    """Rule 14: what serves changed, so the ledger grows; `agent.registered` carries generation and address."""
+    """G14: what serves changed, so the ledger grows; `agent.registered` carries generation and address."""
     for number, url in enumerate(("http://a", "http://a", "http://b"), start=1):
         await world.arrive(acp_url=url, registered_at=ago(10 - number))
     assert await world.causes() == [("legacy", "legacy")] * 2

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from services import history, queries
+from services.agents import queries
 from services.errors import (
     AgentDeletedError,
     DeploymentDeletedError,
@@ -11,17 +11,18 @@ from services.errors import (
     ImageConflict,
     ProductionCannotBeDeleted,
 )
-from services.models import Agent
-from services.queries import Page
-from services.routing import Wanted
-from tests.factories import a_build, ago, incoming
+from services.promotion import history
+from services.routing.routes import RouteKey
+from services.storage.models import Agent
+from services.storage.pages import Page
 from tests.integration.services.world import World, read_route
+from tests.support.factories import a_build, ago, incoming
 
 COLUMNS = list(Agent.__table__.columns.keys())
 
 
 async def test_production_cannot_be_deleted(world: World) -> None:
-    """Rule 13: 409, and nothing changes; once another version serves, it can."""
+    """G13: 409, and nothing changes; once another version serves, it can."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     before = await world.contents()
     with pytest.raises(ProductionCannotBeDeleted):
@@ -33,7 +34,7 @@ async def test_production_cannot_be_deleted(world: World) -> None:
 
 
 async def test_a_deleted_preview_leaves_the_lists_and_stays_for_audit(world: World) -> None:
-    """Rule 13: it is told of once, cannot be reached, and can be read by its id; a second time changes nothing."""
+    """G13: it is told of once, cannot be reached, and can be read by its id; a second time changes nothing."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     await world.delete("v2")
     assert (await world.told())[-1] == "deployment.deleted"
@@ -46,11 +47,11 @@ async def test_a_deleted_preview_leaves_the_lists_and_stays_for_audit(world: Wor
     read = await world.do(lambda session: queries.get_deployment(session, agent_id, "v2"))
     assert read.deployment.expires_at is not None
     with pytest.raises(DeploymentDeletedError):
-        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v2")))
+        await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="v2")))
 
 
 async def test_nobody_deletes_reads_or_reaches_another_agent_s_deployment(world: World) -> None:
-    """Rule 5: across agents everything is 404, so that ids cannot be found out."""
+    """G5: across agents everything is 404, so that ids cannot be found out."""
     await world.register(incoming(deployment_id="v1"), incoming("mail-bot", deployment_id="mail-1"))
     agent_id = await world.agent_id()
     with pytest.raises(DeploymentNotFound):
@@ -62,7 +63,7 @@ async def test_nobody_deletes_reads_or_reaches_another_agent_s_deployment(world:
     with pytest.raises(DeploymentNotFound):
         await world.do(lambda session: queries.get_deployment(session, agent_id, "mail-1"))
     with pytest.raises(DeploymentNotFound):
-        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="mail-1")))
+        await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="mail-1")))
 
 
 async def test_a_deployment_can_be_created_ahead_of_its_pod(world: World) -> None:
@@ -89,7 +90,7 @@ async def test_a_deployment_can_be_created_ahead_of_its_pod(world: World) -> Non
 
 
 async def test_creating_a_deployment_fills_in_an_image_that_nobody_named(world: World) -> None:
-    """Rule 6: the first image named fills NULL, whoever names it."""
+    """G6: the first image named fills NULL, whoever names it."""
     await world.arrive(deployment_id="v1")
     assert (await world.create(id="v1", image="bot:1")).docker_image == "bot:1"
     assert await world.arrive(deployment_id="v1", docker_image="bot:2") == "Rejected"
@@ -115,7 +116,7 @@ async def test_a_deployment_s_id_cannot_be_taken_twice(world: World) -> None:
 
 
 async def test_deleting_an_agent_ends_everything_at_once(world: World) -> None:
-    """Rule 16: production cleared, deployments expired, `demoted` then `agent.deleted`, none per deployment."""
+    """G16: production cleared, deployments expired, `demoted` then `agent.deleted`, none per deployment."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"), incoming(deployment_id="v3"))
     await world.delete("v3")
     expired = (await world.deployment("v3")).expires_at
@@ -138,7 +139,7 @@ async def test_deleting_a_legacy_agent_is_announced_by_its_deletion(world: World
 
 
 async def test_deleting_an_agent_that_nothing_served_is_no_generation(world: World) -> None:
-    """Rule 14: nothing served before, nothing serves after."""
+    """G14: nothing served before, nothing serves after."""
     await world.register(a_build())
     await world.delete_agent()
     assert await world.told() == ["agent.registered", "agent.deleted"]
@@ -146,7 +147,7 @@ async def test_deleting_an_agent_that_nothing_served_is_no_generation(world: Wor
 
 
 async def test_a_second_deletion_changes_nothing(world: World) -> None:
-    """Rule 16: deleting twice answers the same and is one event."""
+    """G16: deleting twice answers the same and is one event."""
     await world.arrive(deployment_id="v1")
     await world.delete_agent()
     before = await world.contents()
@@ -155,7 +156,7 @@ async def test_a_second_deletion_changes_nothing(world: World) -> None:
 
 
 async def test_a_deleted_agent_s_name_is_free(world: World) -> None:
-    """Rule 16: a later registration makes a new agent, with numbers of its own; the old ledger stays readable."""
+    """G16: a later registration makes a new agent, with numbers of its own; the old ledger stays readable."""
     await world.arrive(deployment_id="v1")
     old = await world.agent_id()
     await world.delete_agent()
@@ -168,7 +169,7 @@ async def test_a_deleted_agent_s_name_is_free(world: World) -> None:
 
 
 async def test_a_message_published_before_the_deletion_is_stale_for_the_new_agent_too(world: World) -> None:
-    """Rule 16: the newest deletion of the name counts, even once the name lives again."""
+    """G16: the newest deletion of the name counts, even once the name lives again."""
     await world.arrive(deployment_id="v1")
     await world.delete_agent()
     await world.arrive(deployment_id="v2", registered_at=ago(-2))
@@ -178,7 +179,7 @@ async def test_a_message_published_before_the_deletion_is_stale_for_the_new_agen
 
 
 async def test_settings_change_alone(world: World) -> None:
-    """Rule 2: what an operator does not name stays, and a change of settings is no event and no generation."""
+    """G2: what an operator does not name stays, and a change of settings is no event and no generation."""
     await world.arrive(deployment_id="v1", description="Mine.")
     before = await world.agent()
     events = await world.told()

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
 
-from services.mcp_sessions import digest_of, end_session, keep_session, remove_unseen, session_seen
+from services.retention.tasks import RetentionTask, sweep
+from services.routing.sessions import digest_of, end_session, keep_session, remove_unseen, session_seen
 from services.settings import Settings
-from services.sweeping import Chore, sweep
 from tests.integration.services.world import NAME, World
 
 V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
@@ -87,7 +87,7 @@ async def test_sessions_that_nobody_uses_are_forgotten(world: World, settings: S
     await keep(world, V2, TWO)
     nothing = await world.do(lambda session: remove_unseen(session, datetime.now(UTC) - timedelta(days=9), 10))
     assert nothing == 0
-    swept = await world.do(lambda session: sweep(session, Chore.UNSEEN_SESSIONS, settings))
+    swept = await world.do(lambda session: sweep(session, RetentionTask.UNSEEN_SESSIONS, settings))
     assert swept.rows == 1
     assert await kept(world) == {(NAME, TWO): V2}
 

@@ -8,12 +8,13 @@ from typing import Any
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from services.database import in_transaction, make_sessions
-from services.history import history, served_at
-from services.inbox import Lifetime, recent_registrations
-from services.parking import list_parked
-from services.queries import Page, get_agent_by_name, list_agents, list_deployments
-from services.stream import read_events
+from services.agents.queries import get_agent_by_name, list_agents, list_deployments
+from services.events.log import read_events
+from services.promotion.history import history, served_at
+from services.registration.inbox import Lifetime, recent_registrations
+from services.registration.parked import list_parked
+from services.storage.database import Sessions, in_transaction
+from services.storage.pages import Page
 
 AGENTS = 2_000
 FILL = f"""
@@ -66,7 +67,7 @@ def statements(engine: AsyncEngine) -> Iterator[list[tuple[str, Any]]]:
 
 async def test_no_list_reads_a_whole_table(filled: AsyncEngine) -> None:
     """No plan goes through all rows of a table, nor sorts more of them than the page shows."""
-    sessions = make_sessions(filled)
+    sessions = Sessions(filled)
     async with filled.begin() as connection:
         for statement in FILL.split(";\n"):
             await connection.execute(text(statement))

@@ -1,6 +1,5 @@
 import pytest
 
-from services import promotion
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -10,10 +9,11 @@ from services.errors import (
     GenerationMismatch,
     PodiumError,
 )
-from services.promotion import Caller
-from services.routing import Wanted
-from tests.factories import a_build, an_id, incoming
+from services.promotion import promote as promotion
+from services.promotion.promote import Caller
+from services.routing.routes import RouteKey
 from tests.integration.services.world import AMY, World, read_route
+from tests.support.factories import a_build, an_id, incoming
 
 
 async def two_versions(world: World) -> None:
@@ -45,21 +45,21 @@ async def test_a_promote_cuts_over_and_says_so(world: World) -> None:
 
 
 async def test_whoever_routes_after_a_promote_s_reply_gets_the_new_version(world: World) -> None:
-    """Rule 11: the route read after the commit is the new one, by id and by name."""
+    """G11: the route read after the commit is the new one, by id and by name."""
     await two_versions(world)
     agent_id = await world.agent_id()
     for version in ("v2", "v1", "v2"):
         state = await world.promote(version)
         for route in (
-            await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id))),
-            await world.do(lambda session: read_route(session, Wanted(name="support-bot"))),
+            await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id))),
+            await world.do(lambda session: read_route(session, RouteKey(name="support-bot"))),
         ):
             assert (route.deployment_id, route.generation) == (version, state.agent.generation)
             assert route.rpc_url == f"http://{version}/api"
 
 
 async def test_promoting_what_serves_changes_nothing(world: World) -> None:
-    """Rule 10: idempotent: no generation, no event, `promoted_at` kept, whatever If-Match says, Failed or not."""
+    """G10: idempotent: no generation, no event, `promoted_at` kept, whatever If-Match says, Failed or not."""
     await two_versions(world)
     await world.promote("v2")
     await world.fail("v2")
@@ -71,7 +71,7 @@ async def test_promoting_what_serves_changes_nothing(world: World) -> None:
 
 
 async def test_promoting_what_serves_writes_neither_event_nor_row(world: World) -> None:
-    """Rule 10: only the time of the request is noted, for rule 9."""
+    """G10: only the time of the request is noted, for G9."""
     await two_versions(world)
     before = await world.contents(without=frozenset({"agents"}))
     updated_at = (await world.agent()).updated_at
@@ -94,7 +94,7 @@ async def test_promoting_what_serves_writes_neither_event_nor_row(world: World) 
 async def test_promote_checks_in_the_order_of_the_plan(
     world: World, target: str, expected: type[PodiumError] | None
 ) -> None:
-    """Rule 10: 404 (also another agent's), 410, in production already, 412; each comes before the next."""
+    """G10: 404 (also another agent's), 410, in production already, 412; each comes before the next."""
     await two_versions(world)
     await world.arrive("mail-bot", deployment_id="mail-1")
     await world.arrive(deployment_id="deleted")
@@ -111,7 +111,7 @@ async def test_promote_checks_in_the_order_of_the_plan(
 
 
 async def test_only_a_ready_deployment_can_be_promoted(world: World) -> None:
-    """Rule 10: 409 says that it is Pending, or Failed and why, when If-Match holds or is absent."""
+    """G10: 409 says that it is Pending, or Failed and why, when If-Match holds or is absent."""
     await two_versions(world)
     await world.create(id="pending")
     await world.fail("v2")
@@ -123,7 +123,7 @@ async def test_only_a_ready_deployment_can_be_promoted(world: World) -> None:
 
 
 async def test_if_match_lets_one_of_two_change_what_both_looked_at(world: World) -> None:
-    """Rule 10: with the current generation a promote passes, and the generation it makes refuses the next."""
+    """G10: with the current generation a promote passes, and the generation it makes refuses the next."""
     await two_versions(world)
     await world.arrive(deployment_id="v3")
     looked_at = Caller(actor="amy", if_generation=1)
@@ -160,7 +160,7 @@ async def test_a_serving_deployment_that_moves_is_announced_and_routed(world: Wo
     """A new address of production needs no generation; `deployment.ready` tells it, and RPC goes there."""
     await two_versions(world)
     await world.arrive(deployment_id="v1", acp_url="http://moved/base/", rpc_path="rpc")
-    route = await world.do(lambda session: read_route(session, Wanted(name="support-bot")))
+    route = await world.do(lambda session: read_route(session, RouteKey(name="support-bot")))
     assert (route.rpc_url, route.generation) == ("http://moved/base/rpc", 1)
     event = (await world.events())[-1]
     assert (event.type, event.payload["acp_url"]) == ("podium.deployment.ready.v1", "http://moved/base/")

@@ -4,12 +4,13 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import lifecycle, promotion
+from services.agents import commands as lifecycle
 from services.errors import DeploymentDeletedError, ProductionCannotBeDeleted
-from services.registration import Incoming, register_batch
-from services.store import lock_agent
-from tests.factories import ago, an_id, incoming
+from services.promotion import promote as promotion
+from services.registration.batch import Incoming, register_batch
+from services.storage.store import lock_agent
 from tests.integration.services.world import AMY, NAME, World, settled
+from tests.support.factories import ago, an_id, incoming
 
 Work = Callable[[AsyncSession], Awaitable[Any]]
 
@@ -33,7 +34,7 @@ def registering(*batch: Incoming) -> Work:
 
 
 async def test_a_promote_waits_for_another_and_decides_on_what_that_left(world: World) -> None:
-    """Rule 1: the second promote demotes what the first one put into production, not what it saw before it waited."""
+    """G1: the second promote demotes what the first one put into production, not what it saw before it waited."""
     await world.two_versions()
     await world.arrive(deployment_id="v3")
     agent_id = await world.agent_id()
@@ -45,7 +46,7 @@ async def test_a_promote_waits_for_another_and_decides_on_what_that_left(world: 
 
 
 async def test_a_registration_that_waited_for_a_promote_does_not_undo_it(world: World) -> None:
-    """Rule 2: production re-registers while another version is promoted: its flag stays down, its address is new."""
+    """G2: production re-registers while another version is promoted: its flag stays down, its address is new."""
     await world.two_versions()
     agent_id = await world.agent_id()
     outcome = await one_after_the_other(
@@ -59,7 +60,7 @@ async def test_a_registration_that_waited_for_a_promote_does_not_undo_it(world: 
 
 
 async def test_a_promote_that_waited_for_a_registration_serves_the_new_address(world: World) -> None:
-    """Rule 1: the promote's event and ledger row name the address that the pod has announced meanwhile."""
+    """G1: the promote's event and ledger row name the address that the pod has announced meanwhile."""
     await world.two_versions()
     message = incoming(deployment_id=V2, acp_url="http://new")
     await one_after_the_other(world, registering(message), world.promote(V2))
@@ -68,7 +69,7 @@ async def test_a_promote_that_waited_for_a_registration_serves_the_new_address(w
 
 
 async def test_a_promote_that_waited_for_a_deletion_is_refused(world: World) -> None:
-    """Rule 7: 410; production is never a deleted deployment."""
+    """G7: 410; production is never a deleted deployment."""
     await world.two_versions()
     agent_id = await world.agent_id()
     refused = await one_after_the_other(
@@ -79,7 +80,7 @@ async def test_a_promote_that_waited_for_a_deletion_is_refused(world: World) -> 
 
 
 async def test_a_deletion_that_waited_for_a_promote_is_refused(world: World) -> None:
-    """Rule 13: 409; the preview became production meanwhile."""
+    """G13: 409; the preview became production meanwhile."""
     await world.two_versions()
     agent_id = await world.agent_id()
     refused = await one_after_the_other(
@@ -90,7 +91,7 @@ async def test_a_deletion_that_waited_for_a_promote_is_refused(world: World) -> 
 
 
 async def test_a_legacy_message_that_waited_for_a_promote_is_shadowed(world: World) -> None:
-    """Rule 12: published before the promote was decided, it does not take the traffic back."""
+    """G12: published before the promote was decided, it does not take the traffic back."""
     sent = ago(0)
     await world.arrive(acp_url="http://legacy", registered_at=ago(60))
     await world.arrive(deployment_id="v1")
@@ -105,7 +106,7 @@ async def test_a_legacy_message_that_waited_for_a_promote_is_shadowed(world: Wor
 
 
 async def test_two_first_deployments_at_once_make_one_promotion(world: World) -> None:
-    """Rule 9: the second one finds that something serves, though nothing did when it came."""
+    """G9: the second one finds that something serves, though nothing did when it came."""
     outcome = await one_after_the_other(
         world, registering(incoming(deployment_id="v1")), world.arrive(deployment_id="v2")
     )
@@ -114,7 +115,7 @@ async def test_two_first_deployments_at_once_make_one_promotion(world: World) ->
 
 
 async def test_a_registration_that_waited_for_its_agent_s_deletion_is_stale(world: World) -> None:
-    """Rule 16: it was published before the deletion, so it neither revives the agent nor founds a new one."""
+    """G16: it was published before the deletion, so it neither revives the agent nor founds a new one."""
     await world.two_versions()
     agent_id, sent = await world.agent_id(), ago(0)
     outcome = await one_after_the_other(
@@ -127,7 +128,7 @@ async def test_a_registration_that_waited_for_its_agent_s_deletion_is_stale(worl
 
 
 async def test_a_newer_registration_that_waited_for_its_agent_s_deletion_makes_a_new_agent(world: World) -> None:
-    """Rule 16: published after the deletion, it finds the name free."""
+    """G16: published after the deletion, it finds the name free."""
     await world.two_versions()
     agent_id = await world.agent_id()
     outcome = await one_after_the_other(
@@ -155,14 +156,14 @@ async def test_a_batch_whose_agent_is_deleted_before_it_is_locked_runs_again(wor
 
 
 async def test_a_deletion_that_waited_for_a_registration_takes_the_new_deployment_along(world: World) -> None:
-    """Rule 16: no living deployment stays behind in a deleted agent."""
+    """G16: no living deployment stays behind in a deleted agent."""
     await world.two_versions()
     await one_after_the_other(world, registering(incoming(deployment_id="v3")), world.delete_agent())
     assert (await world.deployment("v3")).expires_at is not None
 
 
 async def test_one_deployment_id_claimed_by_two_agents_at_once_goes_to_the_first(world: World) -> None:
-    """Rule 5: the second one's insert waits, loses, and is decided anew: parked, with nothing of it left."""
+    """G5: the second one's insert waits, loses, and is decided anew: parked, with nothing of it left."""
     outcome = await one_after_the_other(
         world, registering(incoming("bot-a", deployment_id="v1")), world.arrive("bot-b", deployment_id="v1")
     )
@@ -182,7 +183,7 @@ async def test_who_waited_for_an_agent_that_was_not_born_makes_it(world: World) 
 
 
 async def test_one_message_delivered_to_two_workers_at_once_has_one_effect(world: World) -> None:
-    """Rule 3: the one that comes second is a Duplicate, for a new agent and for a message that cannot be read alike."""
+    """G3: the one that comes second is a Duplicate, for a new agent and for a message that cannot be read alike."""
     message, poison = incoming(deployment_id="v1"), incoming(deployment_id="v1", acp_url="nowhere")
     outcomes = await one_after_the_other(world, registering(message, poison), world.register(poison, message))
     assert outcomes == ["Rejected", "Duplicate"]
@@ -194,7 +195,7 @@ async def test_one_message_delivered_to_two_workers_at_once_has_one_effect(world
 
 
 async def test_one_message_id_used_by_two_agents_at_once_is_decided_once(world: World) -> None:
-    """Rule 3: a message is its id; who comes second under the same one is a Duplicate and leaves nothing behind."""
+    """G3: a message is its id; who comes second under the same one is a Duplicate and leaves nothing behind."""
     message_id = str(an_id())
     first = incoming("bot-a", deployment_id="a1", message_id=message_id)
     outcome = await one_after_the_other(

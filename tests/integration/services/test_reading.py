@@ -2,7 +2,10 @@ from uuid import UUID
 
 import pytest
 
-from services import lifecycle, promotion, queries, rollback
+from services.agents import commands as lifecycle
+from services.agents import queries
+from services.agents.commands import AgentChange, NewDeployment
+from services.agents.queries import AgentView
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -10,15 +13,16 @@ from services.errors import (
     InvalidRequest,
     NothingServes,
 )
-from services.lifecycle import AgentChange, NewDeployment
-from services.queries import AgentView, Page
-from services.routing import Wanted
-from tests.factories import a_build, an_id, incoming
+from services.promotion import promote as promotion
+from services.promotion import rollback
+from services.routing.routes import RouteKey
+from services.storage.pages import Page
 from tests.integration.services.world import AMY, NAME, World, read_route
+from tests.support.factories import a_build, an_id, incoming
 
 
 async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World) -> None:
-    """Rule 16: by id it reads as Deleted, by name it is unknown, everything else is 410."""
+    """G16: by id it reads as Deleted, by name it is unknown, everything else is 410."""
     await world.register(incoming(deployment_id="v1", acp_url="http://v1"), incoming(acp_url="http://legacy"))
     agent_id = await world.agent_id()
     await world.delete_agent()
@@ -29,10 +33,10 @@ async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World)
     with pytest.raises(AgentNotFound):
         await world.do(lambda session: queries.get_agent_by_name(session, NAME))
     with pytest.raises(AgentNotFound):
-        await world.do(lambda session: read_route(session, Wanted(name=NAME)))
+        await world.do(lambda session: read_route(session, RouteKey(name=NAME)))
     for refused in (
-        lambda session: read_route(session, Wanted(agent_id=agent_id)),
-        lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v1")),
+        lambda session: read_route(session, RouteKey(agent_id=agent_id)),
+        lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="v1")),
         lambda session: promotion.promote(session, agent_id, "v1", AMY),
         lambda session: rollback.roll_back(session, agent_id, AMY),
         lambda session: rollback.roll_back(session, agent_id, AMY, to="v1"),
@@ -51,8 +55,8 @@ async def test_an_unknown_agent_is_not_found(world: World) -> None:
         lambda session: queries.get_agent(session, nobody),
         lambda session: queries.get_deployment(session, nobody, "v1"),
         lambda session: queries.list_deployments(session, nobody, Page()),
-        lambda session: read_route(session, Wanted(agent_id=nobody)),
-        lambda session: read_route(session, Wanted(agent_id=nobody, deployment_id="v1")),
+        lambda session: read_route(session, RouteKey(agent_id=nobody)),
+        lambda session: read_route(session, RouteKey(agent_id=nobody, deployment_id="v1")),
         lambda session: lifecycle.delete_agent(session, nobody, AMY),
         lambda session: lifecycle.delete_deployment(session, nobody, "v1"),
         lambda session: lifecycle.change_agent(session, nobody, AgentChange()),
@@ -67,20 +71,20 @@ async def test_routes_say_why_nothing_can_be_reached(world: World) -> None:
     await world.register(a_build())
     agent_id = await world.agent_id()
     with pytest.raises(NothingServes):
-        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
+        await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id)))
     await world.arrive(acp_url="http://legacy/", rpc_path="/old")
-    route = await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
+    route = await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id)))
     assert (route.deployment_id, route.rpc_url) == (None, "http://legacy/old")
     await world.create(id="pending")
     with pytest.raises(DeploymentUnavailable, match="Pending"):
-        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="pending")))
+        await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="pending")))
     await world.arrive(deployment_id="v1", acp_url="http://v1")
-    route = await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v1")))
+    route = await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="v1")))
     assert route.rpc_url == "http://v1/api"
     await world.promote("v1")
     await world.fail("v1")
     with pytest.raises(DeploymentUnavailable, match="Failed: probe failed"):
-        await world.do(lambda session: read_route(session, Wanted(agent_id=agent_id)))
+        await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id)))
 
 
 async def test_lists_are_paged_newest_first(world: World) -> None:

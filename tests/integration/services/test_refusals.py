@@ -2,10 +2,10 @@ import pytest
 from pydantic_core import to_json
 
 from services.errors import Unprocessable
-from services.parking import Envelope
-from services.registration import Incoming, Unreadable, read_message
-from tests.factories import a_body, ago, an_id, incoming, over_http
+from services.registration.batch import Incoming, Unreadable, read_message
+from services.registration.parked import Envelope
 from tests.integration.services.world import INBOX, NAME, World
+from tests.support.factories import a_body, ago, an_id, incoming, over_http
 
 
 async def refused(world: World, message: Incoming) -> str:
@@ -32,7 +32,7 @@ async def two_agents(world: World) -> None:
 @pytest.mark.parametrize("name", ["mail-bot", "new-bot"])
 @pytest.mark.parametrize("deployment_id", ["v1", "v2"])
 async def test_nobody_registers_another_agent_s_deployment(world: World, name: str, deployment_id: str) -> None:
-    """Rule 5: a pod of agent B that names agent A's deployment, in production or not, changes nothing and is parked."""
+    """G5: a pod of agent B that names agent A's deployment, in production or not, changes nothing and is parked."""
     await two_agents(world)
     message = incoming(name, deployment_id=deployment_id, acp_url="http://thief", docker_image="bot:1")
     assert await refused(world, message) == "deployment-of-another-agent"
@@ -40,7 +40,7 @@ async def test_nobody_registers_another_agent_s_deployment(world: World, name: s
 
 @pytest.mark.parametrize("fields", [{}, {"deployment_id": "v1"}, {"deployment_id": "v3"}])
 async def test_a_wrong_agent_id_is_refused(world: World, fields: dict[str, str]) -> None:
-    """Rule 5: an `agent_id` that is not the named agent's changes nothing, be it another agent's, nobody's or no id."""
+    """G5: an `agent_id` that is not the named agent's changes nothing, be it another agent's, nobody's or no id."""
     await two_agents(world)
     for wrong in (str(await world.agent_id("mail-bot")), str(an_id()), "nonsense", ""):
         message = incoming(agent_id=wrong, acp_url="http://thief", **fields)
@@ -50,13 +50,13 @@ async def test_a_wrong_agent_id_is_refused(world: World, fields: dict[str, str])
 
 
 async def test_an_agent_id_for_a_name_that_is_free_is_refused(world: World) -> None:
-    """Rule 5: a pod that believes to belong to an agent cannot found another one under that name."""
+    """G5: a pod that believes to belong to an agent cannot found another one under that name."""
     assert await refused(world, incoming("new-bot", agent_id=str(an_id()))) == "agent-id-mismatch"
     assert (await world.contents())["agents"] == []
 
 
 async def test_an_image_cannot_change(world: World) -> None:
-    """Rule 6: naming another image is a conflict, even in the newest message; naming none or the same is not."""
+    """G6: naming another image is a conflict, even in the newest message; naming none or the same is not."""
     await two_agents(world)
     message = incoming(deployment_id="v1", docker_image="bot:2", acp_url="http://new")
     assert await refused(world, message) == "image-conflict"
@@ -65,7 +65,7 @@ async def test_an_image_cannot_change(world: World) -> None:
 
 
 async def test_a_deleted_deployment_stays_deleted(world: World) -> None:
-    """Rule 7: no registration revives a soft-deleted deployment, however new it is."""
+    """G7: no registration revives a soft-deleted deployment, however new it is."""
     await two_agents(world)
     await world.delete("v2")
     assert await refused(world, incoming(deployment_id="v2", acp_url="http://new")) == "deployment-deleted"
@@ -83,7 +83,7 @@ async def test_a_deleted_agent_s_deployment_is_gone_for_its_name_and_taken_for_o
 
 
 async def test_key_and_body_must_name_the_same_agent(world: World) -> None:
-    """Rule 5: a message under another agent's key is parked, and neither agent changes."""
+    """G5: a message under another agent's key is parked, and neither agent changes."""
     await two_agents(world)
     assert await refused(world, incoming("mail-bot", key=f"agent.{NAME}", acp_url="http://thief")) == "key-mismatch"
     assert await refused(world, incoming(key="agent.not.a.name", acp_url="http://thief")) == "key-mismatch"
@@ -148,7 +148,7 @@ async def test_a_message_the_database_refused_is_known_afterwards(world: World) 
 
 
 async def test_a_message_older_than_the_deletion_of_its_name_is_stale_not_refused(world: World) -> None:
-    """Rule 16: what was on its way while the agent was deleted is no fault of its pod, and founds no agent."""
+    """G16: what was on its way while the agent was deleted is no fault of its pod, and founds no agent."""
     await two_agents(world)
     late = [incoming(deployment_id="v1", registered_at=ago(5)), incoming(registered_at=ago(5), agent_id="wrong")]
     await world.delete_agent()

@@ -4,15 +4,15 @@ from uuid import UUID
 import pytest
 from pydantic_core import to_json
 
-from services.announcement import Rejected
-from services.parking import Envelope
-from services.registration import read_message
-from tests.factories import a_body, a_build, ago, an_id, incoming, over_http
+from services.domain.announcement import Rejected
+from services.registration.batch import read_message
+from services.registration.parked import Envelope
 from tests.integration.services.world import NAME, World
+from tests.support.factories import a_body, a_build, ago, an_id, incoming, over_http
 
 
 async def test_the_first_deployment_of_a_new_agent_serves_at_once(world: World) -> None:
-    """Rule 9: with nothing serving by any path, the first Ready deployment goes to production under `first`."""
+    """G9: with nothing serving by any path, the first Ready deployment goes to production under `first`."""
     assert await world.arrive(deployment_id="v1", docker_image="bot:1") == "Registered"
     assert await world.causes() == [("first", "v1")]
     assert await world.told() == ["agent.registered", "deployment.created", "deployment.ready", "deployment.promoted"]
@@ -20,7 +20,7 @@ async def test_the_first_deployment_of_a_new_agent_serves_at_once(world: World) 
 
 
 async def test_everything_after_the_first_is_a_preview(world: World) -> None:
-    """Rule 9: deploying is not promoting."""
+    """G9: deploying is not promoting."""
     for version in ("v1", "v2", "v3"):
         await world.arrive(deployment_id=version)
     assert await world.production() == "v1"
@@ -28,7 +28,7 @@ async def test_everything_after_the_first_is_a_preview(world: World) -> None:
 
 
 async def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
-    """Rule 3: same message, one effect: no row, ledger entry or event more, in the same batch or in a later one."""
+    """G3: same message, one effect: no row, ledger entry or event more, in the same batch or in a later one."""
     message = incoming(deployment_id="v1")
     assert await world.register(message, message) == ["Registered", "Duplicate"]
     before = await world.contents()
@@ -37,7 +37,7 @@ async def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
 
 
 async def test_a_refused_or_stale_message_that_comes_again_is_a_duplicate_too(world: World) -> None:
-    """Rule 3: what was decided once is decided, whatever the outcome was; later changes do not make it apply."""
+    """G3: what was decided once is decided, whatever the outcome was; later changes do not make it apply."""
     await world.register(incoming(deployment_id="v1", docker_image="bot:1"))
     refused = incoming(deployment_id="v1", docker_image="bot:2")
     stale = incoming(deployment_id="v1", registered_at=ago(60))
@@ -48,7 +48,7 @@ async def test_a_refused_or_stale_message_that_comes_again_is_a_duplicate_too(wo
 
 
 async def test_the_newest_announcement_s_address_stays_whatever_the_order(world: World) -> None:
-    """Rule 4: an older message is recorded as Stale and does not bring an older address back."""
+    """G4: an older message is recorded as Stale and does not bring an older address back."""
     await world.arrive(deployment_id="v1", acp_url="http://new", registered_at=ago(10))
     before = await world.contents(without=frozenset({"registrations"}))
     assert await world.arrive(deployment_id="v1", acp_url="http://old", registered_at=ago(20)) == "Stale"
@@ -58,7 +58,7 @@ async def test_the_newest_announcement_s_address_stays_whatever_the_order(world:
 
 
 async def test_equal_times_are_ordered_by_message_id(world: World) -> None:
-    """Rule 4: two announcements of one moment have one winner, in either order."""
+    """G4: two announcements of one moment have one winner, in either order."""
     moment = ago(10)
     for version, order in (("v1", (UUID(int=1), UUID(int=2))), ("v2", (UUID(int=4), UUID(int=3)))):
         for each in order:
@@ -71,7 +71,7 @@ async def test_equal_times_are_ordered_by_message_id(world: World) -> None:
 async def test_a_clock_more_than_30_s_ahead_is_replaced_by_the_database_s(
     world: World, ahead: float, *, clamped: bool
 ) -> None:
-    """Rule 4: a pod whose clock is far ahead cannot shut out its own later messages; 29 s are tolerated."""
+    """G4: a pod whose clock is far ahead cannot shut out its own later messages; 29 s are tolerated."""
     sent = datetime.now(UTC) + timedelta(seconds=ahead)
     await world.arrive(deployment_id="v1", registered_at=sent.isoformat())
     deployment = await world.deployment("v1")
@@ -82,7 +82,7 @@ async def test_a_clock_more_than_30_s_ahead_is_replaced_by_the_database_s(
 
 
 async def test_times_at_the_ends_of_the_calendar_are_stored(world: World) -> None:
-    """Rule 4: a clock that stands at the year 1 or 9999 harms nobody but its own order."""
+    """G4: a clock that stands at the year 1 or 9999 harms nobody but its own order."""
     assert await world.arrive(deployment_id="v1", registered_at="0001-01-01T00:00:00Z") == "Registered"
     assert await world.arrive("other", registered_at="0001-01-01T00:00:00Z") == "Registered"
     assert await world.arrive(deployment_id="v1", registered_at="9999-12-31T23:59:59Z") == "Registered"
@@ -90,7 +90,7 @@ async def test_times_at_the_ends_of_the_calendar_are_stored(world: World) -> Non
 
 
 async def test_a_registration_over_http_is_dated_by_the_database(world: World) -> None:
-    """Rule 4: over HTTP the time and id in the body count for nothing, so that it is never stale by a pod's clock."""
+    """G4: over HTTP the time and id in the body count for nothing, so that it is never stale by a pod's clock."""
     future = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
     assert await world.register(over_http(deployment_id="v1", registered_at=future)) == ["Registered"]
     message_id = str(an_id())
@@ -107,7 +107,7 @@ async def test_the_address_is_stored_byte_for_byte(world: World) -> None:
 
 
 async def test_a_registration_without_image_takes_the_agent_s_then_keeps_its_own(world: World) -> None:
-    """Rule 6: the build's image fills in for a pod that names none, and the first image stays for good."""
+    """G6: the build's image fills in for a pod that names none, and the first image stays for good."""
     await world.register(a_build(docker_image="bot:1"))
     await world.arrive(deployment_id="v1")
     await world.register(a_build(docker_image="bot:2"))
@@ -120,7 +120,7 @@ async def test_a_registration_without_image_takes_the_agent_s_then_keeps_its_own
 
 
 async def test_metadata_of_a_newer_registration_is_merged(world: World) -> None:
-    """Rule 6: facts add up, the newer ones on top."""
+    """G6: facts add up, the newer ones on top."""
     await world.arrive(deployment_id="v1", registration_metadata={"git": {"commit": "a"}, "team": "mail"})
     await world.arrive(deployment_id="v1", registration_metadata={"git": {"commit": "b"}})
     expected = {"deployment_id": "v1", "git": {"commit": "b"}, "team": "mail"}
@@ -128,7 +128,7 @@ async def test_metadata_of_a_newer_registration_is_merged(world: World) -> None:
 
 
 async def test_a_preview_leaves_the_agent_s_own_fields_alone(world: World) -> None:
-    """Rule 8: only `event_seq` moves when a deployment registers; description, types, image and legacy stay."""
+    """G8: only `event_seq` moves when a deployment registers; description, types, image and legacy stay."""
     await world.arrive(acp_url="http://legacy", description="Mine.", acp_type="sync", docker_image="agent:1", team="a")
     before = await world.agent()
     await world.arrive(

@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.domain.state import AgentState
 from services.errors import DeploymentDeletedError
-from services.retention import START, Limits, Step, delete_old_previews, purge_deleted
-from services.routing import Wanted
-from services.state import AgentState
-from services.store import lock_unclaimed
-from tests.factories import ago, incoming, over_http
+from services.retention.versions import START, Limits, Step, delete_old_previews, purge_deleted
+from services.routing.routes import RouteKey
+from services.storage.store import lock_unclaimed
 from tests.integration.services.world import NAME, World, read_route
+from tests.support.factories import ago, incoming, over_http
 
 DAY = 24 * 3600
 TOMBSTONE = ("id", "agent_id", "docker_image", "status", "created_at", "first_registered_at", "ready_at", "expires_at")
@@ -133,7 +133,7 @@ async def test_a_purge_leaves_a_tombstone(world: World) -> None:
 
 @pytest.mark.parametrize("image", [None, "bot:2", "another:1"])
 async def test_a_purged_id_stays_taken(world: World, image: str | None) -> None:
-    """Rule 7: whoever comes back under it is refused as deleted, with the same image, another or none."""
+    """G7: whoever comes back under it is refused as deleted, with the same image, another or none."""
     await in_turn(world, "v2", "v1")
     await world.arrive(deployment_id="v3", docker_image="bot:2")
     for deployment_id in ("v2", "v3"):
@@ -147,7 +147,7 @@ async def test_a_purged_id_stays_taken(world: World, image: str | None) -> None:
         lambda: world.promote("v2"),
         lambda: world.roll_back(to="v2"),
         lambda: world.create(id="v3", image=image or "bot:2"),
-        lambda: world.do(lambda session: read_route(session, Wanted(agent_id=agent_id, deployment_id="v2"))),
+        lambda: world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="v2"))),
     ):
         with pytest.raises(DeploymentDeletedError):
             await refused()
@@ -175,9 +175,9 @@ async def test_each_step_goes_on_where_the_last_one_stood(world: World) -> None:
         await world.arrive(deployment_id=f"preview-{number}")
         await world.delete(f"preview-{number}")
     changed, step = [], Step(0, START)
-    while step.place is not None:
-        place = step.place
-        step = await world.do(lambda session, place=place: purge_deleted(session, limits(rows=2), place))  # type: ignore[misc]
+    while step.cursor is not None:
+        cursor = step.cursor
+        step = await world.do(lambda session, cursor=cursor: purge_deleted(session, limits(rows=2), cursor))  # type: ignore[misc]
         changed.append(step.changed)
     assert changed == [0, 2, 2, 1]
 
@@ -203,6 +203,6 @@ async def test_what_was_promoted_while_retention_looked_is_left_alone(
         await world.promote(f"{NAME}.v2")
         return await lock_unclaimed(session, agent_ids)
 
-    monkeypatch.setattr("services.retention.lock_unclaimed", promote_first)
+    monkeypatch.setattr("services.retention.versions.lock_unclaimed", promote_first)
     assert await delete_old(world, limits(keep=0)) == 0
     assert await gone(world) == {f"{NAME}.v1": False, f"{NAME}.v2": False}

@@ -10,14 +10,15 @@ import pytest_asyncio
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from services.database import make_sessions
-from services.history import history, served_at
-from services.inbox import remove_decided
-from services.ledger import last_served
-from services.parking import remove_parked
-from services.queries import Page, get_deployment, list_deployments
-from services.retention import Limits, delete_old_previews, purge_deleted
-from services.stream import remove_published
+from services.agents.queries import get_deployment, list_deployments
+from services.events.log import remove_published
+from services.promotion.history import history, served_at
+from services.promotion.rollback_targets import last_served
+from services.registration.inbox import remove_decided
+from services.registration.parked import remove_parked
+from services.retention.versions import Limits, delete_old_previews, purge_deleted
+from services.storage.database import Sessions
+from services.storage.pages import Page
 
 Question = Callable[[AsyncSession, UUID], Awaitable[Any]]
 
@@ -100,7 +101,7 @@ async def test_no_question_walks_through_a_table(filled: AsyncEngine, big: UUID,
     def listen(*arguments: Any) -> None:
         asked.append((arguments[2], arguments[3]))
 
-    async with make_sessions(filled)() as session:
+    async with Sessions(filled)() as session:
         connection = await session.connection()
         event.listen(connection.sync_connection, "before_cursor_execute", listen)
         await QUESTIONS[question](session, big)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from services.ledger import Target
-from services.rollback import refuges, retreat
-from services.state import State
-from tests.factories import incoming
+from services.domain.state import AgentSnapshot
+from services.promotion.rollback import roll_back_failed, rollback_candidates
+from services.promotion.rollback_targets import Target
 from tests.integration.services.world import NAME, World
+from tests.support.factories import incoming
 
 V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
 
@@ -26,13 +26,13 @@ async def failed(world: World, **change: Any) -> list[Target]:
 async def targets(world: World, deployment_id: str) -> list[Target]:
     """Where the agent may go from this deployment."""
     agent_id = await world.agent_id()
-    return await world.do(lambda session: refuges(session, agent_id, deployment_id))
+    return await world.do(lambda session: rollback_candidates(session, agent_id, deployment_id))
 
 
-async def go(world: World, target: Target) -> State:
+async def go(world: World, target: Target) -> AgentSnapshot:
     """The agent after it was told to go to this target."""
     agent_id = await world.agent_id()
-    return await world.do(lambda session: retreat(session, agent_id, V2, target))
+    return await world.do(lambda session: roll_back_failed(session, agent_id, V2, target))
 
 
 async def test_it_goes_back_and_automation_pauses(world: World) -> None:

@@ -11,11 +11,11 @@ from services.errors import (
     NothingToRollBackTo,
     PodiumError,
 )
-from services.promotion import Caller
-from tests.factories import a_build, ago, incoming
+from services.promotion.promote import Caller
 from tests.integration.services.world import AMY, World
-from tests.shuffle import FRESH_SEED
-from tests.walk import LEGACY, Cutover, rollback_target
+from tests.support.factories import a_build, ago, incoming
+from tests.support.reference_model.rollback_walk import LEGACY, Cutover, rollback_target
+from tests.support.shuffle import FRESH_SEED
 
 SEEDS = [1, 2, 3, FRESH_SEED]
 
@@ -28,7 +28,7 @@ async def served_in_turn(world: World, *versions: str) -> None:
 
 
 async def test_a_rollback_goes_back_to_what_served_before(world: World) -> None:
-    """Rule 17: one more generation, with cause `rollback` and the generation that it restored."""
+    """G17: one more generation, with cause `rollback` and the generation that it restored."""
     await served_in_turn(world, "v1", "v2")
     state = await world.roll_back(caller=Caller(actor="amy", reason="Rude."))
     assert state.agent.production_deployment_id == "v1"
@@ -39,7 +39,7 @@ async def test_a_rollback_goes_back_to_what_served_before(world: World) -> None:
 
 
 async def test_rolling_back_twice_goes_back_twice(world: World) -> None:
-    """Rule 17: a rollback row stands for the row it restored, so the second one goes on from there, not back again."""
+    """G17: a rollback row stands for the row it restored, so the second one goes on from there, not back again."""
     await served_in_turn(world, "v1", "v2", "v3")
     await world.roll_back()
     assert await world.production() == "v2"
@@ -50,7 +50,7 @@ async def test_rolling_back_twice_goes_back_twice(world: World) -> None:
 
 
 async def test_a_rollback_after_new_promotes_goes_back_to_what_served_before_them(world: World) -> None:
-    """Rule 17: v1 v2 v3, back (v2), v4, back (v2), back (v1): what was rolled back from is never returned to."""
+    """G17: v1 v2 v3, back (v2), v4, back (v2), back (v1): what was rolled back from is never returned to."""
     await served_in_turn(world, "v1", "v2", "v3")
     await world.roll_back()
     await world.arrive(deployment_id="v4")
@@ -61,7 +61,7 @@ async def test_a_rollback_after_new_promotes_goes_back_to_what_served_before_the
 
 
 async def test_a_rollback_skips_what_cannot_serve(world: World) -> None:
-    """Rule 17: deleted and Failed versions are passed over, and so is what serves now."""
+    """G17: deleted and Failed versions are passed over, and so is what serves now."""
     await served_in_turn(world, "v1", "v2", "v3", "v4")
     await world.delete("v3")
     await world.fail("v2")
@@ -71,7 +71,7 @@ async def test_a_rollback_skips_what_cannot_serve(world: World) -> None:
 
 
 async def test_a_migrated_agent_can_return_to_its_legacy_address(world: World) -> None:
-    """Rule 17: by walking back; what serves is today's legacy address, and `demoted` announces it."""
+    """G17: by walking back; what serves is today's legacy address, and `demoted` announces it."""
     await world.arrive(acp_url="http://legacy", registered_at=ago(60))
     await world.arrive(deployment_id="v1")
     await world.promote("v1")
@@ -88,7 +88,7 @@ async def test_a_migrated_agent_can_return_to_its_legacy_address(world: World) -
 
 
 async def test_a_rollback_to_legacy_by_name(world: World) -> None:
-    """Rule 17: `legacy` goes there directly, also from further away; where it serves already nothing changes."""
+    """G17: `legacy` goes there directly, also from further away; where it serves already nothing changes."""
     await world.arrive(acp_url="http://legacy")
     await served_in_turn(world, "v1", "v2")
     await world.promote("v1")
@@ -105,7 +105,7 @@ async def test_a_rollback_to_legacy_by_name(world: World) -> None:
 
 
 async def test_a_legacy_address_that_never_served_can_be_gone_to(world: World) -> None:
-    """Rule 17: a Shadowed address is usable by name, with no generation to restore."""
+    """G17: a Shadowed address is usable by name, with no generation to restore."""
     await world.arrive(deployment_id="v1")
     assert await world.arrive(acp_url="http://legacy", registered_at=ago(60)) == "Shadowed"
     await world.roll_back(to="legacy")
@@ -116,7 +116,7 @@ async def test_a_legacy_address_that_never_served_can_be_gone_to(world: World) -
 
 
 async def test_without_a_legacy_address_there_is_no_way_to_it(world: World) -> None:
-    """Rule 17: 409, after If-Match was checked as in rule 10."""
+    """G17: 409, after If-Match was checked as in G10."""
     await world.arrive(deployment_id="v1")
     with pytest.raises(NothingToRollBackTo):
         await world.roll_back(to="legacy")
@@ -125,7 +125,7 @@ async def test_without_a_legacy_address_there_is_no_way_to_it(world: World) -> N
 
 
 async def test_a_rollback_to_a_named_version(world: World) -> None:
-    """Rule 17: it stands for the version's last time; to one that never served it restores none."""
+    """G17: it stands for the version's last time; to one that never served it restores none."""
     await served_in_turn(world, "v1", "v2", "v3")
     await world.arrive(deployment_id="v4")
     await world.roll_back(to="v1")
@@ -145,7 +145,7 @@ async def test_a_rollback_to_a_named_version(world: World) -> None:
     ],
 )
 async def test_a_named_target_is_checked_as_a_promote_s(world: World, to: str, expected: type[PodiumError]) -> None:
-    """Rule 17: 404, 410, in production already, 412, 409, in this order; a refusal pauses nothing."""
+    """G17: 404, 410, in production already, 412, 409, in this order; a refusal pauses nothing."""
     await served_in_turn(world, "v1", "deleted", "v2")
     await world.arrive("mail-bot", deployment_id="mail-1")
     await world.delete("deleted")
@@ -162,7 +162,7 @@ async def test_a_named_target_is_checked_as_a_promote_s(world: World, to: str, e
 
 
 async def test_if_match_guards_a_rollback(world: World) -> None:
-    """Rule 17: rolled back by somebody else meanwhile, a rollback at the old generation is refused."""
+    """G17: rolled back by somebody else meanwhile, a rollback at the old generation is refused."""
     await served_in_turn(world, "v1", "v2", "v3")
     looked_at = Caller(actor="amy", if_generation=3)
     await world.roll_back(caller=looked_at)
@@ -172,7 +172,7 @@ async def test_if_match_guards_a_rollback(world: World) -> None:
 
 
 async def test_an_agent_that_never_served_has_no_way_back(world: World) -> None:
-    """Rule 17: none usable is 409, and nothing is paused by it."""
+    """G17: none usable is 409, and nothing is paused by it."""
     await world.register(a_build())
     before = await world.contents()
     with pytest.raises(NothingToRollBackTo):
@@ -181,7 +181,7 @@ async def test_an_agent_that_never_served_has_no_way_back(world: World) -> None:
 
 
 async def test_a_failed_production_can_be_rolled_back_from(world: World) -> None:
-    """Rule 15: a Failed production keeps the pointer, and the agent is Ready once it is left."""
+    """G15: a Failed production keeps the pointer, and the agent is Ready once it is left."""
     await served_in_turn(world, "v1", "v2")
     await world.fail("v2")
     assert (await world.agent()).status == "Failed"
@@ -211,7 +211,7 @@ class Story:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_random_histories_roll_back_as_the_walk_says(world: World, seed: int) -> None:
-    """Rule 17: after any promotes, rollbacks, deletions, failures and legacy deployments, the walk gives the target."""
+    """G17: after any promotes, rollbacks, deletions, failures and legacy deployments, the walk gives the target."""
     rng = random.Random(seed)  # noqa: S311 - a reproducible history, not a secret
     story = Story()
     await world.arrive(acp_url="http://legacy-0", registered_at=ago(60))

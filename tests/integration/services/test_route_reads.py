@@ -14,17 +14,17 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import make_sessions
 from services.errors import AgentNotFound, DeploymentNotFound, NothingServes, Unavailable
-from services.route_reads import RouteReads
-from services.routing import Row, Wanted, arguments
+from services.routing.resolver import RouteResolver
+from services.routing.routes import RouteKey, Row, arguments
 from services.settings import Settings
-from tests.factories import a_build, incoming
+from services.storage.database import Sessions
 from tests.integration.services.proxy import Proxy, running_proxy
 from tests.integration.services.world import NAME, World
-from tests.waiting import eventually
+from tests.support.factories import a_build, incoming
+from tests.support.waiting import eventually
 
-BY_NAME = Wanted(name=NAME)
+BY_NAME = RouteKey(name=NAME)
 ENDS_CONNECTIONS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = 'reads' AND datname = current_database()"
@@ -32,24 +32,24 @@ ENDS_CONNECTIONS = text(
 
 
 @pytest_asyncio.fixture
-async def reads(settings: Settings) -> AsyncIterator[RouteReads]:
+async def reads(settings: Settings) -> AsyncIterator[RouteResolver]:
     """The reader of one process."""
-    async with RouteReads(settings, application_name="reads") as reads:
+    async with RouteResolver(settings, application_name="reads") as reads:
         yield reads
 
 
 class Held:
     """Answers of the database that have come, and are not looked at before they are let go."""
 
-    def __init__(self, reads: RouteReads) -> None:
+    def __init__(self, reads: RouteResolver) -> None:
         self._read = reads._rows
-        self.asked: list[set[Wanted]] = []
+        self.asked: list[set[RouteKey]] = []
         self.arrived = asyncio.Event()
         self.go_on = asyncio.Event()
         # The moment between an answer and its use has no other door.
         reads._rows = self._hold  # type: ignore[method-assign]
 
-    async def _hold(self, wanted: Collection[Wanted]) -> list[Row]:
+    async def _hold(self, wanted: Collection[RouteKey]) -> list[Row]:
         self.asked.append(set(wanted))
         rows = await self._read(wanted)
         self.arrived.set()
@@ -63,8 +63,8 @@ async def two_versions(world: World) -> UUID:
     return await world.agent_id()
 
 
-async def test_a_call_after_a_promote_never_joins_a_read_from_before_it(world: World, reads: RouteReads) -> None:
-    """A read that runs while the promote commits answers those who came before it alone (rule 11)."""
+async def test_a_call_after_a_promote_never_joins_a_read_from_before_it(world: World, reads: RouteResolver) -> None:
+    """A read that runs while the promote commits answers those who came before it alone (G11)."""
     await two_versions(world)
     held = Held(reads)
     before = asyncio.create_task(reads.find(BY_NAME))
@@ -78,20 +78,20 @@ async def test_a_call_after_a_promote_never_joins_a_read_from_before_it(world: W
     assert len(held.asked) == 2, "all who wait are answered by one read"
 
 
-async def test_one_read_answers_all_kinds_of_questions(world: World, reads: RouteReads) -> None:
+async def test_one_read_answers_all_kinds_of_questions(world: World, reads: RouteResolver) -> None:
     """By id, by name, by deployment, legacy, and each with its own reason why not."""
     agent_id = await two_versions(world)
     await world.register(incoming("old", acp_url="http://old"), a_build("nothing-yet"))
-    asked: dict[Wanted, Any] = {
+    asked: dict[RouteKey, Any] = {
         BY_NAME: "v1",
-        Wanted(agent_id=agent_id): "v1",
-        Wanted(agent_id=agent_id, deployment_id="v2"): "v2",
-        Wanted(agent_id=agent_id, deployment_id="v3"): DeploymentNotFound,
-        Wanted(name="old"): None,
-        Wanted(name="nothing-yet"): NothingServes,
-        Wanted(name="nobody"): AgentNotFound,
-        Wanted(agent_id=UUID(int=1)): AgentNotFound,
-        Wanted(agent_id=UUID(int=1), deployment_id="v1"): AgentNotFound,
+        RouteKey(agent_id=agent_id): "v1",
+        RouteKey(agent_id=agent_id, deployment_id="v2"): "v2",
+        RouteKey(agent_id=agent_id, deployment_id="v3"): DeploymentNotFound,
+        RouteKey(name="old"): None,
+        RouteKey(name="nothing-yet"): NothingServes,
+        RouteKey(name="nobody"): AgentNotFound,
+        RouteKey(agent_id=UUID(int=1)): AgentNotFound,
+        RouteKey(agent_id=UUID(int=1), deployment_id="v1"): AgentNotFound,
     }
     held = Held(reads)
     first = asyncio.create_task(reads.find(BY_NAME))
@@ -109,7 +109,7 @@ async def test_one_read_answers_all_kinds_of_questions(world: World, reads: Rout
     assert held.asked == [{BY_NAME}, set(asked)]
 
 
-async def test_who_gives_up_takes_nobody_along(world: World, reads: RouteReads) -> None:
+async def test_who_gives_up_takes_nobody_along(world: World, reads: RouteResolver) -> None:
     """Others who wait for the same read get its answer."""
     await two_versions(world)
     held = Held(reads)
@@ -121,7 +121,7 @@ async def test_who_gives_up_takes_nobody_along(world: World, reads: RouteReads) 
     assert (await staying).deployment_id == "v1"
 
 
-async def test_a_connection_that_was_lost_is_made_anew_unnoticed(world: World, reads: RouteReads) -> None:
+async def test_a_connection_that_was_lost_is_made_anew_unnoticed(world: World, reads: RouteResolver) -> None:
     """After a restart of the database, or of whatever is between, no call fails for it."""
     await two_versions(world)
     for _ in range(3):
@@ -150,7 +150,7 @@ async def test_a_frozen_database_hangs_nobody(world: World, settings: Settings, 
     """Each call is told within two times the time of a read, also who comes late; later all is well by itself."""
     await two_versions(world)
     limit = timedelta(seconds=0.5)
-    async with RouteReads(through(proxy, settings, route_timeout=limit), application_name="reads") as reads:
+    async with RouteResolver(through(proxy, settings, route_timeout=limit), application_name="reads") as reads:
         assert (await reads.find(BY_NAME)).deployment_id == "v1"
         proxy.freeze()
         calls = [asyncio.create_task(reads.find(BY_NAME))]
@@ -174,7 +174,7 @@ async def test_a_frozen_database_hangs_nobody(world: World, settings: Settings, 
 async def test_a_database_that_is_away_is_said_at_once(world: World, settings: Settings, proxy: Proxy) -> None:
     """And it is found again by whoever asks next, without a pause."""
     await two_versions(world)
-    async with RouteReads(through(proxy, settings), application_name="reads") as reads:
+    async with RouteResolver(through(proxy, settings), application_name="reads") as reads:
         assert (await reads.find(BY_NAME)).deployment_id == "v1"
         await proxy.away()
         async with asyncio.timeout(2):
@@ -188,8 +188,8 @@ async def test_a_database_that_is_away_is_said_at_once(world: World, settings: S
 async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) -> None:
     """The statement is planned once, on tables that were never looked at; it looks keys up in indexes all the same."""
     own = Settings(database_url=SecretStr(filled.url.render_as_string(hide_password=False)))
-    world = World(make_sessions(filled))
-    async with RouteReads(own, application_name="reads") as reads:
+    world = World(Sessions(filled))
+    async with RouteResolver(own, application_name="reads") as reads:
         with pytest.raises(AgentNotFound):
             await reads.find(BY_NAME)
         by_id = {"deployments_pkey", "deployments_id_agent_id_key"}

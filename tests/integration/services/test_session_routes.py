@@ -7,21 +7,21 @@ import pytest
 import pytest_asyncio
 
 from services.errors import AgentDeletedError, DeploymentUnavailable
-from services.mcp_sessions import digest_of, end_session, keep_session
-from services.route_reads import RouteReads
-from services.routing import Route, Wanted
+from services.routing.resolver import RouteResolver
+from services.routing.routes import Route, RouteKey
+from services.routing.sessions import digest_of, end_session, keep_session
 from services.settings import Settings
-from tests.factories import incoming
 from tests.integration.services.world import NAME, World
+from tests.support.factories import incoming
 
 ID, UNKNOWN = digest_of(b"one"), digest_of(b"two")
 V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
 
 
 @pytest_asyncio.fixture
-async def reads(settings: Settings) -> AsyncIterator[RouteReads]:
+async def reads(settings: Settings) -> AsyncIterator[RouteResolver]:
     """The reader of one process."""
-    async with RouteReads(settings, application_name="reads") as reads:
+    async with RouteResolver(settings, application_name="reads") as reads:
         yield reads
 
 
@@ -34,14 +34,14 @@ async def agent_id(world: World) -> UUID:
     return agent_id
 
 
-async def by_both(reads: RouteReads, agent_id: UUID, session: bytes | None = ID) -> Route:
+async def by_both(reads: RouteResolver, agent_id: UUID, session: bytes | None = ID) -> Route:
     """The route by id and by name, which must be one."""
-    found = [await reads.find(each.in_session(session)) for each in (Wanted(agent_id=agent_id), Wanted(name=NAME))]
+    found = [await reads.find(each.in_session(session)) for each in (RouteKey(agent_id=agent_id), RouteKey(name=NAME))]
     assert found[0] == found[1]
     return found[0]
 
 
-async def test_a_session_stays_across_a_promote(world: World, reads: RouteReads, agent_id: UUID) -> None:
+async def test_a_session_stays_across_a_promote(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """Calls without a session, or with one that nobody knows, go to the new version at once."""
     await world.promote(V2)
     route = await by_both(reads, agent_id)
@@ -53,7 +53,7 @@ async def test_a_session_stays_across_a_promote(world: World, reads: RouteReads,
     assert (await by_both(reads, agent_id)).deployment_id == V2
 
 
-async def test_a_session_of_a_version_that_is_gone(world: World, reads: RouteReads, agent_id: UUID) -> None:
+async def test_a_session_of_a_version_that_is_gone(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """Failed: to production, and back again when it has recovered; deleted: to production for good."""
     await world.promote(V2)
     await world.fail(V1)
@@ -65,25 +65,25 @@ async def test_a_session_of_a_version_that_is_gone(world: World, reads: RouteRea
     assert (await by_both(reads, agent_id)).deployment_id == V2
 
 
-async def test_a_session_of_a_failed_production(world: World, reads: RouteReads, agent_id: UUID) -> None:
+async def test_a_session_of_a_failed_production(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """Is refused as any call is."""
     await world.fail(V1)
     with pytest.raises(DeploymentUnavailable):
         await by_both(reads, agent_id)
 
 
-async def test_a_session_of_a_deleted_agent(world: World, reads: RouteReads, agent_id: UUID) -> None:
+async def test_a_session_of_a_deleted_agent(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """Is refused as any call is, and means nothing to a new agent of that name."""
     await world.delete_agent()
     with pytest.raises(AgentDeletedError):
-        await reads.find(Wanted(agent_id=agent_id, session=ID))
+        await reads.find(RouteKey(agent_id=agent_id, session=ID))
     await world.arrive(deployment_id="new")
-    route = await reads.find(Wanted(name=NAME, session=ID))
+    route = await reads.find(RouteKey(name=NAME, session=ID))
     assert (route.deployment_id, route.session_known) == ("new", False)
 
 
 async def test_a_session_while_nothing_or_a_legacy_address_serves(
-    world: World, reads: RouteReads, agent_id: UUID
+    world: World, reads: RouteResolver, agent_id: UUID
 ) -> None:
     """The deployment that issued it is still there."""
     await world.register(incoming(acp_url="http://legacy:1"))
@@ -91,20 +91,20 @@ async def test_a_session_while_nothing_or_a_legacy_address_serves(
     assert (await by_both(reads, agent_id)).deployment_id == V1
 
 
-async def test_who_asks_for_a_deployment_gets_that_one(reads: RouteReads, agent_id: UUID) -> None:
+async def test_who_asks_for_a_deployment_gets_that_one(reads: RouteResolver, agent_id: UUID) -> None:
     """Whichever has issued the session; the route says whether it was this one."""
     for deployment_id, known in ((V1, True), (V2, False)):
-        route = await reads.find(Wanted(agent_id=agent_id, deployment_id=deployment_id, session=ID))
+        route = await reads.find(RouteKey(agent_id=agent_id, deployment_id=deployment_id, session=ID))
         assert (route.deployment_id, route.session_known) == (deployment_id, known)
 
 
-async def test_a_session_counts_within_its_agent(world: World, reads: RouteReads, agent_id: UUID) -> None:
+async def test_a_session_counts_within_its_agent(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """Its id, sent to another agent, is unknown there; the same id of that agent leads to its own deployment."""
     await world.two_versions("other")
     await world.promote("other.v2", "other")
-    route = await reads.find(Wanted(name="other", session=ID))
+    route = await reads.find(RouteKey(name="other", session=ID))
     assert (route.deployment_id, route.session_known) == ("other.v2", False)
     other_id = await world.agent_id("other")
     await world.do(lambda session: keep_session(session, other_id, ID, "other.v1"))
-    assert (await reads.find(Wanted(name="other", session=ID))).deployment_id == "other.v1"
+    assert (await reads.find(RouteKey(name="other", session=ID))).deployment_id == "other.v1"
     assert (await by_both(reads, agent_id)).deployment_id == V1

@@ -4,17 +4,17 @@ from collections import Counter
 
 import pytest
 
-from tests.factories import a_build
 from tests.integration.services.world import World
-from tests.model import assert_matches
-from tests.shuffle import FRESH_SEED, POLICIES, Shuffle
+from tests.support.factories import a_build
+from tests.support.reference_model.comparison import assert_matches
+from tests.support.shuffle import FRESH_SEED, POLICIES, Shuffle
 
 WORKERS = 3
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, FRESH_SEED])
 async def test_any_order_of_delivery_ends_as_the_sequential_model_says(world: World, seed: int) -> None:
-    """Rule 3: fed in first-decided order, the model has the same agents, deployments, ledger, events and addresses."""
+    """G3: fed in first-decided order, the model has the same agents, deployments, ledger, events and addresses."""
     shuffle = Shuffle(random.Random(seed))  # noqa: S311 - a reproducible order, not a secret
     for name, policy in POLICIES.items():
         if policy is not None:

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.registration import Incoming
-from tests.factories import a_build, ago, incoming
+from services.registration.batch import Incoming
 from tests.integration.services.world import World
+from tests.support.factories import a_build, ago, incoming
 
 MANY = 200
 # Locks, facts, deployments, known messages, inserts and updates of each table: a change is worth a look.

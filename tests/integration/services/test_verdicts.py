@@ -4,12 +4,12 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from services.health import Suspect
-from services.probing import claim, give_verdict, give_verdicts
-from services.registration import register_batch
+from services.domain.health_policy import ProbeTarget
+from services.health.probes import claim, give_verdict, give_verdicts
+from services.registration.batch import register_batch
 from services.settings import Settings
-from tests.factories import incoming
 from tests.integration.services.world import World
+from tests.support.factories import incoming
 
 # One failure is enough, so that each verdict shows.
 SETTINGS = Settings(probe_threshold=1, probe_interval=timedelta(minutes=1))
@@ -17,7 +17,7 @@ REFUSED = "cannot connect (Connection refused)"
 _LOCK = text("SELECT 1 FROM agents WHERE name = 'busy' FOR NO KEY UPDATE")
 
 
-async def claimed(world: World, limit: int = 100) -> list[Suspect]:
+async def claimed(world: World, limit: int = 100) -> list[ProbeTarget]:
     """What is due."""
     return await world.do(lambda session: claim(session, SETTINGS, limit))
 
@@ -80,7 +80,7 @@ async def test_verdicts_wait_for_nobody(world: World) -> None:
 async def test_of_two_first_answers_in_one_batch_one_goes_to_production(world: World) -> None:
     """Each decides on what the one before it left."""
     messages = [incoming(deployment_id=name) for name in ("v1", "v2")]
-    await world.do(lambda session: register_batch(session, messages, with_proof=True))
+    await world.do(lambda session: register_batch(session, messages, requires_probe=True))
     assert await world.production() is None
     looks = [(each, None) for each in sorted(await claimed(world), key=lambda each: each.id)]
     await world.do(lambda session: give_verdicts(session, looks))

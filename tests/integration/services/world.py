@@ -10,16 +10,18 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services import lifecycle, promotion, rollback
-from services.database import Sessions, in_transaction
+from services.agents import commands as lifecycle
+from services.agents.commands import AgentChange, NewDeployment
+from services.domain.state import AgentSnapshot, DeploymentState
 from services.errors import PodiumError
-from services.lifecycle import AgentChange, NewDeployment
-from services.models import Agent, Base, Deployment, OutboxEvent, Parked, Promotion, Registration
-from services.promotion import Caller
-from services.registration import Decided, Incoming, register_batch
-from services.routing import READ_ROUTES, Route, Wanted, arguments, route_of
-from services.state import DeploymentState, State
-from tests.factories import incoming
+from services.promotion import promote as promotion
+from services.promotion import rollback
+from services.promotion.promote import Caller
+from services.registration.batch import Decided, Incoming, register_batch
+from services.routing.routes import READ_ROUTES, Route, RouteKey, arguments, route_of
+from services.storage.database import Sessions, in_transaction
+from services.storage.models import Agent, Base, Deployment, OutboxEvent, Parked, Promotion, Registration
+from tests.support.factories import incoming
 
 T = TypeVar("T")
 
@@ -73,12 +75,12 @@ class World:
         (outcome,) = await self.register(incoming(name, **fields))
         return outcome
 
-    async def promote(self, deployment_id: str, name: str = NAME, *, caller: Caller = AMY) -> State:
+    async def promote(self, deployment_id: str, name: str = NAME, *, caller: Caller = AMY) -> AgentSnapshot:
         """The agent after an explicit promote."""
         agent_id = await self.agent_id(name)
         return await self.do(lambda session: promotion.promote(session, agent_id, deployment_id, caller))
 
-    async def roll_back(self, *, to: str | None = None, name: str = NAME, caller: Caller = AMY) -> State:
+    async def roll_back(self, *, to: str | None = None, name: str = NAME, caller: Caller = AMY) -> AgentSnapshot:
         """The agent after a rollback."""
         agent_id = await self.agent_id(name)
         return await self.do(lambda session: rollback.roll_back(session, agent_id, caller, to=to))
@@ -93,12 +95,12 @@ class World:
         agent_id = await self.agent_id(name)
         await self.do(lambda session: lifecycle.delete_deployment(session, agent_id, deployment_id))
 
-    async def delete_agent(self, name: str = NAME) -> State:
+    async def delete_agent(self, name: str = NAME) -> AgentSnapshot:
         """The agent after its deletion."""
         agent_id = await self.agent_id(name)
         return await self.do(lambda session: lifecycle.delete_agent(session, agent_id, AMY))
 
-    async def change(self, name: str = NAME, **change: Any) -> State:
+    async def change(self, name: str = NAME, **change: Any) -> AgentSnapshot:
         """The agent with other settings."""
         agent_id = await self.agent_id(name)
         return await self.do(lambda session: lifecycle.change_agent(session, agent_id, AgentChange(**change)))
@@ -195,7 +197,7 @@ async def settled(work: Awaitable[Any]) -> Any:
         return refused
 
 
-async def read_route(session: AsyncSession, wanted: Wanted) -> Route:
+async def read_route(session: AsyncSession, wanted: RouteKey) -> Route:
     """The route that the gateway would take."""
     connection = await (await session.connection()).get_raw_connection()
     driver: Any = connection.driver_connection

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest_asyncio
 
 from services.settings import Settings
-from workers.run import run_registrar, run_relay
+from workers.runner import run_registrar, run_relay
 
 Work = Callable[[Settings, asyncio.Event], Awaitable[None]]
 

@@ -10,15 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.testing import capture_logs
 
 from contracts import topology
-from services.database import Sessions
-from services.registration import Decided, Incoming, register_batch
+from services.registration.batch import Decided, Incoming, register_batch
 from services.settings import Settings
-from tests.broker import publish, ready_messages
-from tests.factories import a_body
+from services.storage.database import Sessions
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually, eventually_rows, rows
-from workers import deciding, pause
-from workers.run import run_registrar
+from tests.support.broker import publish, ready_messages
+from tests.support.factories import a_body
+from tests.support.waiting import eventually, eventually_rows, rows
+from workers import retry as pause
+from workers.registrar import batches as deciding
+from workers.runner import run_registrar
 
 POISON = 7
 MESSAGES = 20
@@ -54,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """However long the state lasts: whoever cannot even park is to blame itself, and every message is applied later."""
+    """However long the state lasts: a server that cannot even park is at fault itself. Nothing is lost."""
     for table in ("deployments", "registrations", "parked"):
         await break_(sessions, table, "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
     async with sessions.begin() as session:
@@ -66,7 +67,7 @@ async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
             async def given_up_on() -> bool:
                 return [line["action"] for line in told].count("database.failed") >= 3 * deciding.DOUBTS
 
-            await eventually(given_up_on, "more attempts than a message has that is to blame")
+            await eventually(given_up_on, "more attempts than a message has that is to fault_of")
             async with sessions.begin() as session:
                 await session.execute(text("DROP SCHEMA broken"))
             await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE status = 'Ready'", MESSAGES)
@@ -136,7 +137,7 @@ async def test_a_message_whose_agent_is_busy_is_kept(
                 async def tried_again_and_again() -> bool:
                     return [line["action"] for line in told].count("registrar.database_away") > deciding.DOUBTS + 1
 
-                await eventually(tried_again_and_again, "more attempts than a message has that is to blame")
+                await eventually(tried_again_and_again, "more attempts than a message has that is to fault_of")
             await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v2'")
     assert "registrar.came_again" not in [line["action"] for line in told]
     assert not await rows(sessions, "SELECT 1 FROM parked")

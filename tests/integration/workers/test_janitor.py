@@ -9,21 +9,19 @@ from typing import Any
 import pytest
 from aio_pika.abc import AbstractConnection
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import Sessions, in_transaction
-from services.lifecycle import AgentChange, change_agent
-from services.promotion import Caller, promote
-from services.registration import register_batch
+from services.agents.commands import AgentChange, change_agent
+from services.promotion.promote import Caller, promote
+from services.registration.batch import register_batch
 from services.settings import Settings
-from services.wake import Waker
-from tests.broker import publish
-from tests.factories import a_body, incoming
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.pods import Pod, refused_address, running_pod
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually, eventually_rows, rows
-from workers.janitor import Janitor
-from workers.run import run_janitor, run_registrar
+from tests.support.broker import publish
+from tests.support.factories import a_body, incoming
+from tests.support.waiting import eventually, eventually_rows, rows
+from workers.janitor.worker import Janitor
+from workers.runner import run_janitor, run_registrar
 
 INTERVAL = timedelta(seconds=0.3)
 
@@ -98,7 +96,7 @@ async def test_one_flicker_never_flips_a_state(eager: Settings, sessions: Sessio
 
 
 async def test_a_pod_that_announces_itself_during_a_probe_is_not_failed_by_it(
-    eager: Settings, sessions: Sessions, engine: AsyncEngine
+    eager: Settings, sessions: Sessions
 ) -> None:
     """The verdict is about the announcement that was probed."""
     being_asked, go_on = asyncio.Event(), asyncio.Event()
@@ -109,8 +107,8 @@ async def test_a_pod_that_announces_itself_during_a_probe_is_not_failed_by_it(
         return web.Response(status=500)
 
     patient = eager.model_copy(update={"probe_interval": timedelta(seconds=10), "probe_threshold": 1})
-    async with running_pod(slow) as old, running_pod() as new, Waker(engine) as waker:
-        janitor = Janitor(patient, sessions, waker)
+    async with running_pod(slow) as old, running_pod() as new:
+        janitor = Janitor(patient, sessions)
         async with working(lambda _, stop: janitor.run(stop), patient):
             await registered(sessions, "v1", old.url)
             await being_asked.wait()
@@ -167,7 +165,7 @@ async def test_with_proof_a_pod_is_ready_only_when_it_answers(
     eager: Settings, sessions: Sessions, broker: AbstractConnection
 ) -> None:
     """Pods of the SDK announce themselves before their port answers: theirs waits, and is promoted when it does."""
-    proving = eager.model_copy(update={"ready_with_proof": True})
+    proving = eager.model_copy(update={"ready_requires_probe": True})
     answering = False
 
     async def starts(_: web.BaseRequest) -> web.StreamResponse:
@@ -250,7 +248,7 @@ async def test_a_production_that_nothing_can_replace_stays_until_something_can(
         await stack.enter_async_context(working(run_janitor, lasting))
         await eventually_rows(sessions, status_is("Failed", "v2"))
         so_far = len(pod.seen)
-        await eventually(lambda: asked(pod, so_far + 5), "refuges are looked for again")
+        await eventually(lambda: asked(pod, so_far + 5), "rollback_candidates are looked for again")
         assert await rows(sessions, PROMOTED.format(3)) == []
         answer["status"] = 200
         await eventually_rows(sessions, PROMOTED.format(3))

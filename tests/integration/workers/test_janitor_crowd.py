@@ -8,17 +8,17 @@ from datetime import timedelta
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from services.database import Sessions, in_transaction, make_engine, make_sessions
 from services.errors import DeploymentNotReady
-from services.promotion import Caller, promote
-from services.registration import register_batch
+from services.promotion.promote import Caller, promote
+from services.registration.batch import register_batch
 from services.settings import Settings
-from tests.factories import incoming
+from services.storage.database import Sessions, in_transaction, make_engine
 from tests.integration.api.pods import running_pod
 from tests.integration.workers.conftest import working
-from tests.invariants import assert_invariants
-from tests.waiting import rows
-from workers.run import run_janitor
+from tests.support.factories import incoming
+from tests.support.invariants import assert_invariants
+from tests.support.waiting import rows
+from workers.runner import run_janitor
 
 FAILED, READY = "podium.deployment.failed.v1", "podium.deployment.ready.v1"
 AGENTS, VERSIONS, PROMOTES_AT_ONCE, ROUNDS = 4, 8, 64, 6
@@ -55,7 +55,7 @@ async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings
         patient = settings.model_copy(update={"lock_timeout": timedelta(seconds=60)})
         engine = make_engine(patient, application_name="promotes", pool_size=PROMOTES_AT_ONCE)
         stack.push_async_callback(engine.dispose)
-        crowd = make_sessions(engine)
+        crowd = Sessions(engine)
 
         async def promoted(number: int) -> bool:
             agent = number % AGENTS

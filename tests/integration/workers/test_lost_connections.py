@@ -9,15 +9,15 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from contracts import topology
-from services.cancelled import lost_as
-from services.database import Sessions
+from services.cancellation import lost_as
 from services.settings import Settings
-from tests.broker import publish
-from tests.factories import a_body
+from services.storage.database import Sessions
 from tests.integration.workers.conftest import Work, working
-from tests.waiting import eventually_rows
-from workers import run
-from workers.run import WorkerLost, WorkerName, run_drainer, run_registrar, run_relay, run_workers
+from tests.support.broker import publish
+from tests.support.factories import a_body
+from tests.support.waiting import eventually_rows
+from workers import runner as run
+from workers.runner import WorkerLost, WorkerName, run_drainer, run_registrar, run_relay, run_workers
 
 
 def cancelled_once(method: Callable[..., Any]) -> Callable[..., Any]:

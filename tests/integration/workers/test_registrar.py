@@ -10,13 +10,13 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import text
 
 from contracts import topology
-from services.database import Sessions
 from services.settings import Settings
-from tests.broker import publish, ready_messages
-from tests.factories import a_body
+from services.storage.database import Sessions
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually, eventually_rows, rows
-from workers.run import run_registrar
+from tests.support.broker import publish, ready_messages
+from tests.support.factories import a_body
+from tests.support.waiting import eventually, eventually_rows, rows
+from workers.runner import run_registrar
 
 pytestmark = pytest.mark.usefixtures("broker")
 

@@ -6,16 +6,16 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy import text
 
 from contracts import topology
-from services.database import Sessions, in_transaction
-from services.promotion import Caller, promote
-from services.registration import register_batch
+from services.promotion.promote import Caller, promote
+from services.registration.batch import register_batch
 from services.settings import Settings
-from tests.broker import Consumer, a_consumer
-from tests.factories import incoming
+from services.storage.database import Sessions, in_transaction
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually, eventually_rows, rows
+from tests.support.broker import Consumer, a_consumer
+from tests.support.factories import incoming
+from tests.support.waiting import eventually, eventually_rows, rows
 from workers import relay as relay_module
-from workers.run import run_relay
+from workers.runner import run_relay
 
 TERMINATE_RELAYS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -6,15 +6,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
 from contracts import topology
-from services.database import Sessions
-from services.migrate import migrate
 from services.settings import Settings
-from tests.broker import publish, ready_messages
-from tests.factories import a_body
+from services.storage.database import Sessions
+from services.storage.migrate import migrate
 from tests.integration.workers.conftest import working
-from tests.waiting import eventually, eventually_rows
-from workers.run import run_drainer, run_registrar, run_relay
-from workers.topology import declare
+from tests.support.broker import publish, ready_messages
+from tests.support.factories import a_body
+from tests.support.waiting import eventually, eventually_rows
+from workers.amqp.topology import declare
+from workers.runner import run_drainer, run_registrar, run_relay
 
 
 async def test_workers_wait_for_the_queues(broker: AbstractConnection, settings: Settings, sessions: Sessions) -> None:

@@ -14,18 +14,18 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from services.database import Sessions, in_transaction
 from services.errors import DeploymentDeletedError, NothingToRollBackTo
+from services.retention.tasks import RetentionTask, sweep
 from services.settings import Settings
-from services.sweeping import Chore, sweep
-from tests.broker import publish
-from tests.factories import a_body, incoming
+from services.storage.database import Sessions, in_transaction
 from tests.integration.services.world import World, settled
 from tests.integration.workers.conftest import working
-from tests.invariants import assert_invariants
-from tests.waiting import eventually, rows
-from workers.run import run_janitor
-from workers.sweep import Sweeper
+from tests.support.broker import publish
+from tests.support.factories import a_body, incoming
+from tests.support.invariants import assert_invariants
+from tests.support.waiting import eventually, rows
+from workers.janitor.sweeper import Sweeper
+from workers.runner import run_janitor
 
 FOREVER = timedelta.max
 A_MOMENT = timedelta(seconds=0.5)
@@ -44,7 +44,7 @@ def sweeping(settings: Settings, **changes: object) -> Settings:
     return settings.model_copy(update=eager)
 
 
-async def one_pass(settings: Settings, sessions: Sessions) -> Counter[Chore]:
+async def one_pass(settings: Settings, sessions: Sessions) -> Counter[RetentionTask]:
     """What one pass of a new sweep removed."""
     return await Sweeper(settings, sessions).sweep(asyncio.Event())
 
@@ -102,7 +102,7 @@ async def test_thousands_are_purged_beside_promotes_and_registrations(settings: 
     def any_version(name: str) -> str:
         return f"{name}.{random.randrange(VERSIONS)}"  # noqa: S311
 
-    async def all_sweeps() -> Counter[Chore]:
+    async def all_sweeps() -> Counter[RetentionTask]:
         try:
             two = await asyncio.gather(one_pass(eager, sessions), one_pass(eager, sessions))
             return two[0] + two[1] + await one_pass(eager, sessions)
@@ -120,7 +120,7 @@ async def test_thousands_are_purged_beside_promotes_and_registrations(settings: 
     assert not [entry for entry in logs if "deadlock" in entry.get("cause", "")]
     refusals = {DeploymentDeletedError.__name__, NothingToRollBackTo.__name__}
     assert sum(became, Counter()).keys() <= {"State", "str"} | refusals
-    assert removed[Chore.DELETED_DEPLOYMENTS] > len(AGENTS) * VERSIONS / 2
+    assert removed[RetentionTask.DELETED_DEPLOYMENTS] > len(AGENTS) * VERSIONS / 2
     await world.do(assert_invariants)
 
 
@@ -130,11 +130,11 @@ async def test_what_others_are_at_is_passed_over(settings: Settings, sessions: S
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(10)])
     mine = sweeping(settings, inbox_retention=timedelta(0))
     async with world.uncommitted() as other:
-        assert (await sweep(other, Chore.DECIDED_ANNOUNCEMENTS, mine)).rows == 10
+        assert (await sweep(other, RetentionTask.DECIDED_ANNOUNCEMENTS, mine)).rows == 10
         assert not (await one_pass(mine, sessions)).total()
         await other.rollback()
         assert (await one_pass(mine, sessions)) == {
-            chore: 10 * (chore is Chore.DECIDED_ANNOUNCEMENTS) for chore in Chore
+            chore: 10 * (chore is RetentionTask.DECIDED_ANNOUNCEMENTS) for chore in RetentionTask
         }
 
 

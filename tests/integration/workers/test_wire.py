@@ -14,14 +14,14 @@ from pydantic_core import to_json
 from structlog.testing import capture_logs
 
 from contracts import topology
-from services.database import Sessions
 from services.settings import Settings
-from tests.broker import publish, ready_messages
-from tests.factories import a_body
+from services.storage.database import Sessions
 from tests.integration.workers.conftest import working
-from tests.processes import worker_process
-from tests.waiting import eventually, eventually_rows, rows
-from workers.run import run_registrar
+from tests.support.broker import publish, ready_messages
+from tests.support.factories import a_body
+from tests.support.processes import worker_process
+from tests.support.waiting import eventually, eventually_rows, rows
+from workers.runner import run_registrar
 
 NANOSECONDS = struct.pack(">Q", 1_764_000_000_000_000_000)
 NO_TEXT = b"\xff\xfe"

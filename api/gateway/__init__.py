@@ -1,0 +1,1 @@
+"""RPC: one call in, one call to an agent's pod, its answer back byte for byte."""

@@ -1,0 +1,171 @@
+"""Bytes in, bytes out: one call is sent to the one deployment that its route names, and its answer comes back.
+
+The body is never parsed on its way, and each chunk of the answer goes out as it comes in. The route is read for each
+call after the call has come in, so that a promote holds for every call sent after its reply.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from time import perf_counter
+from typing import Any
+
+import aiohttp
+from litestar import Request
+from litestar.enums import ScopeType
+from litestar.types import HTTPScope, Receive, Scope, Send
+from multidict import CIMultiDict
+
+from api.gateway.gateway import Gateway
+from api.gateway.headers import REQUEST_ID_HEADER, request_headers, response_headers
+from api.gateway.sessions import follow_session, session_of
+from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
+from api.gateway.upstream import Call, call_agent
+from api.http.jsonrpc import error_response, request_id
+from api.http.problems import refusal_headers
+from api.http.request_body import CallerLeft, check_headers, read_body
+from contracts.fields import ErrorStyle
+from services.errors import MessageTooLarge, PodiumError
+from services.routing.routes import Route, RouteKey
+
+
+class AnswerBroke(Exception):
+    """The agent's answer ended before its end. It is passed on as that: the connection is closed, nothing is added."""
+
+
+class Forward:
+    """One call on its way: an ASGI application that a route handler returns."""
+
+    def __init__(self, gateway: Gateway, key: RouteKey) -> None:
+        self._gateway = gateway
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward the call, unless its caller leaves first; keep what there is to say about it."""
+        assert scope["type"] == ScopeType.HTTP
+        headers, span = request_headers(scope["headers"])
+        record = CallRecord(
+            metrics=self._gateway.metrics,
+            kind=kind_of(self._key),
+            method=scope["method"],
+            request_id=headers[REQUEST_ID_HEADER],
+            trace_id=span.trace_id,
+            span_id=span.span_id,
+            began=perf_counter(),
+        )
+        try:
+            await self._serve(scope, receive, send, headers, record)
+        except CallerLeft:
+            record.outcome = LEFT
+        finally:
+            record.end()
+
+    async def _serve(
+        self, scope: HTTPScope, receive: Receive, send: Send, headers: CIMultiDict[str], record: CallRecord
+    ) -> None:
+        settings = self._gateway.settings
+        try:
+            check_headers(scope)
+            body = await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout)
+        except MessageTooLarge as exc:
+            await self._learn_style(scope["path"])
+            await self._refuse(exc, b"", record, scope, send)
+        except PodiumError as exc:
+            await self._refuse(exc, b"", record, scope, send)
+        else:
+            await _while_listening(self._forward(scope, send, headers, body, record), receive)
+
+    async def _forward(
+        self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], body: bytes, record: CallRecord
+    ) -> None:
+        style: ErrorStyle | None = None
+        try:
+            session = session_of(scope["headers"])
+            route = record.route = await self._gateway.routes.find(self._key.in_session(session))
+            style = route.error_style
+            self._gateway.error_styles.learn(scope["path"], style)
+            with self._gateway.breakers.enter(route) as permit:
+                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, body)
+                record.request_bytes = len(body)
+                response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
+                try:
+                    await follow_session(self._gateway, scope["method"], session, route, response)
+                    await self._pass_on(response, route, send, record)
+                finally:
+                    response.close()
+        except PodiumError as exc:
+            await self._refuse(exc.in_style(style or exc.error_style), body, record, scope, send)
+
+    async def _pass_on(self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord) -> None:
+        """Send the answer on, chunk by chunk. Raises `AnswerBroke`."""
+        record.answer_began(response.status)
+        headers = response_headers(response.raw_headers, route)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        more = True
+        while more:
+            try:
+                chunk = await response.content.readany()
+            except (aiohttp.ClientError, OSError) as exc:
+                record.outcome = BROKEN
+                record.detail = "idle-timeout" if isinstance(exc, TimeoutError) else "agent-hung-up"
+                raise AnswerBroke(record.detail) from exc
+            record.response_bytes += len(chunk)
+            more = not response.content.at_eof()
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        record.outcome = ANSWERED
+
+    async def _learn_style(self, path: str) -> None:
+        """Look up how to refuse a call that is refused before its route is read."""
+        try:
+            style: ErrorStyle | None = (await self._gateway.routes.find(self._key)).error_style
+        except PodiumError as exc:
+            style = exc.error_style
+        if style is not None:
+            self._gateway.error_styles.learn(path, style)
+
+    async def _refuse(self, error: PodiumError, body: bytes, record: CallRecord, scope: HTTPScope, send: Send) -> None:
+        """Answer with a JSON-RPC error object that carries the id of the call."""
+        record.outcome = error.reason
+        record.status = self._gateway.error_styles.status_of(error, scope["method"], scope["path"])
+        headers = refusal_headers(error)
+        if record.request_id.isascii():
+            headers[REQUEST_ID_HEADER] = record.request_id
+        response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
+        await response.to_asgi_response(app=None, request=Request(scope))(scope, _nothing_more, send)
+
+
+async def _while_listening(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Forward; as soon as the caller leaves, stop, which closes the call to the agent as well. Raises `CallerLeft`."""
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = is_over = False
+
+    def stop(_: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        if not is_over:
+            has_left = True
+            task.cancel()
+
+    leaving = asyncio.create_task(_left(receive))
+    leaving.add_done_callback(stop)
+    try:
+        await forwarding
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise CallerLeft from None
+        raise
+    finally:
+        is_over = True
+        leaving.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    """Returns once the caller is gone."""
+    with suppress(OSError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _nothing_more() -> Any:  # noqa: ANN401 - what ASGI says
+    """The answer's end does not wait for anything that the caller might still say."""
+    return {"type": "http.disconnect"}

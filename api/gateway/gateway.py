@@ -1,0 +1,75 @@
+"""The RPC gateway of one API process: everything that forwarding a call needs, and nothing else."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from api.gateway.circuit_breaker import CircuitBreakers
+from api.gateway.telemetry import RpcMetrics
+from api.gateway.upstream import upstream_session
+from contracts.fields import ErrorStyle
+from services.errors import MessageTooLarge, PodiumError, Unavailable
+from services.routing.resolver import RouteResolver
+from services.settings import Settings
+from services.storage.database import Sessions
+
+# Paths of a few dozen bytes each.
+REMEMBERED_PATHS = 10_000
+
+
+class ErrorStyles:
+    """What each path's agent asked for last: sessions outlive a time in which the database cannot be asked."""
+
+    def __init__(self) -> None:
+        self._jsonrpc: dict[str, None] = {}
+
+    def learn(self, path: str, style: ErrorStyle) -> None:
+        """What was read for this path."""
+        self._jsonrpc.pop(path, None)
+        if style == "jsonrpc":
+            self._jsonrpc[path] = None
+            if len(self._jsonrpc) > REMEMBERED_PATHS:
+                del self._jsonrpc[next(iter(self._jsonrpc))]
+
+    def status_of(self, error: PodiumError, method: str, path: str) -> int:
+        """The HTTP status of a refusal: 200 for calls, which are POSTs, where the agent wants it.
+
+        A GET or DELETE calls nothing: a failed one keeps its status, since 200 would say that it was done.
+        """
+        style = error.error_style
+        if style is None and isinstance(error, Unavailable | MessageTooLarge) and path in self._jsonrpc:
+            style = "jsonrpc"
+        return HTTPStatus.OK if style == "jsonrpc" and method == "POST" else error.status
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Open from start to stop of the process. `sessions` keeps conversations; each statement commits by itself."""
+
+    settings: Settings
+    sessions: Sessions
+    routes: RouteResolver
+    upstream: aiohttp.ClientSession
+    breakers: CircuitBreakers
+    metrics: RpcMetrics
+    error_styles: ErrorStyles = field(default_factory=ErrorStyles)
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, sessions: Sessions, registry: CollectorRegistry, *, application_name: str
+) -> AsyncGenerator[Gateway, None]:
+    """The gateway, closed afterwards; it connects to nothing before the first call."""
+    breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry)
+    metrics.watch(breakers)
+    async with (
+        upstream_session(settings) as upstream,
+        RouteResolver(settings, application_name=application_name) as routes,
+    ):
+        yield Gateway(
+            settings=settings, sessions=sessions, routes=routes, upstream=upstream, breakers=breakers, metrics=metrics
+        )

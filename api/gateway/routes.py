@@ -1,0 +1,48 @@
+"""RPC to what serves an agent, by id or name, and to one deployment of it."""
+
+from litestar import HttpMethod, route
+from litestar.params import FromPath
+from litestar.types import ASGIApp
+
+from api.gateway.forward import Forward
+from api.http.jsonrpc import documented
+from api.http.parameters import agent_name, agent_uuid, deployment_key
+from api.resources import Injected
+from services.routing.routes import RouteKey
+
+METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
+
+
+def wanted_by(*, agent_id: str | None = None, name: str | None = None, deployment_id: str | None = None) -> RouteKey:
+    """Whose route a path names, by its parameters. Raises what says that there is no such thing."""
+    if name is not None:
+        return RouteKey(name=agent_name(name))
+    assert agent_id is not None
+    key = None if deployment_id is None else deployment_key(deployment_id)
+    return RouteKey(agent_id=agent_uuid(agent_id), deployment_id=key)
+
+
+@route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
+async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
+    """Forward to what serves the agent now: any body, and the agent's answer as it comes."""
+    return Forward(resources.gateway, wanted_by(agent_id=agent_id))
+
+
+@route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
+async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
+    """Forward to what serves the living agent of this name now."""
+    return Forward(resources.gateway, wanted_by(name=name))
+
+
+@route(
+    "/agents/{agent_id:str}/deployments/{deployment_id:str}/rpc",
+    http_method=METHODS,
+    status_code=200,
+    responses=documented(),
+)
+async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:
+    """Forward to this deployment, in production or not."""
+    return Forward(resources.gateway, wanted_by(agent_id=agent_id, deployment_id=deployment_id))
+
+
+ROUTES = [rpc, rpc_by_name, preview_rpc]

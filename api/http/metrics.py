@@ -1,0 +1,70 @@
+"""Numbers for Prometheus: requests by method, route template and status; never by path or agent."""
+
+from time import perf_counter
+
+from litestar import Response, get
+from litestar.enums import ScopeType
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from api.http.access import PUBLIC
+
+# Whatever a stranger asks for must not make a series of its own.
+UNMATCHED = "unmatched"
+OTHER = "OTHER"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Streams of agents last minutes, promotes milliseconds.
+_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Measured:
+    """An ASGI application whose requests are counted and timed, those that no route takes included."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        self._requests = Counter(
+            "podium_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "podium_http_request_seconds",
+            "Time from a request's start to its answer's end.",
+            ["method", "route"],
+            buckets=_BUCKETS_SECONDS,
+            registry=registry,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count the request once its answer starts, time it once it ends."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"] if scope["method"] in _METHODS else OTHER
+        started = perf_counter()
+
+        async def send_and_count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._requests.labels(method, _route(scope), message["status"]).inc()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_count)
+        finally:
+            self._seconds.labels(method, _route(scope)).observe(perf_counter() - started)
+
+
+def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
+    """The page that Prometheus scrapes."""
+
+    @get("/metrics", opt=PUBLIC, media_type="text/plain")
+    async def metrics() -> Response[bytes]:
+        """The numbers of this process."""
+        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return metrics
+
+
+def _route(scope: Scope) -> str:
+    template = scope.get("path_template")
+    return template if isinstance(template, str) and template else UNMATCHED

@@ -1,0 +1,254 @@
+"""What the API answers; field names and status words are those of the existing client."""
+
+from datetime import datetime
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.fields import AcpType, Cause, ErrorStyle, InputType
+from services.agents.queries import AgentView, DeploymentView
+from services.domain.state import (
+    AgentSnapshot,
+    AgentState,
+    AgentStatus,
+    AutoPromote,
+    DeploymentStatus,
+    OnFailure,
+    serving,
+)
+from services.promotion.history import PERIODS_SHOWN, Change
+
+UNKNOWN_IMAGE = "unknown"
+
+
+class AgentAnswer(BaseModel):
+    """An agent, and what serves it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    name: str
+    description: str
+    docker_image: str | None
+    status: AgentStatus
+    status_reason: str | None
+    acp_type: AcpType
+    acp_url: str | None = Field(description="What serves now; null while nothing does.")
+    agent_input_type: InputType | None
+    registration_metadata: dict[str, Any] | None
+    registered_at: datetime | None = Field(description="Last announcement without a deployment id.")
+    production_deployment_id: str | None
+    generation: int = Field(description="+1 with each change of what serves; send it as If-Match to promote safely.")
+    sequence: int = Field(description="Of the agent's last event.")
+    auto_promote: AutoPromote
+    auto_promote_paused: bool
+    on_failure: OnFailure = Field(description="What happens when production fails.")
+    probe_interval_seconds: float | None = Field(description="Here and below, null: as the settings say.")
+    probe_threshold: int | None
+    probe_timeout_seconds: float | None
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+
+    @classmethod
+    def of(cls, agent: AgentState, acp_url: str | None, **more: str) -> Self:
+        """The answer for an agent that this address serves."""
+        return cls(
+            id=agent.id,
+            name=agent.name,
+            description=agent.description,
+            docker_image=agent.docker_image,
+            status=agent.status,
+            status_reason=agent.status_reason,
+            acp_type=agent.acp_type,
+            acp_url=acp_url,
+            agent_input_type=agent.agent_input_type,
+            registration_metadata=agent.registration_metadata,
+            registered_at=agent.registered_at,
+            production_deployment_id=agent.production_deployment_id,
+            generation=agent.generation,
+            sequence=agent.event_seq,
+            auto_promote=agent.auto_promote,
+            auto_promote_paused=agent.auto_promote_paused,
+            on_failure=agent.on_failure,
+            probe_interval_seconds=agent.probe_interval_seconds,
+            probe_threshold=agent.probe_threshold,
+            probe_timeout_seconds=agent.probe_timeout_seconds,
+            created_at=agent.created_at,
+            updated_at=agent.updated_at,
+            deleted_at=agent.deleted_at,
+            **more,
+        )
+
+    @classmethod
+    def of_state(cls, state: AgentSnapshot, **more: str) -> Self:
+        """The answer for an agent as a transition left it."""
+        serves = serving(state)
+        return cls.of(state.agent, serves.acp_url if serves else None, **more)
+
+    @classmethod
+    def of_view(cls, view: AgentView) -> Self:
+        """The answer for an agent as it was read."""
+        return cls.of(view.agent, view.acp_url)
+
+
+class RegisteredAgentAnswer(AgentAnswer):
+    """An agent that has just registered, with the key that lets its pods register again."""
+
+    agent_api_key: str
+
+
+class PeriodAnswer(BaseModel):
+    """A time in production."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    generation: int = Field(description="The change that began it.")
+    since: datetime
+    until: datetime | None = Field(description="Null: it is in production now.")
+
+
+class DeploymentAnswer(BaseModel):
+    """One version of an agent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    agent_id: UUID
+    docker_image: str = Field(description=f"'{UNKNOWN_IMAGE}' until an image was named.")
+    status: DeploymentStatus
+    status_reason: str | None
+    acp_url: str | None
+    rpc_path: str
+    health_path: str
+    error_style: ErrorStyle
+    is_production: bool
+    registration_metadata: dict[str, Any] | None
+    sgp_deploy_id: str | None
+    helm_release_name: str | None
+    created_at: datetime
+    first_registered_at: datetime | None
+    registered_at: datetime | None
+    ready_at: datetime | None
+    promoted_at: datetime | None
+    production_periods: list[PeriodAnswer] = Field(
+        description=f"When it was in production: the last {PERIODS_SHOWN} times, newest first."
+    )
+    expires_at: datetime | None = Field(description="When it was deleted; null while it lives.")
+    purged_at: datetime | None = Field(description="When its data were removed; what is left here stays for ever.")
+
+    @classmethod
+    def of(cls, view: DeploymentView) -> Self:
+        """The answer for a deployment."""
+        deployment = view.deployment
+        return cls(
+            id=deployment.id,
+            agent_id=deployment.agent_id,
+            docker_image=deployment.docker_image or UNKNOWN_IMAGE,
+            status=deployment.status,
+            status_reason=deployment.status_reason,
+            acp_url=deployment.acp_url,
+            rpc_path=deployment.rpc_path,
+            health_path=deployment.health_path,
+            error_style=deployment.error_style,
+            is_production=deployment.is_production,
+            registration_metadata=deployment.registration_metadata,
+            sgp_deploy_id=deployment.sgp_deploy_id,
+            helm_release_name=deployment.helm_release_name,
+            created_at=deployment.created_at,
+            first_registered_at=deployment.first_registered_at,
+            registered_at=deployment.registered_at,
+            ready_at=deployment.ready_at,
+            promoted_at=deployment.promoted_at,
+            production_periods=[PeriodAnswer.model_validate(period) for period in view.production_periods],
+            expires_at=deployment.expires_at,
+            purged_at=deployment.purged_at,
+        )
+
+
+class PromotionAnswer(BaseModel):
+    """One row of an agent's ledger: what served before, what serves from `at` on, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: int
+    cause: Cause
+    actor: str
+    reason: str | None
+    from_deployment_id: str | None = Field(description="Null: the legacy address served, or nothing did.")
+    from_acp_url: str | None
+    from_docker_image: str | None
+    to_deployment_id: str | None = Field(description="Null: the legacy address serves, or nothing does.")
+    to_acp_url: str | None
+    to_docker_image: str | None
+    restored: int | None = Field(description="The generation that a rollback went back to.")
+    at: datetime
+    until: datetime | None = Field(description="When the next generation ended it; null while it holds.")
+    duration_seconds: float | None = Field(description="From `at` to `until`; null while it holds.")
+
+    @classmethod
+    def of(cls, change: Change) -> Self:
+        """The answer for a row of the ledger."""
+        lasted = change.lasted
+        ends = {"until": change.until, "duration_seconds": None if lasted is None else lasted.total_seconds()}
+        row = {name: getattr(change.promotion, name) for name in cls.model_fields if name not in ends}
+        return cls.model_validate({**row, **ends})
+
+
+class DeletedAnswer(BaseModel):
+    """What was deleted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    message: str
+
+
+class PartHealth(BaseModel):
+    """Whether one part answers."""
+
+    ok: bool
+    detail: str | None = None
+
+
+class Readiness(BaseModel):
+    """Whether this process can do its work."""
+
+    status: str
+    parts: dict[str, PartHealth]
+
+
+class RpcErrorData(BaseModel):
+    """Why a call was not answered by its agent."""
+
+    reason: str = Field(description="Stable, such as 'nothing-serves' or 'first-byte-timeout'.")
+    sent: bool = Field(description="Whether the agent may have got the call: do not repeat it blindly.")
+
+
+class RpcError(BaseModel):
+    """The error of a JSON-RPC answer."""
+
+    code: int
+    message: str
+    data: RpcErrorData
+
+
+class RpcErrorAnswer(BaseModel):
+    """What a caller gets if the gateway, not the agent, answers: a JSON-RPC 2.0 response."""
+
+    jsonrpc: Literal["2.0"] = "2.0"
+    id: str | int | float | None = Field(description="Of the call, as far as it is known.")
+    error: RpcError
+
+
+class Problem(BaseModel):
+    """A refusal (RFC 9457); `type` is stable, `detail` says what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = Field(default=None, description="The field or parameter that is wrong, if one is.")

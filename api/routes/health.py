@@ -1,0 +1,60 @@
+"""Whether this process lives, and whether it can do its work."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+from litestar import Response, get
+from litestar.openapi import ResponseSpec
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.http.access import PUBLIC
+from api.http.responses import PartHealth, Readiness
+from api.resources import Injected, Resources
+
+DATABASE_LIMIT_SECONDS = 2
+BROKER_LIMIT_SECONDS = 1
+_AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+@get("/health/live", opt=PUBLIC)
+async def live() -> dict[str, str]:
+    """200 as long as this process answers at all."""
+    return {"status": "live"}
+
+
+@get("/health/ready", opt=PUBLIC, responses={503: ResponseSpec(Readiness, generate_examples=False)})
+async def ready(resources: Injected) -> Response[Readiness]:
+    """200 if the database answers, else 503; the broker is the workers' concern and only reported."""
+    database, broker = await asyncio.gather(_database(resources), _broker(resources))
+    status = "ready" if database.ok else "not ready"
+    readiness = Readiness(status=status, parts={"database": database, "broker": broker})
+    return Response(readiness, status_code=200 if database.ok else 503)
+
+
+async def _database(resources: Resources) -> PartHealth:
+    try:
+        async with asyncio.timeout(DATABASE_LIMIT_SECONDS), resources.reads() as session:
+            await session.execute(text("SELECT 1"))
+    except TimeoutError:
+        return PartHealth(ok=False, detail=f"no answer within {DATABASE_LIMIT_SECONDS} s")
+    except (SQLAlchemyError, OSError):
+        return PartHealth(ok=False, detail="cannot be reached")
+    return PartHealth(ok=True)
+
+
+async def _broker(resources: Resources) -> PartHealth:
+    url = urlsplit(resources.settings.amqp_url.get_secret_value())
+    if not url.hostname:
+        return PartHealth(ok=False, detail="not configured")
+    try:
+        async with asyncio.timeout(BROKER_LIMIT_SECONDS):
+            _, writer = await asyncio.open_connection(url.hostname, url.port or _AMQP_PORTS.get(url.scheme))
+            writer.close()
+            await writer.wait_closed()
+    except (OSError, ValueError):
+        return PartHealth(ok=False, detail="cannot be reached")
+    return PartHealth(ok=True)
+
+
+ROUTES = [live, ready]

@@ -1,0 +1,90 @@
+"""Rolling back: the target is asked whether it lives, outside any transaction, before anything changes."""
+
+import asyncio
+from uuid import UUID
+
+from litestar import Response, post
+from litestar.params import FromPath, JSONBody
+
+from api.http.parameters import AnyRequest, agent_uuid, caller
+from api.http.preconditions import generation_header
+from api.http.problems import documented
+from api.http.requests import ConditionalChange, JsonBody, RollbackRequest
+from api.http.responses import AgentAnswer
+from api.resources import Injected, Resources
+from services.domain.health_policy import ProbePolicy, probe_policy_of
+from services.domain.state import AgentSnapshot
+from services.errors import TargetDoesNotAnswer, TargetMoved
+from services.promotion.promote import Caller
+from services.promotion.rollback import Plan, plan_rollback, roll_back
+from services.promotion.rollback_targets import Target
+from services.storage.database import in_transaction
+
+# Each time, somebody has changed the agent while its target was asked.
+ATTEMPTS = 3
+
+
+@post(
+    "/agents/{agent_id:str}/rollback",
+    status_code=200,
+    dto=JsonBody[RollbackRequest],
+    return_dto=None,
+    operation_class=ConditionalChange,
+    responses=documented(404, 409, 410, 412),
+)
+async def roll_agent_back(
+    agent_id: FromPath[str], request: AnyRequest, resources: Injected, data: JSONBody[RollbackRequest | None] = None
+) -> Response[AgentAnswer]:
+    """Go back to what served before, or to a named deployment, or to 'legacy'. Pauses automatic promotion.
+
+    What does not answer a probe now is refused, naming the nearest that does, unless `force` is sent.
+    """
+    body = data or RollbackRequest()
+    wanted, asking = agent_uuid(agent_id), caller(request, resources.actor, body.reason)
+    state = await _rolled_back(resources, wanted, asking, body)
+    answer = AgentAnswer.of_state(state)
+    return Response(answer, headers=generation_header(answer.generation))
+
+
+async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> AgentSnapshot:
+    for attempt in range(1, ATTEMPTS + 1):
+        proven = None if body.force else await _proven(resources, agent_id, asking, body)
+        try:
+            return await in_transaction(
+                resources.sessions,
+                lambda session, proven=proven: roll_back(session, agent_id, asking, to=body.to, proven=proven),  # type: ignore[misc]
+            )
+        except TargetMoved:
+            if attempt == ATTEMPTS:
+                raise
+    raise TargetMoved
+
+
+async def _proven(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> Target | None:
+    """The target, which answers; None if there is nothing to do. Raises `TargetDoesNotAnswer`."""
+    plan = await in_transaction(
+        resources.sessions, lambda session: plan_rollback(session, agent_id, asking, to=body.to)
+    )
+    if plan.target is None:
+        return None
+    pace = probe_policy_of(plan.agent, resources.settings)
+    failure = await _failure(resources, plan, plan.target, pace)
+    if failure is None:
+        return plan.target
+    failures = await asyncio.gather(*(_failure(resources, plan, other, pace) for other in plan.others))
+    living = [other for other, why in zip(plan.others, failures, strict=True) if why is None]
+    nearest = f"The nearest that does is {_named(living[0])}" if living else "No earlier one does"
+    raise TargetDoesNotAnswer(
+        f"{_named(plan.target)} does not answer: {failure}. {nearest}: name a deployment, or send force."
+    )
+
+
+async def _failure(resources: Resources, plan: Plan, target: Target, pace: ProbePolicy) -> str | None:
+    return await resources.prober.ask(target.url, plan.agent.id, pace.timeout)
+
+
+def _named(target: Target) -> str:
+    return target.deployment_id or "legacy"
+
+
+ROUTES = [roll_agent_back]

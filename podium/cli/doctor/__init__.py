@@ -1,0 +1,1 @@
+"""`podium doctor`: checks every setting and server."""

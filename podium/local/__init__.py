@@ -1,0 +1,1 @@
+"""`podium up` and `podium demo`: the whole system on this machine."""

@@ -1,0 +1,41 @@
+"""The sample agent of `podium demo` and `podium up --demo`: two versions of it, each a pod of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from podium.local.system import System, start_program
+from podium.servers.ports import LOOPBACK, free_ports
+from podium.servers.process import GuardedProcess
+
+SAMPLE_AGENT = "hello"
+VERSIONS = ("hello-v1", "hello-v2")
+
+
+@asynccontextmanager
+async def program(system: System, name: str, module: str, environment: dict[str, str]) -> AsyncIterator[GuardedProcess]:
+    """A program that runs while inside."""
+    process = await start_program(system, name, module, environment)
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+def a_pod(system: System, deployment_id: str, port: int) -> AbstractAsyncContextManager[GuardedProcess]:
+    """A pod of this version, which announces itself."""
+    environment = {
+        "AGENT_NAME": SAMPLE_AGENT,
+        "AGENTEX_DEPLOYMENT_ID": deployment_id,
+        "ACP_URL": f"http://{LOOPBACK}",
+        "ACP_PORT": str(port),
+    }
+    return program(system, deployment_id, "examples.agent_pod", environment)
+
+
+@asynccontextmanager
+async def sample_agents(system: System) -> AsyncIterator[None]:
+    """A pod of each version while inside."""
+    ports = free_ports(VERSIONS)
+    first, second = VERSIONS
+    async with a_pod(system, first, ports[first]), a_pod(system, second, ports[second]):
+        yield

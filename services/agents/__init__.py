@@ -1,0 +1,1 @@
+"""Agents and their deployments as operators see and change them."""

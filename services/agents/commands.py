@@ -1,0 +1,173 @@
+"""What people and pipelines do to agents and deployments beside promoting them."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+from uuid import UUID, uuid4
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from contracts.events import AgentDeleted, DeploymentCreated, DeploymentDeleted
+from services.domain.cutover import cutover
+from services.domain.registration_policy import refusal
+from services.domain.state import AgentSnapshot, AutoPromote, DeploymentState, OnFailure, emit, serving
+from services.errors import (
+    AgentDeletedError,
+    DeploymentNotFound,
+    ProductionCannotBeDeleted,
+)
+from services.promotion.promote import Caller
+from services.storage.store import lock_state, save_state
+
+T = TypeVar("T")
+# Goes back to what the settings say.
+Default = Literal["default"]
+
+_EXPIRE_ONE = text("UPDATE deployments SET expires_at = :at WHERE id = :id")
+_EXPIRE_ALL = text("UPDATE deployments SET expires_at = :at WHERE agent_id = :agent_id AND expires_at IS NULL")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDeployment:
+    """A version known ahead of its pod."""
+
+    docker_image: str
+    registration_metadata: dict[str, Any] | None = None
+    sgp_deploy_id: str | None = None
+    helm_release_name: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentChange:
+    """What an operator sets of an agent; None leaves it as it is."""
+
+    description: str | None = None
+    auto_promote: AutoPromote | None = None
+    auto_promote_paused: bool | None = None
+    on_failure: OnFailure | None = None
+    probe_interval_seconds: float | Default | None = None
+    probe_threshold: int | Default | None = None
+    probe_timeout_seconds: float | Default | None = None
+
+
+async def create_deployment(session: AsyncSession, agent_id: UUID, new: NewDeployment) -> DeploymentState:
+    """The new deployment, Pending; the stored one if its id is known and nothing contradicts it.
+
+    Raises `AgentNotFound`, `AgentDeletedError`, `DeploymentOfAnotherAgent`, `DeploymentDeletedError`,
+    `ImageConflict`. Others see it once the transaction is committed.
+    """
+    deployment_id = new.id or str(uuid4())
+    before = await lock_state(session, agent_id, deployment_id)
+    if before.agent.deleted_at is not None:
+        raise AgentDeletedError
+    stored = before.deployments.get(deployment_id)
+    if stored is not None:
+        after = before.with_deployment(_confirmed(before, stored, new))
+    else:
+        after = _created(before, deployment_id, new)
+    await save_state(session, before, after)
+    return after.deployments[deployment_id]
+
+
+async def delete_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> None:
+    """Delete a preview: it leaves the lists and can be reached no more; a second time changes nothing.
+
+    Raises `AgentNotFound`, `DeploymentNotFound`, `ProductionCannotBeDeleted`.
+    """
+    before = await lock_state(session, agent_id, deployment_id)
+    deployment = before.deployments.get(deployment_id)
+    if deployment is None or deployment.agent_id != agent_id:
+        raise DeploymentNotFound
+    if deployment.expires_at is not None:
+        return
+    if deployment.is_production:
+        raise ProductionCannotBeDeleted
+    deleted = DeploymentDeleted(
+        agent_id=str(agent_id), agent_name=before.agent.name, deployment_id=deployment_id, expires_at=before.now
+    )
+    await session.execute(_EXPIRE_ONE, {"id": deployment_id, "at": before.now})
+    await save_state(session, before, emit(before, deleted, subject=deployment_id))
+
+
+async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) -> AgentSnapshot:
+    """The agent, deleted with all its deployments; its name is free. A second time changes nothing.
+
+    Raises `AgentNotFound`. Others see it once the transaction is committed.
+    """
+    before = await lock_state(session, agent_id)
+    if before.agent.deleted_at is not None:
+        return before
+    state = replace(before, traceparent=caller.traceparent)
+    gone = replace(state.agent, deleted_at=state.now, updated_at=state.now, status="Deleted", status_reason=None)
+    if serving(state) is not None:
+        state = cutover(state, None, cause="agent_deleted", actor=caller.actor, reason=caller.reason, agent=gone)
+    else:
+        state = replace(state, agent=gone)
+    data = AgentDeleted(agent_id=str(agent_id), agent_name=gone.name, deleted_at=state.now)
+    state = emit(state, data)
+    await save_state(session, before, state)
+    await session.execute(_EXPIRE_ALL, {"agent_id": agent_id, "at": state.now})
+    return state
+
+
+async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChange) -> AgentSnapshot:
+    """The agent with these settings. Raises `AgentNotFound`, `AgentDeletedError`."""
+    before = await lock_state(session, agent_id)
+    agent = before.agent
+    if agent.deleted_at is not None:
+        raise AgentDeletedError
+    changed = replace(
+        agent,
+        description=agent.description if change.description is None else change.description,
+        auto_promote=change.auto_promote or agent.auto_promote,
+        auto_promote_paused=(
+            agent.auto_promote_paused if change.auto_promote_paused is None else change.auto_promote_paused
+        ),
+        on_failure=change.on_failure or agent.on_failure,
+        probe_interval_seconds=_chosen(change.probe_interval_seconds, agent.probe_interval_seconds),
+        probe_threshold=_chosen(change.probe_threshold, agent.probe_threshold),
+        probe_timeout_seconds=_chosen(change.probe_timeout_seconds, agent.probe_timeout_seconds),
+    )
+    if changed == agent:
+        return before
+    after = replace(before, agent=replace(changed, updated_at=before.now))
+    await save_state(session, before, after)
+    return after
+
+
+def _chosen(wanted: T | Default | None, stored: T | None) -> T | None:
+    """What is wanted; None, where that is the default of the settings."""
+    if wanted is None:
+        return stored
+    return None if wanted == "default" else wanted
+
+
+def _confirmed(state: AgentSnapshot, stored: DeploymentState, new: NewDeployment) -> DeploymentState:
+    """The stored deployment, if it is the one that is asked for; an image that nobody named yet is filled in."""
+    error = refusal(state.agent, stored, new.docker_image)
+    if error is not None:
+        raise error
+    return replace(stored, docker_image=new.docker_image)
+
+
+def _created(state: AgentSnapshot, deployment_id: str, new: NewDeployment) -> AgentSnapshot:
+    deployment = DeploymentState(
+        id=deployment_id,
+        agent_id=state.agent.id,
+        agent_name=state.agent.name,
+        docker_image=new.docker_image,
+        registration_metadata=new.registration_metadata,
+        status="Pending",
+        status_changed_at=state.now,
+        created_at=state.now,
+        sgp_deploy_id=new.sgp_deploy_id,
+        helm_release_name=new.helm_release_name,
+    )
+    created = DeploymentCreated(
+        agent_id=str(state.agent.id),
+        agent_name=state.agent.name,
+        deployment_id=deployment_id,
+        docker_image=new.docker_image,
+    )
+    return emit(state.with_deployment(deployment), created, subject=deployment_id)

@@ -1,0 +1,143 @@
+"""Reading agents and deployments for people and programs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+from services.domain.state import AgentState, DeploymentState
+from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
+from services.promotion.history import PERIODS, Period, periods_of
+from services.storage.models import Agent, Deployment
+from services.storage.pages import Page
+from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS
+
+AGENT_ORDER = {"id": Agent.id, "name": Agent.name, "created_at": Agent.created_at, "updated_at": Agent.updated_at}
+DEPLOYMENT_ORDER = {
+    "id": Deployment.id,
+    "created_at": Deployment.created_at,
+    "promoted_at": Deployment.promoted_at,
+    "status": Deployment.status,
+}
+
+_AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url")).outerjoin(
+    Deployment, Deployment.id == Agent.production_deployment_id
+)
+_DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """An agent and the address that serves it now."""
+
+    agent: AgentState
+    acp_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """A deployment, and the last times that it was in production, newest first."""
+
+    deployment: DeploymentState
+    production_periods: tuple[Period, ...]
+
+
+async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
+    """The agent, deleted or not. Raises `AgentNotFound`."""
+    views = await _views(session, _AGENTS.where(Agent.id == agent_id))
+    if not views:
+        raise AgentNotFound
+    return views[0]
+
+
+async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
+    """The living agent of this name. Raises `AgentNotFound`."""
+    views = await _views(session, _AGENTS.where(Agent.name == name, Agent.deleted_at.is_(None)))
+    if not views:
+        raise AgentNotFound
+    return views[0]
+
+
+async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
+    """One page of living agents. Raises `InvalidRequest` for an order that does not exist."""
+    query = _AGENTS.where(Agent.deleted_at.is_(None))
+    if page.after is not None:
+        return await _views(session, query.where(Agent.id > page.after).order_by(Agent.id).limit(page.limit))
+    order = _ordering(AGENT_ORDER, page)
+    tie = Agent.id.asc() if page.direction == "asc" else Agent.id.desc()
+    return await _views(session, query.order_by(order, tie).limit(page.limit).offset(page.offset))
+
+
+async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> DeploymentView:
+    """The agent's deployment, deleted or not. Raises `AgentNotFound`, `DeploymentNotFound`."""
+    one = _DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id)
+    row = (await session.execute(one)).one_or_none()
+    if row is None:
+        await _require_agent(session, agent_id)
+        raise DeploymentNotFound
+    return _deployment_view(row)
+
+
+async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentView:
+    """The deployment of this id, deleted or not, of whichever agent. Raises `DeploymentNotFound`."""
+    row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
+    if row is None:
+        raise DeploymentNotFound("There is no deployment of this id.")
+    return _deployment_view(row)
+
+
+async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentView]:
+    """One page of the agent's living deployments. Raises `AgentNotFound`, and `InvalidRequest` for a bad order."""
+    order = _ordering(DEPLOYMENT_ORDER, page)
+    tie = Deployment.id.asc() if page.direction == "asc" else Deployment.id.desc()
+    rows = await session.execute(
+        _DEPLOYMENTS.where(Deployment.agent_id == agent_id, Deployment.expires_at.is_(None))
+        .order_by(order, tie)
+        .limit(page.limit)
+        .offset(page.offset)
+    )
+    deployments = [_deployment_view(row) for row in rows]
+    if not deployments:
+        await _require_agent(session, agent_id)
+    return deployments
+
+
+async def event_cursor(session: AsyncSession) -> str:
+    """Where the stream of all events stands, as `xid.id`: whatever commits later comes after it."""
+    horizon = await session.scalar(select(func.pg_snapshot_xmin(func.pg_current_snapshot())))
+    return f"{horizon}.0"
+
+
+def _ordering(allowed: Mapping[str, InstrumentedAttribute[Any]], page: Page) -> ColumnElement[Any]:
+    column = allowed.get(page.order_by)
+    if column is None:
+        raise InvalidRequest(f"order_by must be one of {', '.join(sorted(allowed))}.", field="order_by")
+    ordered = column.asc() if page.direction == "asc" else column.desc()
+    # Only where there can be a NULL: an index read backwards has them first, so that it would not be used.
+    return ordered.nulls_last() if column.expression.nullable else ordered
+
+
+async def _require_agent(session: AsyncSession, agent_id: UUID) -> None:
+    if await session.scalar(select(Agent.id).where(Agent.id == agent_id)) is None:
+        raise AgentNotFound
+
+
+async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
+    views = []
+    for row in await session.execute(query):
+        columns = dict(row._mapping)  # noqa: SLF001 - public, for all its underscore
+        production_acp_url = columns.pop("production_acp_url")
+        agent = AgentState(**columns)
+        legacy = agent.legacy_acp_url if agent.deleted_at is None else None
+        views.append(AgentView(agent, production_acp_url if agent.production_deployment_id is not None else legacy))
+    return views
+
+
+def _deployment_view(row: Row[Any]) -> DeploymentView:
+    columns = dict(row._mapping)  # noqa: SLF001 - public, for all its underscore
+    periods = periods_of(columns.pop("periods"))
+    return DeploymentView(DeploymentState(**columns), periods)

@@ -1,0 +1,1 @@
+"""Decisions as pure functions on plain values: no database, no network."""

@@ -1,0 +1,193 @@
+"""An agent and its deployments as plain values: what decisions read and what they leave behind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from contracts.events import EVENT_TYPES, EventData, EventType, Serving
+from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, AcpType, Cause, ErrorStyle, InputType
+
+AutoPromote = Literal["never", "first", "always"]
+OnFailure = Literal["hold", "rollback"]
+AgentStatus = Literal["BuildOnly", "Ready", "Failed", "Deleted"]
+DeploymentStatus = Literal["Pending", "Ready", "Failed"]
+
+# Total order of announcements: publication time, then message id.
+Pair = tuple[datetime, UUID]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """One row of `agents`."""
+
+    id: UUID
+    name: str
+    created_at: datetime
+    updated_at: datetime
+    description: str = ""
+    docker_image: str | None = None
+    status: AgentStatus = "BuildOnly"
+    status_reason: str | None = None
+    acp_type: AcpType = "async"
+    agent_input_type: InputType | None = None
+    registration_metadata: dict[str, Any] | None = None
+    legacy_acp_url: str | None = None
+    legacy_rpc_path: str = DEFAULT_RPC_PATH
+    legacy_health_path: str = DEFAULT_HEALTH_PATH
+    legacy_error_style: ErrorStyle = "http"
+    registered_at: datetime | None = None
+    registered_message_id: UUID | None = None
+    production_deployment_id: str | None = None
+    generation: int = 0
+    event_seq: int = 0
+    auto_promote: AutoPromote = "first"
+    auto_promote_paused: bool = False
+    promote_requested_at: datetime | None = None
+    on_failure: OnFailure = "hold"
+    probe_interval_seconds: float | None = None  # here and below, None: the default of the settings
+    probe_threshold: int | None = None
+    probe_timeout_seconds: float | None = None
+    deleted_at: datetime | None = None
+
+    @property
+    def newest(self) -> Pair | None:
+        """The last legacy announcement applied."""
+        return _pair(self.registered_at, self.registered_message_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentState:
+    """One row of `deployments`, and the name of the agent it belongs to."""
+
+    id: str
+    agent_id: UUID
+    agent_name: str
+    status: DeploymentStatus
+    status_changed_at: datetime
+    created_at: datetime
+    docker_image: str | None = None
+    registration_metadata: dict[str, Any] | None = None
+    status_reason: str | None = None
+    acp_url: str | None = None
+    rpc_path: str = DEFAULT_RPC_PATH
+    health_path: str = DEFAULT_HEALTH_PATH
+    error_style: ErrorStyle = "http"
+    is_production: bool = False
+    sgp_deploy_id: str | None = None
+    helm_release_name: str | None = None
+    registered_at: datetime | None = None
+    registered_message_id: UUID | None = None
+    first_registered_at: datetime | None = None
+    ready_at: datetime | None = None
+    promoted_at: datetime | None = None
+    expires_at: datetime | None = None
+    purged_at: datetime | None = None
+    probe_streak: int = 0  # probes in a row that were answered while not Ready; below zero: that failed
+
+    @property
+    def newest(self) -> Pair | None:
+        """The last announcement applied."""
+        return _pair(self.registered_at, self.registered_message_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """One row of `promotions`: what served before, what serves from `at` on, and why."""
+
+    agent_id: UUID
+    generation: int
+    cause: Cause
+    actor: str
+    reason: str | None
+    before: Serving | None
+    after: Serving | None
+    restored: int | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One row of `outbox`."""
+
+    type: EventType
+    agent_id: UUID
+    agent_name: str
+    subject: str
+    sequence: int
+    generation: int
+    data: EventData
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSnapshot:
+    """What one decision may look at, and what it adds.
+
+    `deployments` holds the one in production and those that the decision names, of whichever agent they are.
+    """
+
+    agent: AgentState
+    now: datetime  # the database's clock, read after the agent was locked
+    deployments: Mapping[str, DeploymentState] = field(default_factory=dict)
+    last_cutover_at: datetime | None = None
+    name_deleted_at: datetime | None = None  # the newest deletion of an earlier agent of this name
+    traceparent: str | None = None  # W3C trace context of what asks for the decision
+    ready_requires_probe: bool = False  # an announcement makes nobody Ready: a probe has to be answered first
+    ledger: tuple[LedgerRow, ...] = ()
+    events: tuple[Event, ...] = ()
+
+    @property
+    def production(self) -> DeploymentState | None:
+        """The deployment in production."""
+        pointer = self.agent.production_deployment_id
+        return self.deployments[pointer] if pointer is not None else None
+
+    def with_deployment(self, deployment: DeploymentState) -> "AgentSnapshot":
+        """The state in which this deployment looks like this."""
+        return replace(self, deployments={**self.deployments, deployment.id: deployment})
+
+
+def serving(state: AgentSnapshot) -> Serving | None:
+    """What RPC goes to: production if set (Failed or not), else the legacy address, else nothing."""
+    if state.agent.deleted_at is not None:
+        return None
+    production = state.production
+    if production is not None:
+        return Serving(deployment_id=production.id, acp_url=production.acp_url, docker_image=production.docker_image)
+    if state.agent.legacy_acp_url is not None:
+        return Serving(deployment_id=None, acp_url=state.agent.legacy_acp_url, docker_image=state.agent.docker_image)
+    return None
+
+
+def status_of_agent(state: AgentSnapshot) -> tuple[AgentStatus, str | None]:
+    """An agent's status, which follows what serves, and the reason for it."""
+    if state.agent.deleted_at is not None:
+        return "Deleted", None
+    production = state.production
+    if production is not None and production.status == "Failed":
+        return "Failed", production.status_reason
+    if production is not None or state.agent.legacy_acp_url is not None:
+        return "Ready", None
+    return "BuildOnly", None
+
+
+def emit(state: AgentSnapshot, data: EventData, *, subject: str | None = None) -> AgentSnapshot:
+    """The state in which the agent has told this too; the subject is the agent unless a deployment is named."""
+    sequence = state.agent.event_seq + 1
+    event = Event(
+        type=EVENT_TYPES[type(data)],
+        agent_id=state.agent.id,
+        agent_name=state.agent.name,
+        subject=subject or str(state.agent.id),
+        sequence=sequence,
+        generation=state.agent.generation,
+        data=data,
+        traceparent=state.traceparent,
+    )
+    return replace(state, agent=replace(state.agent, event_seq=sequence), events=(*state.events, event))
+
+
+def _pair(at: datetime | None, message_id: UUID | None) -> Pair | None:
+    return (at, message_id) if at is not None and message_id is not None else None

@@ -1,0 +1,1 @@
+"""Events: the outbox, the log that readers follow, and waking the relay."""

@@ -1,0 +1,143 @@
+"""The janitor's rows: what is due is claimed in one short transaction, and judged in another.
+
+Nothing is locked in between, while the network is asked. A claim moves the time at which a deployment is due again, so
+whoever dies after it only delays the next look by one interval, and any number of janitors share the work.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.domain.health_policy import ProbeTarget, expire, judge, make_probe_policy, wait_before_next
+from services.domain.state import AgentSnapshot
+from services.settings import Settings
+from services.storage.store import load_deployments, load_facts, lock_state, lock_unclaimed, save, save_state
+
+# The conditions are those of the partial index. Rows that somebody else has locked are left to the next look. The
+# values are those that were locked; a LIMIT below a join could be run again for each row of it, hence MATERIALIZED.
+_DUE = text("""
+WITH due AS MATERIALIZED (
+    SELECT id, agent_id, status, status_changed_at, is_production, acp_url, health_path, registered_at, probe_streak
+    FROM deployments
+    WHERE expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)
+        AND probe_due_at <= statement_timestamp()
+    ORDER BY probe_due_at
+    LIMIT :limit
+    FOR NO KEY UPDATE SKIP LOCKED)
+SELECT due.*, a.on_failure, a.probe_interval_seconds, a.probe_threshold, a.probe_timeout_seconds
+FROM due JOIN agents AS a ON a.id = due.agent_id
+""")
+
+_CLAIM = text("""
+UPDATE deployments AS d SET probe_due_at = clock_timestamp() + make_interval(secs => r.seconds)
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, seconds double precision)
+WHERE d.id = r.id
+""")
+
+_OVERDUE = text("""
+SELECT id, agent_id FROM deployments
+WHERE expires_at IS NULL AND status = 'Pending' AND status_changed_at <= statement_timestamp() - CAST(:age AS interval)
+ORDER BY status_changed_at
+LIMIT :limit
+""")
+
+
+async def claim(session: AsyncSession, settings: Settings, limit: int) -> list[ProbeTarget]:
+    """Up to so many deployments that are due, which nobody else gets once the transaction is committed."""
+    suspects = [_suspect(row, settings) for row in await session.execute(_DUE, {"limit": limit})]
+    if suspects:
+        waits = [
+            {"id": each.id, "seconds": wait_before_next(each, random.random()).total_seconds()}  # noqa: S311 - jitter
+            for each in suspects
+        ]
+        await session.execute(_CLAIM, {"rows": to_json(waits).decode()})
+    return suspects
+
+
+async def give_verdict(session: AsyncSession, suspect: ProbeTarget, failure: str | None) -> AgentSnapshot:
+    """The agent after this probe, which failed for this reason (None: was answered).
+
+    Others see the effect once the transaction is committed. Raises `AgentNotFound`.
+    """
+    before = await lock_state(session, suspect.agent_id, suspect.id)
+    after = judge(before, suspect, failure)
+    await save_state(session, before, after)
+    return after
+
+
+async def give_verdicts(
+    session: AsyncSession, looks: Sequence[tuple[ProbeTarget, str | None]]
+) -> list[AgentSnapshot | None]:
+    """The agent after each of these probes with what that one told, None for whoever somebody else holds now.
+
+    Others see the effects once the transaction is committed.
+    """
+    agents = await lock_unclaimed(session, (suspect.agent_id for suspect, _ in looks))
+    facts = await load_facts(session, agents)
+    wanted = {suspect.id for suspect, _ in looks if suspect.agent_id in agents}
+    wanted |= {agent.production_deployment_id for agent in agents.values() if agent.production_deployment_id}
+    loaded = await load_deployments(session, wanted)
+    states = {
+        agent.id: AgentSnapshot(
+            agent=agent,
+            now=facts[agent.id].now,
+            last_cutover_at=facts[agent.id].last_cutover_at,
+            deployments={each.id: each for each in loaded.values() if each.agent_id == agent.id},
+        )
+        for agent in agents.values()
+    }
+    given: list[AgentSnapshot | None] = []
+    for suspect, failure in looks:
+        before = states.get(suspect.agent_id)
+        if before is None:
+            given.append(None)
+            continue
+        after = states[suspect.agent_id] = judge(before, suspect, failure)
+        given.append(replace(after, events=after.events[len(before.events) :]))
+    await save(
+        session,
+        agents=[(agents[state.agent.id], state.agent) for state in states.values()],
+        deployments=[(loaded[each.id], each) for state in states.values() for each in state.deployments.values()],
+        ledger=[row for state in states.values() for row in state.ledger],
+        events=[event for state in states.values() for event in state.events],
+    )
+    return given
+
+
+async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> list[tuple[UUID, str]]:
+    """Agents and deployments that have been Pending for longer than this, the oldest first."""
+    rows = await session.execute(_OVERDUE, {"age": deadline, "limit": limit})
+    return [(row.agent_id, row.id) for row in rows]
+
+
+async def expire_pending(
+    session: AsyncSession, agent_id: UUID, deployment_id: str, deadline: timedelta
+) -> AgentSnapshot:
+    """The agent after this deployment, if it is still Pending past its deadline, was set Failed."""
+    before = await lock_state(session, agent_id, deployment_id)
+    after = expire(before, deployment_id, deadline)
+    await save_state(session, before, after)
+    return after
+
+
+def _suspect(row: Row[*tuple[Any, ...]], settings: Settings) -> ProbeTarget:
+    return ProbeTarget(
+        id=row.id,
+        agent_id=row.agent_id,
+        status=row.status,
+        status_changed_at=row.status_changed_at,
+        is_production=row.is_production,
+        acp_url=row.acp_url,
+        health_path=row.health_path,
+        registered_at=row.registered_at,
+        streak=row.probe_streak,
+        on_failure=row.on_failure,
+        pace=make_probe_policy(settings, row.probe_interval_seconds, row.probe_threshold, row.probe_timeout_seconds),
+    )

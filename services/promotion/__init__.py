@@ -1,0 +1,1 @@
+"""What serves an agent: promote, roll back, and the ledger of what served when."""

@@ -1,0 +1,172 @@
+"""Rollback: back to what served before, to a named version, or by itself away from one that has failed.
+
+Whether a target answers is asked before the agent is locked: a plan says what to ask, and the change is made only if,
+under the lock, the target is still the one that was asked.
+"""
+
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.domain.cutover import cutover
+from services.domain.readiness import AUTOMATION
+from services.domain.state import AgentSnapshot, AgentState
+from services.errors import AgentDeletedError, NothingToRollBackTo, TargetMoved
+from services.promotion.promote import Caller, own_deployment, require_generation, require_ready
+from services.promotion.rollback_targets import Target, last_served, rollback_targets
+from services.storage.store import load_deployments, lock_state, save_state
+
+LEGACY = "legacy"
+# Whoever has none alive among so many has another problem than which of them to take.
+ALTERNATIVES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a rollback would go now, None if nothing would change, and what else can serve, the newest first."""
+
+    agent: AgentState
+    target: Target | None
+    others: list[Target]
+
+
+async def plan_rollback(session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None) -> Plan:
+    """What `roll_back` would do now; nothing is changed. Raises as it does."""
+    before = await _locked(session, agent_id, to)
+    target = await _target(session, before, to, caller)
+    others = await rollback_targets(session, agent_id, limit=ALTERNATIVES)
+    return Plan(before.agent, target, [each for each in others if target is None or not each.is_where(target)])
+
+
+async def roll_back(
+    session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None, proven: Target | None = None
+) -> AgentSnapshot:
+    """The agent serving what served before, or `to`: a deployment id or `legacy`. Pauses automatic promotion.
+
+    Rolling back twice goes back twice. Raises as `promote` does, `NothingToRollBackTo`, and `TargetMoved` if that
+    would lead elsewhere than to the target `proven` to answer (None: wherever it leads); others see the effect once
+    the transaction is committed.
+    """
+    before = await _locked(session, agent_id, to)
+    target = await _target(session, before, to, caller)
+    if target is not None and proven is not None and not target.is_where(proven):
+        raise TargetMoved
+    before, state = await _restore(session, before, target, caller)
+    after = replace(state, agent=replace(state.agent, auto_promote_paused=True))
+    await save_state(session, before, after)
+    return after
+
+
+async def rollback_candidates(session: AsyncSession, agent_id: UUID, failed_id: str) -> list[Target]:
+    """Where the agent may go by itself from this deployment, the newest first.
+
+    None unless the deployment is in production, Failed, and the agent's policy is to roll back.
+    """
+    state = await lock_state(session, agent_id)
+    return await rollback_targets(session, agent_id, limit=ALTERNATIVES) if _flees(state, failed_id) else []
+
+
+async def roll_back_failed(session: AsyncSession, agent_id: UUID, failed_id: str, proven: Target) -> AgentSnapshot:
+    """The agent back at this target, which was found to answer, and its automatic promotion paused.
+
+    Unchanged if that is not what its policy says any more. Others see the effect once the transaction is committed.
+    """
+    before = await lock_state(session, agent_id)
+    if not _flees(before, failed_id):
+        return before
+    targets = await rollback_targets(session, agent_id, limit=ALTERNATIVES)
+    target = next((each for each in targets if each.is_where(proven)), None)
+    if target is None:
+        return before
+    caller = Caller(actor=AUTOMATION, reason=f"Deployment {failed_id} is Failed: {before.agent.status_reason}")
+    before, state = await _restore(session, before, target, caller)
+    after = replace(state, agent=replace(state.agent, auto_promote_paused=True))
+    await save_state(session, before, after)
+    return after
+
+
+def _flees(state: AgentSnapshot, failed_id: str) -> bool:
+    production = state.production
+    if production is None or production.id != failed_id or production.status != "Failed":
+        return False
+    return state.agent.on_failure == "rollback"
+
+
+async def _locked(session: AsyncSession, agent_id: UUID, to: str | None) -> AgentSnapshot:
+    return await lock_state(session, agent_id, *(() if to is None or to == LEGACY else (to,)))
+
+
+async def _target(session: AsyncSession, before: AgentSnapshot, to: str | None, caller: Caller) -> Target | None:
+    """Where to go; None if it serves already. Raises whatever stands in the way."""
+    if to is None:
+        return await _what_served_before(session, before, caller)
+    if to == LEGACY:
+        return await _legacy_address(session, before, caller)
+    return await _named(session, before, to, caller)
+
+
+async def _what_served_before(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target:
+    _require_living(before)
+    require_generation(before, caller)
+    targets = await rollback_targets(session, before.agent.id, limit=1)
+    if not targets:
+        raise NothingToRollBackTo
+    return targets[0]
+
+
+async def _legacy_address(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target | None:
+    agent = before.agent
+    _require_living(before)
+    if agent.legacy_acp_url is not None and before.production is None:
+        return None
+    require_generation(before, caller)
+    if agent.legacy_acp_url is None:
+        raise NothingToRollBackTo("This agent has no legacy address: name a deployment to go back to.")
+    return Target(
+        deployment_id=None,
+        acp_url=agent.legacy_acp_url,
+        health_path=agent.legacy_health_path,
+        registered_at=agent.registered_at,
+        restored=await last_served(session, agent.id, None),
+    )
+
+
+async def _named(session: AsyncSession, before: AgentSnapshot, to: str, caller: Caller) -> Target | None:
+    deployment = own_deployment(before, to)
+    if deployment.is_production:
+        return None
+    require_ready(before, deployment, caller)
+    return Target(
+        deployment_id=deployment.id,
+        acp_url=deployment.acp_url or "",
+        health_path=deployment.health_path,
+        registered_at=deployment.registered_at,
+        restored=await last_served(session, before.agent.id, deployment.id),
+    )
+
+
+async def _restore(
+    session: AsyncSession, before: AgentSnapshot, target: Target | None, caller: Caller
+) -> tuple[AgentSnapshot, AgentSnapshot]:
+    """The state at this target; the state before includes it, whoever named it."""
+    if target is None:
+        return before, before
+    if target.deployment_id is not None and target.deployment_id not in before.deployments:
+        loaded = await load_deployments(session, [target.deployment_id])
+        before = replace(before, deployments={**before.deployments, **loaded})
+    state = replace(before, traceparent=caller.traceparent)
+    restored = cutover(
+        state,
+        target.deployment_id,
+        cause="rollback",
+        actor=caller.actor,
+        reason=caller.reason,
+        restored=target.restored,
+    )
+    return before, restored
+
+
+def _require_living(state: AgentSnapshot) -> None:
+    if state.agent.deleted_at is not None:
+        raise AgentDeletedError

@@ -1,0 +1,1 @@
+"""Announcements: deciding a batch, the inbox, and messages that cannot be applied."""

@@ -1,0 +1,216 @@
+"""Registration: a batch of announcements becomes agents, deployments, promotions and events, in one transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from contracts.messages import REGISTRATION_MAX_BYTES, RegisterAgent
+from contracts.topology import agent_of_key
+from services.domain.announcement import Announcement, Duplicate, Outcome, Rejected
+from services.domain.registration_policy import decide, effective_time
+from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
+from services.errors import KeyMismatch, LostRace, Malformed, MessageTooLarge, PodiumError
+from services.registration.parked import Envelope, Refusal, park
+from services.storage import statements as sql
+from services.storage.store import load_deployments, load_facts, lock_living, save
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that is no registration, or whose routing key names another agent than its body."""
+
+    error: PodiumError
+    message_id: UUID | None = None
+    name: str | None = None
+    deployment_id: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message and, if it came from the queue, the envelope in which it is parked when it is refused."""
+
+    content: Announcement | Unreadable
+    envelope: Envelope | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of one message; `state` is the agent right after it, None if no agent is concerned."""
+
+    outcome: Outcome
+    state: AgentSnapshot | None = None
+
+
+def read_message(envelope: Envelope, *, traceparent: str | None = None) -> Incoming:
+    """The announcement in a message from the queue; whatever cannot be read is `Unreadable`, never an exception."""
+    named = agent_of_key(envelope.routing_key)
+    if len(envelope.body) > REGISTRATION_MAX_BYTES:
+        too_large = MessageTooLarge(f"The message is larger than {REGISTRATION_MAX_BYTES} bytes.")
+        return Incoming(Unreadable(too_large, name=named), envelope)
+    try:
+        request = RegisterAgent.model_validate_json(envelope.body)
+    except ValidationError as exc:
+        unreadable = Unreadable(Malformed(_first_problem(exc)), _message_id(envelope.body), named)
+        return Incoming(unreadable, envelope)
+    if named != request.name:
+        mismatch = KeyMismatch(f"The routing key {envelope.routing_key!r} does not name the agent {request.name!r}.")
+        return Incoming(Unreadable(mismatch, request.message_id, named), envelope)
+    return Incoming(Announcement(request, request.message_id, request.registered_at, traceparent), envelope)
+
+
+async def register_batch(
+    session: AsyncSession, batch: Sequence[Incoming], *, requires_probe: bool = False
+) -> list[Decided]:
+    """What became of each message, in the order given; others see all of it once the transaction is committed.
+
+    `requires_probe` leaves what would become Ready to the janitor, which asks it first.
+    Raises `LostRace` if somebody else made or deleted one of the agents or deployments meanwhile: run it again.
+    """
+    announcements = [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
+    names = sorted({announcement.name for announcement in announcements})
+    inserted = set((await session.scalars(sql.INSERT_AGENTS, {"names": names})).all()) if names else set()
+    agents = await lock_living(session, names) if names else {}
+    if len(agents) < len(names):
+        raise LostRace
+    ids = [incoming.content.message_id for incoming in batch if incoming.content.message_id is not None]
+    known = set((await session.scalars(sql.KNOWN_MESSAGES, {"ids": ids})).all()) if ids else set()
+    fold = await _load(session, agents, announcements, set(known), requires_probe=requires_probe)
+    decided = [fold.decide(incoming) for incoming in batch]
+    unborn = [agent.id for agent in fold.agents() if agent.id in inserted and agent.event_seq == 0]
+    await save(
+        session,
+        agents=[(agents[agent.name], agent) for agent in fold.agents()],
+        deployments=[(fold.loaded.get(each.id), each) for each in fold.deployments.values()],
+        ledger=fold.ledger(),
+        events=fold.events(),
+    )
+    await _record(session, batch, decided, known)
+    if unborn:
+        await session.execute(sql.DELETE_UNBORN_AGENTS, {"ids": unborn})
+    return decided
+
+
+@dataclass(slots=True)
+class _Fold:
+    """The states that a batch is folded into, message by message."""
+
+    states: dict[str, AgentSnapshot]
+    loaded: dict[str, DeploymentState]
+    deployments: dict[str, DeploymentState]
+    known: set[UUID]
+
+    def decide(self, incoming: Incoming) -> Decided:
+        """What becomes of the next message."""
+        content = incoming.content
+        if isinstance(content, Unreadable):
+            if content.message_id is not None and content.name is not None:
+                self.known.add(content.message_id)
+            return Decided(Rejected(content.error))
+        state = self.states[content.name]
+        wanted = (content.deployment_id, state.agent.production_deployment_id)
+        view = {each: self.deployments[each] for each in wanted if each is not None and each in self.deployments}
+        state = replace(state, deployments=view, traceparent=content.traceparent)
+        state, outcome = decide(state, content, known=content.message_id in self.known)
+        self.known.add(content.message_id)
+        self.deployments.update(state.deployments)
+        self.states[content.name] = state
+        return Decided(outcome, state)
+
+    def agents(self) -> list[AgentState]:
+        return [state.agent for state in self.states.values()]
+
+    def ledger(self) -> list[LedgerRow]:
+        return [row for state in self.states.values() for row in state.ledger]
+
+    def events(self) -> list[Event]:
+        return [event for state in self.states.values() for event in state.events]
+
+
+async def _load(
+    session: AsyncSession,
+    agents: dict[str, AgentState],
+    announcements: list[Announcement],
+    known: set[UUID],
+    *,
+    requires_probe: bool,
+) -> _Fold:
+    if not agents:
+        return _Fold({}, {}, {}, known)
+    facts = await load_facts(session, [agent.id for agent in agents.values()])
+    pointers = {agent.production_deployment_id for agent in agents.values()}
+    wanted = pointers | {announcement.deployment_id for announcement in announcements}
+    deployments = await load_deployments(session, {each for each in wanted if each is not None})
+    states = {
+        name: AgentSnapshot(
+            agent=agent,
+            now=facts[agent.id].now,
+            last_cutover_at=facts[agent.id].last_cutover_at,
+            name_deleted_at=facts[agent.id].name_deleted_at,
+            ready_requires_probe=requires_probe,
+        )
+        for name, agent in agents.items()
+    }
+    return _Fold(states, deployments, dict(deployments), known)
+
+
+async def _record(
+    session: AsyncSession, batch: Sequence[Incoming], decided: Sequence[Decided], known: set[UUID]
+) -> None:
+    """Enter first decisions into the inbox, and park what was refused."""
+    entries: dict[UUID, dict[str, object]] = {}
+    refusals: list[Refusal] = []
+    for position, (incoming, result) in enumerate(zip(batch, decided, strict=True)):
+        content = incoming.content
+        if isinstance(result.outcome, Duplicate):
+            continue
+        if content.message_id is not None and content.message_id not in known and content.name is not None:
+            entries.setdefault(content.message_id, {"position": position, **_entry(content, result)})
+        if isinstance(result.outcome, Rejected) and incoming.envelope is not None:
+            refusals.append(_refusal(content, incoming.envelope, result.outcome))
+    if entries:
+        inserted = await session.execute(sql.INSERT_REGISTRATIONS, {"rows": to_json(list(entries.values())).decode()})
+        if inserted.rowcount < len(entries):  # type: ignore[attr-defined]  # a cursor result, since it inserts
+            raise LostRace
+    await park(session, refusals)
+
+
+def _entry(content: Announcement | Unreadable, decided: Decided) -> dict[str, object]:
+    """The inbox row of a message."""
+    outcome = decided.outcome
+    registered_at = dated_at = None
+    if isinstance(content, Announcement) and decided.state is not None:
+        registered_at = effective_time(content.registered_at, decided.state.now)
+        dated_at = content.registered_at if content.registered_at != registered_at else None
+    return {
+        "message_id": content.message_id,
+        "agent_name": content.name,
+        "deployment_id": content.deployment_id,
+        "registered_at": registered_at,
+        "dated_at": dated_at,
+        "outcome": type(outcome).__name__,
+        "reason": outcome.error.message if isinstance(outcome, Rejected) else None,
+    }
+
+
+def _refusal(content: Announcement | Unreadable, envelope: Envelope, outcome: Rejected) -> Refusal:
+    return Refusal(envelope, outcome.error, content.message_id, content.name, content.deployment_id)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first complaint, with the field it is about."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _message_id(body: bytes) -> UUID | None:
+    """The message id in a body that is no registration, as far as one can be made out."""
+    try:
+        content = from_json(body)
+        return UUID(content["message_id"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

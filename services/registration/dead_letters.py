@@ -1,0 +1,42 @@
+"""What the broker itself gave up on, as messages to park."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.errors import DeadLettered
+from services.registration.batch import read_message
+from services.registration.parked import Envelope, Refusal
+
+DEATHS_HEADER = "x-death"
+DELIVERIES_HEADER = "x-delivery-count"
+
+
+def dead_letter(envelope: Envelope) -> Refusal:
+    """The message as it was before the broker moved it; each has a row of its own, since none was ever decided.
+
+    The headers keep `x-death`: https://www.rabbitmq.com/docs/dlx#effects
+    """
+    death = _last_death(envelope.headers)
+    keys = death.get("routing-keys")
+    key = str(keys[0]) if isinstance(keys, list) and keys else envelope.routing_key
+    original = Envelope(key, envelope.body, envelope.headers)
+    content = read_message(original).content
+    return Refusal(
+        original,
+        DeadLettered(_why(death, envelope.headers)),
+        content.message_id,
+        content.name,
+        content.deployment_id,
+        alone=True,
+    )
+
+
+def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    deaths = headers.get(DEATHS_HEADER)
+    return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+
+
+def _why(death: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
+    deliveries = headers.get(DELIVERIES_HEADER)
+    times = f" after {deliveries} deliveries" if isinstance(deliveries, int) else ""
+    return f"The broker gave this message up{times} ({death.get('reason', 'for no reason that it tells')})."

@@ -1,0 +1,199 @@
+"""Messages that cannot be applied: kept whole in `parked`, in the transaction that refuses them.
+
+They stay until somebody drops them or their retention ends; sending one again leaves its row where it is.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid5
+
+from pydantic_core import from_json, to_json
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
+
+from services.errors import NotRetryable, ParkedNotFound, PodiumError
+from services.storage.models import Parked
+from services.storage.pages import Page
+
+# Names the parked message that this one is a retry of.
+RETRY_HEADER = "x-podium-retry-of"
+# Names the headers of a parked message that could not be kept.
+LEFT_OUT_HEADER = "x-podium-left-out"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message as the broker delivered it."""
+
+    routing_key: str
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A message to park, and why; repeated refusals of one deployment for one reason share a row, unless `alone`."""
+
+    envelope: Envelope
+    error: PodiumError
+    message_id: UUID | None = None
+    agent_name: str | None = None
+    deployment_id: str | None = None
+    alone: bool = False
+
+    @property
+    def key(self) -> str:
+        """Refusals with the same key share a row."""
+        named = self.message_id is not None and self.agent_name is not None and self.deployment_id is not None
+        if named and not self.alone:
+            return f"{self.agent_name}/{self.deployment_id}/{self.error.reason}"
+        if self.message_id is not None:
+            return str(self.message_id)
+        return hashlib.sha256(self.envelope.body).hexdigest()
+
+
+# A message seen before (same id, or same body without one) changes nothing; another one for the same reason counts up.
+_PARK = text("""
+INSERT INTO parked (
+    key, message_id, agent_name, deployment_id, reason, error, routing_key, headers, body, attempts)
+SELECT r.key, r.message_id, r.agent_name, r.deployment_id, r.reason, r.error, r.routing_key, r.headers,
+    b.body, r.attempts
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+    position int, key text, message_id uuid, agent_name text, deployment_id text, reason text, error text,
+    routing_key text, headers jsonb, attempts int)
+JOIN unnest(CAST(:bodies AS bytea[])) WITH ORDINALITY AS b(body, position) ON b.position = r.position
+ORDER BY r.key
+ON CONFLICT (key) DO UPDATE SET
+    attempts = parked.attempts + excluded.attempts,
+    message_id = excluded.message_id,
+    error = excluded.error,
+    routing_key = excluded.routing_key,
+    headers = excluded.headers,
+    body = excluded.body,
+    received_at = clock_timestamp()
+WHERE parked.message_id IS DISTINCT FROM excluded.message_id
+""")
+
+
+_REMOVE = text("""
+WITH old AS (
+    SELECT id FROM parked WHERE received_at < :before ORDER BY received_at LIMIT :limit FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM parked WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id
+)
+SELECT count(*) FROM removed
+""")
+
+
+async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
+    """Keep these messages; others see them once the transaction is committed."""
+    newest: dict[str, Refusal] = {}
+    attempts: dict[str, set[UUID | None]] = {}
+    for refusal in refusals:
+        newest[refusal.key] = refusal
+        attempts.setdefault(refusal.key, set()).add(refusal.message_id)
+    if not newest:
+        return
+    rows = [
+        {
+            "position": position,
+            "key": key,
+            "message_id": refusal.message_id,
+            "agent_name": refusal.agent_name,
+            "deployment_id": refusal.deployment_id,
+            "reason": refusal.error.reason,
+            "error": refusal.error.message,
+            "routing_key": refusal.envelope.routing_key,
+            "headers": _storable(refusal.envelope.headers),
+            "attempts": len(attempts[key]),
+        }
+        for position, (key, refusal) in enumerate(newest.items(), start=1)
+    ]
+    bodies = [refusal.envelope.body for refusal in newest.values()]
+    await session.execute(_PARK, {"rows": _storable_json(rows), "bodies": bodies})
+
+
+async def list_parked(session: AsyncSession, page: Page, agent_name: str | None = None) -> Sequence[Parked]:
+    """One page of parked messages without their bodies, newest first; of one name, or all."""
+    query = select(Parked).options(defer(Parked.body, raiseload=True))
+    if agent_name is not None:
+        query = query.where(Parked.agent_name == agent_name)
+    newest_first = query.order_by(Parked.received_at.desc(), Parked.id)
+    return (await session.scalars(newest_first.limit(page.limit).offset(page.offset))).all()
+
+
+async def get_parked(session: AsyncSession, parked_id: UUID) -> Parked:
+    """The parked message, whole. Raises `ParkedNotFound`."""
+    found = await session.get(Parked, parked_id)
+    if found is None:
+        raise ParkedNotFound
+    return found
+
+
+async def mark_retried(session: AsyncSession, parked_id: UUID) -> datetime:
+    """Remember that the message was sent again, and when: just now. It may have been dropped meanwhile."""
+    now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    await session.execute(update(Parked).where(Parked.id == parked_id).values(retried_at=now))
+    return now
+
+
+async def remove_parked(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Forget at most so many messages that came for the last time before then; how many they were."""
+    return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
+
+
+async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:
+    """Forget the message for good, once the transaction is committed. Raises `ParkedNotFound`."""
+    if await session.scalar(delete(Parked).where(Parked.id == parked_id).returning(Parked.id)) is None:
+        raise ParkedNotFound
+
+
+def retry_id(parked: Parked) -> UUID:
+    """The id under which the message is sent next: the same until it is marked as sent, or parked anew.
+
+    So a retry that is repeated, since its answer was lost or late, is a duplicate to whoever decides it.
+    """
+    return uuid5(parked.id, f"{parked.received_at} {parked.retried_at}")
+
+
+def sent_again(parked: Parked, message_id: UUID) -> Envelope:
+    """The parked message under a new id, to go through the front door once more.
+
+    Its time stays, so that a newer announcement still wins; without one it is the time of parking. Raises
+    `NotRetryable` for what is no JSON object.
+    """
+    try:
+        content = from_json(parked.body)
+    except ValueError as error:
+        raise NotRetryable from error
+    if not isinstance(content, dict):
+        raise NotRetryable
+    content["message_id"] = str(message_id)
+    if content.get("registered_at") is None:
+        content["registered_at"] = parked.received_at.isoformat()
+    headers = {RETRY_HEADER: str(parked.id)}
+    if isinstance(traceparent := parked.headers.get("traceparent"), str):
+        headers["traceparent"] = traceparent
+    return Envelope(parked.routing_key, to_json(content), headers)
+
+
+def _storable(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers; unless they are tables in tables in tables, which nobody could read inside of an answer."""
+    try:
+        from_json(_json([[headers]]))
+    except (ValueError, RecursionError):
+        return {LEFT_OUT_HEADER: sorted(map(str, headers))}
+    return headers
+
+
+def _storable_json(rows: list[dict[str, Any]]) -> str:
+    """JSON that PostgreSQL takes, whatever a stranger wrote into headers and routing key."""
+    return _json(rows).replace("\\u0000", "\\ufffd")
+
+
+def _json(content: object) -> str:
+    return to_json(content, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True).decode()

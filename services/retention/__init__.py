@@ -1,0 +1,1 @@
+"""What is deleted or purged after its retention."""

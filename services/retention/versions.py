@@ -1,0 +1,167 @@
+"""What becomes of versions that nobody uses: old previews are deleted, deleted ones are purged to a tombstone.
+
+Production is never touched, nor are the last versions of a living agent that were in production: a rollback may go
+back to them. Each step looks at some rows, locks their agents without waiting for any (who is busy now has its turn
+next time), and asks again for everything that it relies on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from contracts.events import DeploymentDeleted, DeploymentPurged, EventData
+from services.domain.state import AgentSnapshot, emit
+from services.storage.store import lock_unclaimed, save
+
+_ONE_OF_THE_LAST_IN_PRODUCTION = """d.promoted_at IS NOT NULL AND (
+        SELECT count(*) FROM (
+            SELECT FROM deployments AS newer
+            WHERE newer.agent_id = d.agent_id AND newer.promoted_at > d.promoted_at LIMIT CAST(:keep AS bigint)
+        ) AS newer
+    ) < CAST(:keep AS bigint)"""
+
+# A version is as old as its last announcement. A pod's clock may be behind, so it is never older than its row.
+_TOO_OLD = f"""d.expires_at IS NULL AND NOT d.is_production
+    AND greatest(d.created_at, d.registered_at) < CAST(:before AS timestamptz)
+    AND NOT ({_ONE_OF_THE_LAST_IN_PRODUCTION})"""
+
+_OLD_PREVIEWS = text(f"""
+SELECT d.id, d.agent_id, d.created_at AS since, {_TOO_OLD} AS ripe
+FROM deployments AS d
+WHERE d.expires_at IS NULL AND d.created_at < CAST(:before AS timestamptz)
+    AND (d.created_at, d.id) > (CAST(:since AS timestamptz), CAST(:id AS text))
+ORDER BY d.created_at, d.id
+LIMIT :limit
+""")  # noqa: S608 - no part of it comes from elsewhere
+
+_DELETE = text(f"""
+UPDATE deployments AS d SET expires_at = clock_timestamp()
+FROM unnest(CAST(:ids AS text[])) AS wanted(id)
+WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_TOO_OLD}
+RETURNING d.id, d.agent_id, d.expires_at AS at
+""")  # noqa: S608 - no part of it comes from elsewhere
+
+_DELETED_LONG_AGO = f"""d.purged_at IS NULL AND d.expires_at < CAST(:before AS timestamptz)
+    AND (NOT ({_ONE_OF_THE_LAST_IN_PRODUCTION})
+        OR EXISTS (SELECT FROM agents AS a WHERE a.id = d.agent_id AND a.deleted_at IS NOT NULL))"""
+
+_DELETED = text(f"""
+SELECT d.id, d.agent_id, d.expires_at AS since, {_DELETED_LONG_AGO} AS ripe
+FROM deployments AS d
+WHERE d.expires_at IS NOT NULL AND d.purged_at IS NULL AND d.expires_at < CAST(:before AS timestamptz)
+    AND (d.expires_at, d.id) > (CAST(:since AS timestamptz), CAST(:id AS text))
+ORDER BY d.expires_at, d.id
+LIMIT :limit
+""")  # noqa: S608 - no part of it comes from elsewhere
+
+# What is left answers what it was, and refuses its id for ever.
+_PURGE = text(f"""
+UPDATE deployments AS d SET
+    purged_at = clock_timestamp(),
+    registration_metadata = NULL,
+    status_reason = NULL,
+    acp_url = NULL,
+    rpc_path = DEFAULT,
+    health_path = DEFAULT,
+    error_style = DEFAULT,
+    sgp_deploy_id = NULL,
+    helm_release_name = NULL
+FROM unnest(CAST(:ids AS text[])) AS wanted(id)
+WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
+RETURNING d.id, d.agent_id, d.purged_at AS at
+""")  # noqa: S608 - no part of it comes from elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last version that was looked at, in the order in which they are."""
+
+    since: datetime
+    id: str
+
+
+START = Cursor(datetime.min.replace(tzinfo=UTC), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How far one step goes: what is older than `before`, but not the last `keep` that were in production."""
+
+    before: datetime
+    keep: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How many versions changed, and where the next step goes on; None at the end."""
+
+    changed: int
+    cursor: Cursor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of step: what it looks at, what it changes, and what it tells of each."""
+
+    look: TextClause
+    change: TextClause
+    told: Callable[[AgentSnapshot, Row[*tuple[Any, ...]]], EventData]
+
+
+async def delete_old_previews(session: AsyncSession, limits: Limits, after: Cursor = START) -> Step:
+    """Delete previews that were announced or created for the last time too long ago, as if by hand.
+
+    Others see it, and the event of each, once the transaction is committed.
+    """
+    return await _step(session, _Kind(_OLD_PREVIEWS, _DELETE, _deleted), limits, after)
+
+
+async def purge_deleted(session: AsyncSession, limits: Limits, after: Cursor = START) -> Step:
+    """Reduce versions that were deleted too long ago to a tombstone: id, agent, image, status and times stay for ever.
+
+    Of a deleted agent all go. Others see it, and the event of each, once the transaction is committed.
+    """
+    return await _step(session, _Kind(_DELETED, _PURGE, _purged), limits, after)
+
+
+async def _step(session: AsyncSession, kind: _Kind, limits: Limits, after: Cursor) -> Step:
+    where = {"before": limits.before, "keep": limits.keep}
+    cursor = {"since": after.since, "id": after.id, "limit": limits.rows}
+    found = (await session.execute(kind.look, {**where, **cursor})).all()
+    reached = Cursor(found[-1].since, found[-1].id) if len(found) == limits.rows else None
+    ripe = [row for row in found if row.ripe]
+    if not ripe:
+        return Step(0, reached)
+    agents = await lock_unclaimed(session, {row.agent_id for row in ripe})
+    wanted = {"ids": [row.id for row in ripe], "agent_ids": list(agents)}
+    changed = (await session.execute(kind.change, {**where, **wanted})).all()
+    states: dict[UUID, AgentSnapshot] = {}
+    for row in sorted(changed, key=lambda row: (row.at, row.id)):
+        state = states.get(row.agent_id) or AgentSnapshot(agent=agents[row.agent_id], now=row.at)
+        states[row.agent_id] = emit(state, kind.told(state, row), subject=row.id)
+    await save(
+        session,
+        agents=[(agents[agent_id], state.agent) for agent_id, state in states.items()],
+        deployments=(),
+        ledger=(),
+        events=[event for state in states.values() for event in state.events],
+    )
+    return Step(len(changed), reached)
+
+
+def _deleted(state: AgentSnapshot, row: Row[*tuple[Any, ...]]) -> EventData:
+    return DeploymentDeleted(
+        agent_id=str(state.agent.id), agent_name=state.agent.name, deployment_id=row.id, expires_at=row.at
+    )
+
+
+def _purged(state: AgentSnapshot, row: Row[*tuple[Any, ...]]) -> EventData:
+    return DeploymentPurged(
+        agent_id=str(state.agent.id), agent_name=state.agent.name, deployment_id=row.id, purged_at=row.at
+    )

@@ -1,0 +1,1 @@
+"""Where an RPC goes: reading routes, and the sessions that stay with a deployment."""

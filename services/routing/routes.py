@@ -1,0 +1,177 @@
+"""Where an RPC goes: what is asked for, how it is read, and what a row means. `services.routing.resolver` reads it."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from contracts.fields import ErrorStyle, joined
+from services.errors import (
+    AgentDeletedError,
+    AgentNotFound,
+    DeploymentDeletedError,
+    DeploymentNotFound,
+    DeploymentUnavailable,
+    NothingServes,
+)
+from services.routing.sessions import SEEN_EVERY
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteKey:
+    """Whose route: of an agent by its id or by its name while it lives, or of one deployment of the agent."""
+
+    agent_id: UUID | None = None
+    name: str | None = None
+    deployment_id: str | None = None
+    session: bytes | None = None
+    """The digest of the MCP session that the call belongs to, if it belongs to one."""
+
+    def in_session(self, session: bytes | None) -> "RouteKey":
+        """The same for a call of this session."""
+        return self if session is None else replace(self, session=session)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One address to dial: of a deployment, or (`deployment_id` None) of a legacy agent."""
+
+    agent_id: UUID
+    generation: int
+    deployment_id: str | None
+    acp_url: str
+    rpc_path: str
+    error_style: ErrorStyle
+    registered_at: datetime | None = None
+    """When the address was announced last."""
+    session_known: bool = False
+    """Whether this deployment issued the session that was asked for."""
+    session_unseen: bool = False
+    """Whether it is time to remember that the session was seen."""
+
+    @property
+    def rpc_url(self) -> str:
+        """Where JSON-RPC goes."""
+        return joined(self.acp_url, self.rpc_path)
+
+
+# Any number of routes in one statement, so in one snapshot: $1 agents' ids, $3 names, $5 and $6 pairs of agent and
+# deployment; behind each, in $2, $4 and $7, the session (its digest) or NULL. One row for each that is found, beside
+# what it was asked by.
+_READ = """
+SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.by_session, asked.id AS agent_id,
+       asked.name AS agent_name, asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path,
+       asked.legacy_error_style, asked.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status,
+       d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at, {of_session}
+FROM (
+    SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, ask.session AS by_session,
+           a.production_deployment_id AS wanted, a.*
+    FROM unnest($1::uuid[], $2::bytea[]) AS ask(agent_id, session) JOIN agents a ON a.id = ask.agent_id
+    UNION ALL
+    SELECT NULL, a.name, NULL, ask.session, a.production_deployment_id, a.*
+    FROM unnest($3::text[], $4::bytea[]) AS ask(name, session)
+    CROSS JOIN LATERAL (SELECT * FROM agents WHERE name = ask.name AND deleted_at IS NULL LIMIT 1) AS a
+    UNION ALL
+    SELECT a.id, NULL, ask.deployment_id, ask.session, ask.deployment_id, a.*
+    FROM unnest($5::uuid[], $6::text[], $7::bytea[]) AS ask(agent_id, deployment_id, session)
+    JOIN agents a ON a.id = ask.agent_id
+) AS asked
+{sessions}
+LEFT JOIN deployments d ON d.id = {wanted} AND (asked.by_deployment IS NULL OR d.agent_id = asked.id)
+"""
+
+READ_ROUTES = _READ.format(
+    of_session="false AS session_known, false AS session_unseen", sessions="", wanted="asked.wanted"
+)
+# A session goes where it was issued while that lives; who asks for a deployment gets that one.
+READ_ROUTES_OF_SESSIONS = _READ.format(
+    of_session=f"""coalesce(s.deployment_id = d.id, false) AS session_known,
+       coalesce(s.last_seen_at < clock_timestamp() - interval '{SEEN_EVERY.total_seconds()} s', false) AS session_unseen
+""",
+    sessions="""LEFT JOIN mcp_sessions s ON s.agent_id = asked.id AND s.session_sha256 = asked.by_session
+LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
+    wanted="""CASE
+    WHEN asked.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
+    ELSE asked.wanted END""",
+)
+
+
+def arguments(wanted: Collection[RouteKey]) -> tuple[list[Any], ...]:
+    """What both statements take."""
+    agents = [each for each in wanted if each.agent_id is not None and each.deployment_id is None]
+    names = [each for each in wanted if each.name is not None]
+    pairs = [each for each in wanted if each.agent_id is not None and each.deployment_id is not None]
+    return (
+        [each.agent_id for each in agents],
+        [each.session for each in agents],
+        [each.name for each in names],
+        [each.session for each in names],
+        [each.agent_id for each in pairs],
+        [each.deployment_id for each in pairs],
+        [each.session for each in pairs],
+    )
+
+
+def asked_by(row: Row) -> RouteKey:
+    """What a row answers."""
+    return RouteKey(row["by_id"], row["by_name"], row["by_deployment"], row["by_session"])
+
+
+def route_of(wanted: RouteKey, row: Row | None) -> Route:
+    """The way that the row names; None is a row that was not found.
+
+    Raises `AgentNotFound`, `AgentDeletedError`, `NothingServes`, `DeploymentUnavailable`; for one deployment 404, 410
+    or `DeploymentUnavailable` in that order.
+    """
+    if row is None:
+        raise AgentNotFound
+    if wanted.deployment_id is not None:
+        _check_preview(row)
+    elif row["deleted_at"] is not None:
+        raise AgentDeletedError
+    if row["deployment_id"] is not None:
+        return _of_deployment(row)
+    if row["legacy_acp_url"] is None:
+        raise NothingServes(
+            f"Nothing serves agent {row['agent_name']} yet: register a pod of it, or promote one of its deployments."
+        )
+    return Route(
+        row["agent_id"],
+        row["generation"],
+        None,
+        row["legacy_acp_url"],
+        row["legacy_rpc_path"],
+        row["legacy_error_style"],
+        row["legacy_registered_at"],
+    )
+
+
+def _check_preview(row: Row) -> None:
+    if row["deployment_id"] is None:
+        raise DeploymentNotFound
+    if row["deleted_at"] is not None:
+        raise AgentDeletedError().in_style(row["error_style"])
+    if row["expires_at"] is not None:
+        raise DeploymentDeletedError().in_style(row["error_style"])
+
+
+def _of_deployment(row: Row) -> Route:
+    if row["status"] != "Ready":
+        because = f": {row['status_reason']}" if row["status_reason"] else ""
+        raise DeploymentUnavailable(
+            f"Deployment {row['deployment_id']} of agent {row['agent_name']} is {row['status']}{because}."
+        ).in_style(row["error_style"])
+    return Route(
+        row["agent_id"],
+        row["generation"],
+        row["deployment_id"],
+        row["acp_url"],
+        row["rpc_path"],
+        row["error_style"],
+        row["registered_at"],
+        row["session_known"],
+        row["session_unseen"],
+    )

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, transactions, tables, and the statements that read and write agents."""

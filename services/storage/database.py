@@ -1,0 +1,169 @@
+"""The way to PostgreSQL: one engine per process, and the one helper that owns transactions."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import TypeVar
+
+import structlog
+from pydantic_core import from_json
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from services.errors import CONSTRAINT_ERRORS, Busy, DatabaseFailed, LostRace, PodiumError, Unavailable
+from services.settings import Settings
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_SECONDS = 5
+POOL_TIMEOUT_SECONDS = 5
+CLOSE_TIMEOUT_SECONDS = 2
+MAX_ATTEMPTS = 10
+BACKOFF_SECONDS = 0.01
+# Beyond the server's own statement timeout, for a server that does not answer at all.
+COMMAND_TIMEOUT_MARGIN_SECONDS = 5
+
+# Of SQLSTATE: serialization failure, deadlock, lock not available.
+STATE_ERRORS: dict[str, type[PodiumError]] = {"40001": LostRace, "40P01": LostRace, "55P03": Busy}
+# The server's state, not the statement's fault: connection exception, read-only (a standby, before or after a
+# fail-over), session ended while idle, no authorization, no such database, insufficient resources, operator, files.
+SERVER_STATES = ("08", "25006", "25P03", "28", "3D", "53", "57", "58")
+# An error of the server's own: a passing state as well (on a full disk no session can begin: "could not write init
+# file"), or a damaged page that only some statements read.
+INTERNAL_STATES = "XX"
+
+_EVENTS_WRITTEN = "podium.events_written"
+
+log = structlog.get_logger(__name__)
+
+
+def async_url(database_url: str) -> URL:
+    """The URL with the driver that Podium uses, whichever the setting names."""
+    return make_url(database_url).set(drivername="postgresql+asyncpg")
+
+
+def make_engine(
+    settings: Settings,
+    *,
+    application_name: str,
+    pool_size: int | None = None,
+    idle_session_timeout: timedelta = timedelta(0),
+) -> AsyncEngine:
+    """An engine that connects on first use; dispose of it when the process ends. No idle session timeout if zero."""
+    milliseconds = {
+        "idle_session_timeout": idle_session_timeout,
+        "lock_timeout": settings.lock_timeout,
+        "statement_timeout": settings.statement_timeout,
+        "idle_in_transaction_session_timeout": settings.statement_timeout,
+    }
+    return create_async_engine(
+        async_url(settings.database_url.get_secret_value()),
+        pool_size=pool_size or settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        json_deserializer=from_json,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "command_timeout": settings.statement_timeout.total_seconds() + COMMAND_TIMEOUT_MARGIN_SECONDS,
+            "server_settings": {
+                "application_name": application_name,
+                # A plan made while the tables were empty stays a bad plan: batches fell to a quarter of their speed.
+                "plan_cache_mode": "force_custom_plan",
+                **{name: str(int(limit.total_seconds() * 1000)) for name, limit in milliseconds.items()},
+            },
+        },
+    )
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Close its connections, but wait no longer than some seconds for a server that does not say good-bye."""
+    with suppress(SQLAlchemyError, OSError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+            await engine.dispose()
+
+
+class Sessions(async_sessionmaker[AsyncSession]):
+    """Makes sessions for `in_transaction`, and holds what applies to all transactions of an entry point.
+
+    `timeout` bounds a whole transaction (None: no limit). `on_events` is called after each commit that wrote events,
+    so that no caller can forget to wake the relay.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, *, timeout: timedelta | None = None, on_events: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        self.timeout = timeout.total_seconds() if timeout is not None else None
+        self.on_events = on_events
+
+
+async def in_transaction(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    """What `work` returns, once its transaction is committed; others see nothing of it before.
+
+    Runs `work` again after a deadlock, a serialization failure or a lost race, so it must only touch its session.
+    Raises `Busy` after too long a wait for a lock, `Unavailable` while the database is away or says nothing for longer
+    than `sessions.timeout` (ending the connection may take two seconds more); after the latter the transaction may
+    have been committed all the same, so callers must be able to repeat themselves.
+    """
+    try:
+        async with asyncio.timeout(sessions.timeout):
+            return await _run_until_committed(sessions, work)
+    except TimeoutError as exc:
+        raise Unavailable("The database does not answer: try again.") from exc
+
+
+async def _run_until_committed(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            async with sessions() as session:
+                async with session.begin():
+                    result = await work(session)
+                if sessions.on_events is not None and has_written_events(session):
+                    sessions.on_events()
+                return result
+        except (DBAPIError, PoolTimeoutError, OSError, LostRace) as exc:
+            error = translate(exc)
+            if isinstance(error, DatabaseFailed):
+                cause = str(getattr(exc, "orig", exc))[:300]
+                log.warning("The database met an error of its own.", action="database.failed", cause=cause)
+            if not isinstance(error, LostRace):
+                raise error from exc
+            log.info("A transaction runs again.", action="transaction.retry", attempt=attempt, cause=str(exc)[:200])
+        await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * attempt))  # noqa: S311 - jitter, not a secret
+    raise Busy
+
+
+def mark_events_written(session: AsyncSession) -> None:
+    """Have `in_transaction` call `Sessions.on_events` once this session's transaction is committed."""
+    session.info[_EVENTS_WRITTEN] = True
+
+
+def has_written_events(session: AsyncSession) -> bool:
+    """Whether this session's transaction has written events to the outbox."""
+    return _EVENTS_WRITTEN in session.info
+
+
+def translate(error: Exception) -> Exception:
+    """The domain error that a database error stands for, or the error itself where it is a defect."""
+    if isinstance(error, PodiumError):
+        return error
+    if not isinstance(error, DBAPIError):
+        return Unavailable()
+    domain_error = _meaning(error)
+    return domain_error() if domain_error else error
+
+
+def _meaning(error: DBAPIError) -> type[PodiumError] | None:
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state in STATE_ERRORS:
+        return STATE_ERRORS[state]
+    if error.connection_invalidated or state.startswith(SERVER_STATES):
+        return Unavailable
+    if state.startswith(INTERNAL_STATES):
+        return DatabaseFailed
+    cause = getattr(error.orig, "__cause__", None)
+    return CONSTRAINT_ERRORS.get(getattr(cause, "constraint_name", None) or "")

@@ -1,0 +1,22 @@
+"""The tables. Bad states cannot be stored: each is refused by a constraint with a name of its own.
+
+Names of constraints are translated to domain errors in `services.errors` alone.
+"""
+
+from services.storage.models.base import Base
+from services.storage.models.deployments import Agent, Deployment, Promotion
+from services.storage.models.inbox import Parked, Registration
+from services.storage.models.outbox import LowWater, OutboxEvent
+from services.storage.models.sessions import McpSession
+
+__all__ = [
+    "Agent",
+    "Base",
+    "Deployment",
+    "LowWater",
+    "McpSession",
+    "OutboxEvent",
+    "Parked",
+    "Promotion",
+    "Registration",
+]

@@ -1,0 +1,60 @@
+"""Events that were committed with what they tell of."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    Identity,
+    Index,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.storage.models.base import CLOCK, Base, Xid8
+
+# The order of all events must be that of each agent's sequence. A transaction that has its id before it gets the
+# agent's lock writes after one with a greater id: it takes the greatest id that had ended when it wrote.
+EVENT_XID = "GREATEST(pg_current_xact_id(), (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text::xid8)"
+
+
+class OutboxEvent(Base):
+    """An event that was committed together with the change it tells of."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    event_id: Mapped[UUID]
+    type: Mapped[str]
+    agent_id: Mapped[UUID]  # written under this agent's lock alone: a foreign key would only cost time
+    agent_name: Mapped[str]
+    subject: Mapped[str]
+    sequence: Mapped[int]
+    generation: Mapped[int]
+    payload: Mapped[dict[str, Any]]
+    traceparent: Mapped[str | None]
+    xid: Mapped[int] = mapped_column(Xid8(), server_default=text(EVENT_XID))
+    created_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
+    published_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("agent_id", "sequence", name="outbox_agent_id_sequence_key"),
+        CheckConstraint("sequence > 0", name="sequence_positive"),
+        Index("outbox_unpublished_idx", "id", postgresql_where=text("published_at IS NULL")),
+        Index("outbox_xid_id_idx", "xid", "id"),
+    )
+
+
+class LowWater(Base):
+    """Up to where events of an agent were removed; the greatest of all is the mark of the stream of all events."""
+
+    __tablename__ = "outbox_low_water"
+
+    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
+    sequence: Mapped[int]
+    xid: Mapped[int] = mapped_column(Xid8())
+    id: Mapped[int]
+
+    __table_args__ = (Index("outbox_low_water_xid_id_idx", "xid", "id"),)

@@ -1,0 +1,34 @@
+"""Which deployment issued which session."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Index,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from services.storage.models.base import CLOCK, Base
+
+
+class McpSession(Base):
+    """Which deployment issued a session (MCP over HTTP); of its id, which is a secret, only the digest is kept."""
+
+    __tablename__ = "mcp_sessions"
+
+    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
+    session_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    deployment_id: Mapped[str]
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
+
+    __table_args__ = (
+        CheckConstraint("octet_length(session_sha256) = 32", name="digest_whole"),
+        ForeignKeyConstraint(
+            ["deployment_id", "agent_id"],
+            ["deployments.id", "deployments.agent_id"],
+            name="mcp_sessions_of_own_deployment",
+        ),
+        Index("mcp_sessions_last_seen_at_idx", "last_seen_at"),
+    )

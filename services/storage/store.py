@@ -1,0 +1,240 @@
+"""Reading and writing agents, deployments, ledger and outbox: every transition goes through here.
+
+Each statement is set-based and touches its own columns only. The agent's row is locked first, by a statement on
+`agents` alone: a lock inside a join or CTE would decide on rows read before the wait.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic_core import to_json
+from sqlalchemy import Select, TextClause, any_, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.types import Text, Uuid
+
+from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
+from services.errors import AgentNotFound, LostRace
+from services.storage import statements as sql
+from services.storage.database import mark_events_written
+from services.storage.models import Agent, Deployment, Promotion
+
+_AGENT_FIELDS = [field.name for field in fields(AgentState)]
+_DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState)]
+
+# Tables, not models: what the ORM does around a query of one row takes longer than the query.
+_agents = Agent.__table__
+_deployments = Deployment.__table__
+_promotions = Promotion.__table__
+_owners = _agents.alias("owners")
+_earlier = _agents.alias("earlier")
+
+AGENT_COLUMNS = [_agents.c[name] for name in _AGENT_FIELDS]
+DEPLOYMENT_COLUMNS = [
+    _owners.c.name.label("agent_name") if name == "agent_name" else _deployments.c[name] for name in _DEPLOYMENT_FIELDS
+]
+
+_NAMES = bindparam("names", type_=ARRAY(Text))
+_AGENT_IDS = bindparam("agent_ids", type_=ARRAY(Uuid))
+_DEPLOYMENT_IDS = bindparam("deployment_ids", type_=ARRAY(Text))
+
+_LIVING = (
+    select(*AGENT_COLUMNS)
+    .where(_agents.c.name == any_(_NAMES), _agents.c.deleted_at.is_(None))
+    .order_by(_agents.c.id)
+    .with_for_update(key_share=True)
+)
+_UNCLAIMED = (
+    select(*AGENT_COLUMNS)
+    .where(_agents.c.id == any_(_AGENT_IDS))
+    .order_by(_agents.c.id)
+    .with_for_update(key_share=True, skip_locked=True)
+)
+_ONE = select(*AGENT_COLUMNS).where(_agents.c.id == bindparam("agent_id")).with_for_update(key_share=True)
+_LAST_CUTOVER = (_promotions.c.agent_id == _agents.c.id) & (_promotions.c.generation == _agents.c.generation)
+_FACTS = (
+    select(
+        _agents.c.id,
+        func.clock_timestamp().label("now"),
+        _promotions.c.at.label("last_cutover_at"),
+        select(func.max(_earlier.c.deleted_at))
+        .where(_earlier.c.name == _agents.c.name, _earlier.c.deleted_at.is_not(None))
+        .scalar_subquery()
+        .label("name_deleted_at"),
+    )
+    .select_from(_agents.outerjoin(_promotions, _LAST_CUTOVER))
+    .where(_agents.c.id == any_(_AGENT_IDS))
+)
+_FACTS_AND_NAMED = (
+    select(func.clock_timestamp().label("now"), _promotions.c.at.label("last_cutover_at"), *DEPLOYMENT_COLUMNS)
+    .select_from(
+        _agents.outerjoin(_promotions, _LAST_CUTOVER)
+        .outerjoin(_deployments, _deployments.c.id == any_(_DEPLOYMENT_IDS))
+        .outerjoin(_owners, _owners.c.id == _deployments.c.agent_id)
+    )
+    .where(_agents.c.id == bindparam("agent_id"))
+)
+DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).select_from(
+    _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id)
+)
+_NAMED = DEPLOYMENTS.where(_deployments.c.id == any_(_DEPLOYMENT_IDS))
+
+_announced = attrgetter(*sql.ANNOUNCED_COLUMNS)
+_serving = attrgetter(*sql.SERVING_COLUMNS)
+_described = attrgetter(*sql.DESCRIBED_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a decision needs to know beyond the rows themselves, read after the lock."""
+
+    now: datetime
+    last_cutover_at: datetime | None
+    name_deleted_at: datetime | None
+
+
+async def lock_living(session: AsyncSession, names: Sequence[str]) -> dict[str, AgentState]:
+    """The living agents of these names, locked until the transaction ends, in id order."""
+    return {agent.name: agent for agent in await _read_agents(session, _LIVING, names=list(names))}
+
+
+async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
+    """The agent, deleted or not, locked until the transaction ends. Raises `AgentNotFound`."""
+    agents = await _read_agents(session, _ONE, agent_id=agent_id)
+    if not agents:
+        raise AgentNotFound
+    return agents[0]
+
+
+async def lock_unclaimed(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
+    """Those of these agents that nobody else holds, locked until the transaction ends; it waits for none."""
+    agents = await _read_agents(session, _UNCLAIMED, agent_ids=sorted(set(agent_ids)))
+    return {agent.id: agent for agent in agents}
+
+
+async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, Facts]:
+    """Facts by agent; call it after the lock, since they include the clock."""
+    rows = await session.execute(_FACTS, {"agent_ids": list(agent_ids)})
+    return {row.id: Facts(row.now, row.last_cutover_at, row.name_deleted_at) for row in rows.all()}
+
+
+async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[str, DeploymentState]:
+    """Deployments by id, of whichever agent."""
+    rows = await session.execute(_NAMED, {"deployment_ids": sorted(set(ids))})
+    return {each.id: each for each in map(_deployment, rows.all())}
+
+
+async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> AgentSnapshot:
+    """The agent, locked, with its production deployment and the named ones. Raises `AgentNotFound`."""
+    agent = await lock_agent(session, agent_id)
+    pointer = agent.production_deployment_id
+    ids = [*deployment_ids, pointer] if pointer is not None else list(deployment_ids)
+    rows = (await session.execute(_FACTS_AND_NAMED, {"agent_id": agent_id, "deployment_ids": ids})).all()
+    return AgentSnapshot(
+        agent=agent,
+        deployments={each.id: each for each in (_deployment(row[2:]) for row in rows if row.id is not None)},
+        now=rows[0].now,
+        last_cutover_at=rows[0].last_cutover_at,
+    )
+
+
+async def save_state(session: AsyncSession, before: AgentSnapshot, after: AgentSnapshot) -> None:
+    """Write what a transition of one agent changed; others see it once the transaction is committed."""
+    await save(
+        session,
+        agents=[(before.agent, after.agent)],
+        deployments=[(before.deployments.get(each.id), each) for each in after.deployments.values()],
+        ledger=after.ledger,
+        events=after.events,
+    )
+
+
+async def save(
+    session: AsyncSession,
+    *,
+    agents: Iterable[tuple[AgentState, AgentState]],
+    deployments: Iterable[tuple[DeploymentState | None, DeploymentState]],
+    ledger: Iterable[LedgerRow],
+    events: Iterable[Event],
+) -> None:
+    """Write what changed between each before and after, one statement per table and purpose.
+
+    Raises `LostRace` if somebody else made one of the new deployments meanwhile.
+    """
+    changed_agents = [(before, after) for before, after in agents if before != after]
+    changed = sorted(((b, a) for b, a in deployments if b != a), key=lambda pair: pair[1].id)
+    new = [after for before, after in changed if before is None]
+    known = [(before, after) for before, after in changed if before is not None]
+    await _write(session, sql.DEMOTE, [a for b, a in known if b.is_production and not a.is_production])
+    if new and await _write(session, sql.INSERT_DEPLOYMENTS, new) < len(new):
+        raise LostRace
+    await _write(session, sql.UPDATE_DEPLOYMENTS, [a for b, a in known if _announced(b) != _announced(a)])
+    await _write(session, sql.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)])
+    change = {
+        "deployments": [a for b, a in known if a.promoted_at != b.promoted_at],
+        "agents": [a for b, a in changed_agents if _serving(b) != _serving(a)],
+        "ledger": [_ledger_row(entry) for entry in ledger],
+        "events": [_outbox_row(event) for event in events],
+    }
+    if any(change.values()):
+        await session.execute(sql.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
+    if change["events"]:
+        mark_events_written(session)
+
+
+async def _read_agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
+    rows = await session.execute(query, parameters)
+    return [AgentState(**dict(zip(_AGENT_FIELDS, row, strict=True))) for row in rows.all()]
+
+
+def _deployment(columns: Sequence[Any]) -> DeploymentState:
+    return DeploymentState(**dict(zip(_DEPLOYMENT_FIELDS, columns, strict=True)))
+
+
+async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[object]) -> int:
+    """How many rows the statement wrote; it is not sent for none."""
+    if not rows:
+        return 0
+    result = await session.execute(statement, {"rows": _as_json(rows)})
+    return int(result.rowcount)  # type: ignore[attr-defined]  # a cursor result, since the statement writes
+
+
+def _as_json(rows: object) -> str:
+    return to_json(rows).decode()
+
+
+def _ledger_row(entry: LedgerRow) -> dict[str, object]:
+    sides = {"from": entry.before, "to": entry.after}
+    snapshots = {
+        f"{side}_{name}": getattr(serving, name) if serving else None
+        for side, serving in sides.items()
+        for name in ("deployment_id", "acp_url", "docker_image")
+    }
+    return {
+        "agent_id": entry.agent_id,
+        "generation": entry.generation,
+        "cause": entry.cause,
+        "actor": entry.actor,
+        "reason": entry.reason,
+        "restored": entry.restored,
+        "at": entry.at,
+        **snapshots,
+    }
+
+
+def _outbox_row(event: Event) -> dict[str, object]:
+    return {
+        "event_id": uuid4(),
+        "type": event.type,
+        "agent_id": event.agent_id,
+        "agent_name": event.agent_name,
+        "subject": event.subject,
+        "sequence": event.sequence,
+        "generation": event.generation,
+        "payload": event.data,
+        "traceparent": event.traceparent,
+    }

@@ -1,0 +1,150 @@
+"""What must hold over the whole database, whatever happened before: design sections 3 and 4, G14 above all."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.storage.models import Agent, Deployment, OutboxEvent, Promotion
+
+PROMOTED = "podium.deployment.promoted.v1"
+DEMOTED = "podium.deployment.demoted.v1"
+REGISTERED = "podium.agent.registered.v1"
+DELETED = "podium.agent.deleted.v1"
+PURGED = "podium.deployment.purged.v1"
+
+
+async def assert_invariants(session: AsyncSession) -> None:
+    """Raise if any agent's pointer, flag, ledger and events do not tell one story."""
+    agents = list(await session.scalars(select(Agent)))
+    deployments = list(await session.scalars(select(Deployment)))
+    ledger = list(await session.scalars(select(Promotion).order_by(Promotion.agent_id, Promotion.generation)))
+    events = list(await session.scalars(select(OutboxEvent).order_by(OutboxEvent.id)))
+    living = [agent.name for agent in agents if agent.deleted_at is None]
+    assert len(living) == len(set(living)), "two living agents share a name"
+    for agent in agents:
+        own = [each for each in deployments if each.agent_id == agent.id]
+        rows = [each for each in ledger if each.agent_id == agent.id]
+        told = [each for each in events if each.agent_id == agent.id]
+        _pointer_and_flag_agree(agent, own)
+        _numbers_have_no_gaps(agent, rows, told)
+        _ledger_is_a_chain(agent, rows)
+        _each_generation_is_announced_once(rows, told)
+        _each_deployment_is_told_of(agent, own, told)
+        _ledger_ends_where_the_agent_is(agent, own, rows)
+
+
+def _pointer_and_flag_agree(agent: Agent, own: Sequence[Deployment]) -> None:
+    flagged = [each.id for each in own if each.is_production]
+    pointer = agent.production_deployment_id
+    assert flagged == ([] if pointer is None else [pointer]), f"{agent.name}: pointer {pointer}, flags {flagged}"
+    for each in own:
+        assert not (each.is_production and each.expires_at), f"{each.id} is in production and deleted"
+        reachable = each.acp_url is not None or each.purged_at is not None
+        assert reachable or each.status != "Ready", f"{each.id} is Ready without an address"
+        assert each.ready_at is None or each.first_registered_at is not None, f"{each.id}: Ready, but never announced"
+        assert each.ready_at is not None or each.status != "Ready", f"{each.id}: Ready since when?"
+    failed = any(each.is_production and each.status == "Failed" for each in own)
+    serves = pointer is not None or agent.legacy_acp_url is not None
+    status = "Deleted" if agent.deleted_at else "Failed" if failed else "Ready" if serves else "BuildOnly"
+    assert agent.status == status, f"{agent.name} says {agent.status}, should say {status}"
+    if agent.deleted_at is not None:
+        assert all(each.expires_at for each in own), f"{agent.name} is deleted, its deployments are not"
+
+
+def _numbers_have_no_gaps(agent: Agent, rows: Sequence[Promotion], told: Sequence[OutboxEvent]) -> None:
+    assert [row.generation for row in rows] == list(range(1, agent.generation + 1)), f"{agent.name}: generations"
+    # In outbox order: ids grow with the sequence, since the relay claims by id.
+    assert [event.sequence for event in told] == list(range(1, agent.event_seq + 1)), f"{agent.name}: sequences"
+    assert told, f"{agent.name} was never told of"
+    generations = [event.generation for event in told]
+    assert generations == sorted(generations), f"{agent.name}: events out of generation order"
+    assert generations[-1] == agent.generation, f"{agent.name}: the last generation was not announced"
+    assert len({event.event_id for event in told}) == len(told)
+
+
+def _ledger_is_a_chain(agent: Agent, rows: Sequence[Promotion]) -> None:
+    if rows:
+        assert rows[0].from_deployment_id is None, f"{agent.name}: something served before the first generation"
+        assert rows[0].from_acp_url is None, f"{agent.name}: something served before the first generation"
+    for older, newer in pairwise(rows):
+        assert newer.from_deployment_id == older.to_deployment_id, f"{agent.name}: broken at {newer.generation}"
+        if older.to_deployment_id is None:
+            assert newer.from_acp_url == older.to_acp_url, f"{agent.name}: broken at {newer.generation}"
+        assert newer.at > older.at, f"{agent.name}: generation {newer.generation} is not later than the one before"
+    by_generation = {row.generation: row for row in rows}
+    for row in rows:
+        before, after = (row.from_deployment_id, row.from_acp_url), (row.to_deployment_id, row.to_acp_url)
+        changed = row.from_deployment_id != row.to_deployment_id if row.to_deployment_id else before != after
+        assert changed, f"{agent.name}: generation {row.generation} changed nothing"
+        if row.restored is not None:
+            assert row.cause == "rollback"
+            assert by_generation[row.restored].to_deployment_id == row.to_deployment_id
+
+
+def _each_generation_is_announced_once(rows: Sequence[Promotion], told: Sequence[OutboxEvent]) -> None:
+    switches = [event for event in told if event.type in {PROMOTED, DEMOTED}]
+    for row in rows:
+        announcing = [event for event in switches if event.generation == row.generation]
+        if row.to_deployment_id is None and row.from_deployment_id is None:
+            assert not announcing, f"generation {row.generation} moved no deployment"
+            first = next(event for event in told if event.generation == row.generation)
+            assert first.type in {REGISTERED, DELETED}, f"generation {row.generation} was announced by {first.type}"
+            assert first.payload["acp_url"] == row.to_acp_url
+            continue
+        assert len(announcing) == 1, f"generation {row.generation} has {len(announcing)} announcing events"
+        _announces(announcing[0], row)
+    moved = [row for row in rows if row.to_deployment_id or row.from_deployment_id]
+    assert len(switches) == len(moved), "an event announces a generation that is not there"
+
+
+def _announces(event: OutboxEvent, row: Promotion) -> None:
+    said = event.payload
+    expected = {"generation": row.generation, "cause": row.cause, "actor": row.actor, "reason": row.reason}
+    assert {name: said[name] for name in expected} == expected
+    if row.to_deployment_id is not None:
+        assert event.type == PROMOTED
+        assert event.subject == said["deployment_id"] == row.to_deployment_id
+        assert (said["acp_url"], said["docker_image"]) == (row.to_acp_url, row.to_docker_image)
+        previous = said["previous"] or {"deployment_id": None, "acp_url": None, "docker_image": None}
+        assert previous == {
+            "deployment_id": row.from_deployment_id,
+            "acp_url": row.from_acp_url,
+            "docker_image": row.from_docker_image,
+        }
+    else:
+        assert event.type == DEMOTED
+        assert event.subject == said["deployment_id"] == row.from_deployment_id
+        assert said["acp_url"] == row.to_acp_url
+
+
+def _each_deployment_is_told_of(agent: Agent, own: Sequence[Deployment], told: Sequence[OutboxEvent]) -> None:
+    created = [event.subject for event in told if event.type == "podium.deployment.created.v1"]
+    assert sorted(created) == sorted(each.id for each in own), f"{agent.name}: created events {created}"
+    ready = {event.subject for event in told if event.type == "podium.deployment.ready.v1"}
+    assert ready == {each.id for each in own if each.ready_at}, f"{agent.name}: ready events {ready}"
+    gone = [event.subject for event in told if event.type == "podium.deployment.deleted.v1"]
+    assert len(gone) == len(set(gone)), f"{agent.name}: a deployment was deleted twice"
+    if agent.deleted_at is None:
+        assert set(gone) == {each.id for each in own if each.expires_at}, f"{agent.name}: deleted events {gone}"
+    purged = [event.subject for event in told if event.type == PURGED]
+    assert sorted(purged) == sorted(each.id for each in own if each.purged_at), f"{agent.name}: purged events {purged}"
+    # Nothing but what retention removes happens to a deleted agent.
+    last = next(event.sequence for event in reversed(told) if agent.deleted_at is None or event.type != PURGED)
+    farewells = [event.sequence for event in told if event.type == DELETED]
+    assert farewells == ([] if agent.deleted_at is None else [last]), f"{agent.name}: agent.deleted"
+
+
+def _ledger_ends_where_the_agent_is(agent: Agent, own: Sequence[Deployment], rows: Sequence[Promotion]) -> None:
+    last_at = {row.to_deployment_id: row.at for row in rows}
+    for each in own:
+        assert each.promoted_at == last_at.get(each.id), f"{each.id}: promoted_at"
+    legacy = agent.legacy_acp_url if agent.deleted_at is None else None
+    if not rows:
+        assert agent.production_deployment_id is None
+        assert legacy is None
+        return
+    assert rows[-1].to_deployment_id == agent.production_deployment_id, f"{agent.name}: ledger and pointer"
+    if agent.production_deployment_id is None:
+        assert rows[-1].to_acp_url == legacy, f"{agent.name}: ledger and legacy address"

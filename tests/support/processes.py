@@ -1,0 +1,87 @@
+"""Podium's own programs as processes of their own, as people run them."""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import aiohttp
+
+from podium.servers.ports import free_ports
+from podium.servers.process import Command, GuardedProcess, Launch, Surroundings, start
+from services.settings import Settings
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    """What a Podium process needs to work on this test's servers."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PODIUM_")},
+        "PODIUM_DATABASE_URL": settings.database_url.get_secret_value(),
+        "PODIUM_AMQP_URL": settings.amqp_url.get_secret_value(),
+        "PODIUM_SECRET_KEY": settings.secret_key.get_secret_value(),
+        "PODIUM_LOG_LEVEL": "warning",
+        **more,
+    }
+
+
+@asynccontextmanager
+async def program(arguments: str, env: dict[str, str], log: Path) -> AsyncIterator[GuardedProcess]:
+    """`python -m ARGUMENTS`, stopped in order afterwards; its output goes to `log`."""
+    command = Command([sys.executable, "-m", *arguments.split()], env, ROOT)
+    process = await start(Launch(command), Surroundings(None, log))
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+@asynccontextmanager
+async def api_at_once(settings: Settings, folder: Path, **more: str) -> AsyncIterator[str]:
+    """The base URL of a `podium api` that answers, ready or not."""
+    port = free_ports(["api"])["api"]
+    log = folder / f"api-{port}.log"
+    async with program("podium api", environment(settings, PODIUM_PORT=str(port), **more), log) as process:
+        url = f"http://127.0.0.1:{port}"
+
+        async def answers() -> bool:
+            assert process.code is None, log.read_text()
+            return await _status(f"{url}/health/live") == 200
+
+        await eventually(answers, "the API answers")
+        yield url
+
+
+@asynccontextmanager
+async def api_process(settings: Settings, folder: Path, **more: str) -> AsyncIterator[str]:
+    """The base URL of a `podium api` that is ready."""
+    async with api_at_once(settings, folder, **more) as url:
+
+        async def ready() -> bool:
+            return await _status(f"{url}/health/ready") == 200
+
+        await eventually(ready, "the API is ready")
+        yield url
+
+
+async def _status(url: str) -> int | None:
+    """None while nobody answers."""
+    try:
+        async with aiohttp.ClientSession() as client, client.get(url) as response:
+            return response.status
+    except aiohttp.ClientError:
+        return None
+
+
+@asynccontextmanager
+async def worker_process(
+    settings: Settings, folder: Path, names: str = "", **more: str
+) -> AsyncIterator[GuardedProcess]:
+    """A `podium worker` process; it may still be starting."""
+    log = folder / f"worker-{uuid4().hex}.log"
+    async with program(f"podium worker {names}", environment(settings, **more), log) as process:
+        yield process

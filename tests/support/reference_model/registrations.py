@@ -1,0 +1,196 @@
+"""The sequential reference model on plain values: what registrations must lead to, written from the rules.
+
+It shares no line with the code it judges, and knows registrations alone: no promote, rollback or deletion by hand.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
+
+LEGACY = "legacy"
+
+Message = RegisterAgentRequest | RegisterBuildRequest
+Messages = Mapping[UUID, Message]
+Pair = tuple[datetime, UUID]
+Address = tuple[str, str, str, str]  # acp_url, rpc_path, health_path, error_style
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What no rule predicts and the model therefore takes from the database."""
+
+    ids: Mapping[str, str] = field(default_factory=dict)  # agent name -> id
+    policies: Mapping[str, str] = field(default_factory=dict)  # agent name -> auto_promote
+    moments: Mapping[tuple[str, int], datetime] = field(default_factory=dict)  # (agent name, generation) -> ledger.at
+
+
+@dataclass
+class Version:
+    """One deployment."""
+
+    agent: str
+    image: str | None
+    metadata: dict[str, Any]
+    address: Address
+    pair: Pair
+    first_registered_at: datetime
+
+
+@dataclass
+class Service:
+    """One agent."""
+
+    name: str
+    description: str = ""
+    acp_type: str = "async"
+    input_type: str | None = None
+    image: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    legacy: Address | None = None
+    pair: Pair | None = None
+    production: str | None = None
+    ledger: list[tuple[int, str, str | None, str | None]] = field(default_factory=list)  # generation, cause, from, to
+    events: list[tuple[str, str | None, int]] = field(default_factory=list)  # type, deployment, generation
+
+    @property
+    def serves(self) -> str | None:
+        """A deployment id, `legacy`, or nothing."""
+        return self.production or (LEGACY if self.legacy else None)
+
+    def tell(self, event: str, deployment: str | None = None) -> None:
+        """One event, at the generation that holds now."""
+        self.events.append((event, deployment, len(self.ledger)))
+
+    def facts(self) -> tuple[object, ...]:
+        """What `agent.registered` tells of; another one of these is news."""
+        return (self.description, self.acp_type, self.input_type, self.image, {**self.metadata}, self.legacy)
+
+    def describe(self, message: Message) -> None:
+        """Take what the message says of the agent itself."""
+        self.description = self.description if message.description is None else message.description
+        self.acp_type = message.acp_type or self.acp_type
+        self.input_type = message.agent_input_type or self.input_type
+
+
+@dataclass
+class Model:
+    """The state after some messages, and what became of each."""
+
+    observed: Observed = field(default_factory=Observed)
+    services: dict[str, Service] = field(default_factory=dict)
+    versions: dict[str, Version] = field(default_factory=dict)
+
+    def feed(self, message: Message, pair: Pair) -> str:
+        """The outcome of the next message, published at `pair` (its time as stored after G4)."""
+        service = self.services.get(message.name) or Service(message.name)
+        outcome = self._apply(service, message, pair)
+        if outcome in {"Registered", "Shadowed"}:
+            self.services[service.name] = service
+        return outcome
+
+    def _apply(self, service: Service, message: Message, pair: Pair) -> str:
+        if isinstance(message, RegisterBuildRequest):
+            return self._build(service, message)
+        if message.agent_id is not None and message.agent_id != self.observed.ids.get(service.name):
+            return "Rejected"
+        if message.deployment_id is None:
+            return self._legacy(service, message, pair)
+        return self._deployment(service, message, message.deployment_id, pair)
+
+    def _build(self, service: Service, message: RegisterBuildRequest) -> str:
+        before = service.facts()
+        service.describe(message)
+        service.image = message.docker_image or service.image
+        service.metadata |= message.registration_metadata or {}
+        if service.facts() != before or not service.events:
+            service.tell("agent.registered")
+        return "Registered"
+
+    def _legacy(self, service: Service, message: RegisterAgentRequest, pair: Pair) -> str:
+        """G12, and G4 for the agent's own pair."""
+        if service.pair is not None and pair <= service.pair:
+            return "Stale"
+        before, old_url = service.facts(), service.legacy[0] if service.legacy else None
+        served = service.serves
+        metadata = _metadata_of(message)
+        service.describe(message)
+        service.image = metadata.get("docker_image") or service.image
+        service.metadata |= metadata
+        service.legacy, service.pair = address_of(message), pair
+        new_url = message.acp_url != old_url
+        if service.production is None:
+            if new_url:
+                self._cut_over(service, "legacy", served, None)
+            if new_url or service.facts() != before:
+                service.tell("agent.registered")
+            return "Registered"
+        promoted_at = self.observed.moments[service.name, len(service.ledger)]
+        if pair[0] > promoted_at and new_url:  # nothing sets a production Failed here
+            self._cut_over(service, "legacy", served, None)
+            service.tell("agent.registered")
+            return "Registered"
+        if service.facts() != before:
+            service.tell("agent.registered")
+        return "Shadowed"
+
+    def _deployment(self, service: Service, message: RegisterAgentRequest, deployment: str, pair: Pair) -> str:
+        """Rules 5, 6, 4, 15 and 9, in this order."""
+        version, metadata = self.versions.get(deployment), _metadata_of(message)
+        image = metadata.get("docker_image")
+        if version is not None and version.agent != service.name:
+            return "Rejected"
+        if version is not None and image is not None and version.image is not None and image != version.image:
+            return "Rejected"
+        if version is not None and pair <= version.pair:
+            return "Stale"
+        if not service.events:
+            service.describe(message)
+            service.tell("agent.registered")
+        address = address_of(message)
+        if version is not None:
+            moved = version.address[:2] != address[:2]
+            version.image = version.image or image or service.image
+            version.metadata |= metadata
+            version.address, version.pair = address, pair
+            if moved and service.production == deployment:
+                service.tell("deployment.ready", deployment)
+            return "Registered"
+        self.versions[deployment] = Version(
+            service.name, image or service.image, metadata, address, pair, first_registered_at=pair[0]
+        )
+        service.tell("deployment.created", deployment)
+        service.tell("deployment.ready", deployment)
+        policy = self.observed.policies.get(service.name, "first")
+        production = self.versions[service.production] if service.production else None
+        newest = production is None or pair[0] > production.first_registered_at
+        if (policy == "first" and service.serves is None) or (policy == "always" and newest):
+            self._cut_over(service, policy, service.serves, deployment)
+        return "Registered"
+
+    def _cut_over(self, service: Service, cause: str, served: str | None, to: str | None) -> None:
+        before, service.production = service.production, to
+        service.ledger.append((len(service.ledger) + 1, cause, served, service.serves))
+        if to is not None:
+            service.tell("deployment.promoted", to)
+        elif before is not None:
+            service.tell("deployment.demoted", before)
+
+
+def _metadata_of(message: RegisterAgentRequest) -> dict[str, Any]:
+    metadata = message.registration_metadata
+    return metadata.model_dump(mode="json", exclude_unset=True) if metadata else {}
+
+
+def address_of(message: RegisterAgentRequest) -> Address:
+    """All that an announcement says of where its pod is; what it leaves out is the default."""
+    metadata = _metadata_of(message)
+    return (
+        message.acp_url,
+        metadata.get("rpc_path") or "/api",
+        metadata.get("health_path") or "/healthz",
+        metadata.get("error_style") or "http",
+    )

@@ -1,0 +1,1 @@
+"""RabbitMQ: connections, decoding, topology, and messages between delivery and decision."""

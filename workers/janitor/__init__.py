@@ -1,0 +1,1 @@
+"""The janitor: health checks, deadlines and retention."""

@@ -1,0 +1,59 @@
+"""Verdicts that come at the same time share a transaction: when many pods die at once, they are told of in time."""
+
+import asyncio
+from collections.abc import Sequence
+
+from services.domain.health_policy import ProbeTarget
+from services.domain.state import AgentSnapshot
+from services.errors import Unavailable
+from services.health.probes import give_verdicts
+from services.storage.database import Sessions, in_transaction
+
+MOST_AT_ONCE = 200
+
+
+class Verdicts:
+    """Takes what probes have found, and decides as much of it as waits in one go."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._waiting: list[tuple[ProbeTarget, str | None, asyncio.Future[AgentSnapshot | None]]] = []
+        self._news = asyncio.Event()
+
+    async def give(self, suspect: ProbeTarget, failure: str | None) -> AgentSnapshot | None:
+        """The agent after this probe, once that is committed; None if it has to be decided alone.
+
+        That is so where somebody else holds the agent, and where a batch was refused as a whole. Raises
+        `Unavailable` while the database is away.
+        """
+        given: asyncio.Future[AgentSnapshot | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((suspect, failure, given))
+        self._news.set()
+        return await given
+
+    async def run(self) -> None:
+        """Decide until cancelled; who waits then is cancelled with whoever asked for it."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+                looks = [(suspect, failure) for suspect, failure, _ in batch]
+                result = await self._decided(looks)
+                for (_, _, given), state in zip(batch, result, strict=True):
+                    if given.done():
+                        continue
+                    if isinstance(state, Unavailable):
+                        given.set_exception(state)
+                    else:
+                        given.set_result(state)
+
+    async def _decided(
+        self, looks: list[tuple[ProbeTarget, str | None]]
+    ) -> Sequence[AgentSnapshot | Unavailable | None]:
+        try:
+            return await in_transaction(self._sessions, lambda session: give_verdicts(session, looks))
+        except Unavailable as error:
+            return [error] * len(looks)
+        except Exception:  # noqa: BLE001 - whatever it was, each alone will show whose fault it is
+            return [None] * len(looks)

@@ -1,0 +1,1 @@
+"""The registrar: announcements from the queue become agents and deployments."""

@@ -1,0 +1,83 @@
+"""Answers to pods that asked for one: only through RabbitMQ's direct reply-to, and never of consequence."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import structlog
+from aio_pika import Message, connect
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError
+from pydantic_core import to_json
+
+from services.cancellation import lost_as
+from services.domain.announcement import Rejected
+from services.registration.batch import Decided
+from workers.amqp.connection import CLOSE_SECONDS, with_heartbeat
+from workers.retry import at_most
+
+# Any other queue name could be somebody else's queue.
+DIRECT_REPLY = "amq.rabbitmq.reply-to."
+TIMEOUT_SECONDS = 2
+
+log = structlog.get_logger(__name__)
+
+
+class Replies:
+    """Sends outcomes on a connection of its own, made when the first answer is asked for."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            await at_most(CLOSE_SECONDS, self._connection.close())
+
+    async def send(self, messages: Sequence[AbstractIncomingMessage], decided: Sequence[Decided]) -> None:
+        """Answer those that asked; a failure is logged and forgotten, since the outcome stands."""
+        asked = [
+            (message, result)
+            for message, result in zip(messages, decided, strict=True)
+            if (message.reply_to or "").startswith(DIRECT_REPLY)
+        ]
+        if not asked:
+            return
+        try:
+            with lost_as(ConnectionError()):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    channel = await self._open()
+                    for message, result in asked:
+                        reply = _reply(message, result)
+                        await channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
+        except (AMQPError, OSError, RuntimeError) as error:
+            log.info("A reply was lost.", action="registrar.reply_lost", error=type(error).__name__)
+
+    async def _open(self) -> AbstractChannel:
+        if self._channel is None or self._channel.is_closed:
+            if self._connection is None or self._connection.is_closed:
+                self._connection = await connect(with_heartbeat(self._url), timeout=TIMEOUT_SECONDS)
+            # Without confirms: nobody waits for these longer than the broker needs to pass them on.
+            self._channel = await self._connection.channel(publisher_confirms=False)
+        return self._channel
+
+
+def _reply(asked: AbstractIncomingMessage, decided: Decided) -> Message:
+    outcome = decided.outcome
+    error = outcome.error if isinstance(outcome, Rejected) else None
+    agent = decided.state.agent if decided.state is not None and error is None else None
+    body = {
+        "outcome": type(outcome).__name__,
+        "reason": error.reason if error else None,
+        "message": error.message if error else None,
+        "agent_id": agent.id if agent else None,
+        "generation": agent.generation if agent else None,
+    }
+    return Message(to_json(body), correlation_id=asked.correlation_id, content_type="application/json")
