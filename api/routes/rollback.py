@@ -67,11 +67,11 @@ async def _proven(resources: Resources, agent_id: UUID, asking: Caller, body: Ro
     )
     if plan.target is None:
         return None
-    pace = probe_policy_of(plan.agent, resources.settings)
-    failure = await _failure(resources, plan, plan.target, pace)
+    policy = probe_policy_of(plan.agent, resources.settings)
+    failure = await _failure(resources, plan, plan.target, policy)
     if failure is None:
         return plan.target
-    failures = await asyncio.gather(*(_failure(resources, plan, other, pace) for other in plan.others))
+    failures = await asyncio.gather(*(_failure(resources, plan, other, policy) for other in plan.others))
     living = [other for other, why in zip(plan.others, failures, strict=True) if why is None]
     nearest = f"The nearest that does is {_named(living[0])}" if living else "No earlier one does"
     raise TargetDoesNotAnswer(
@@ -79,8 +79,8 @@ async def _proven(resources: Resources, agent_id: UUID, asking: Caller, body: Ro
     )
 
 
-async def _failure(resources: Resources, plan: Plan, target: Target, pace: ProbePolicy) -> str | None:
-    return await resources.prober.ask(target.url, plan.agent.id, pace.timeout)
+async def _failure(resources: Resources, plan: Plan, target: Target, policy: ProbePolicy) -> str | None:
+    return await resources.prober.ask(target.url, plan.agent.id, policy.timeout)
 
 
 def _named(target: Target) -> str:

@@ -54,7 +54,7 @@ class ProbeTarget:
     registered_at: datetime | None
     streak: int
     on_failure: OnFailure
-    pace: ProbePolicy
+    policy: ProbePolicy
 
     @property
     def awaits_probe(self) -> bool:
@@ -65,6 +65,14 @@ class ProbeTarget:
     def url(self) -> str:
         """Its health page."""
         return joined(self.acp_url, self.health_path)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What one probe found: why it failed, or None if the pod answered."""
+
+    target: ProbeTarget
+    failure: str | None
 
 
 def probe_policy_of(agent: AgentState, settings: Settings) -> ProbePolicy:
@@ -83,33 +91,34 @@ def make_probe_policy(
     )
 
 
-def wait_before_next(suspect: ProbeTarget, jitter: float) -> timedelta:
+def wait_before_next(target: ProbeTarget, jitter: float) -> timedelta:
     """How long until this one is due again; `jitter` is between 0 and 1."""
-    wait, failures = suspect.pace.interval, max(-suspect.streak, 0)
-    if suspect.awaits_probe:
+    wait, failures = target.policy.interval, max(-target.streak, 0)
+    if target.awaits_probe:
         wait = min(wait, FIRST_WAIT * 2**failures)
-    elif suspect.status == "Failed" and not suspect.is_production:
-        wait *= 2 ** min(max(failures - suspect.pace.threshold, 0), DOUBLINGS)
+    elif target.status == "Failed" and not target.is_production:
+        wait *= 2 ** min(max(failures - target.policy.threshold, 0), DOUBLINGS)
     return wait * (LATEST - JITTER * jitter)
 
 
-def changes_nothing(suspect: ProbeTarget, failure: str | None) -> bool:
+def changes_nothing(result: ProbeResult) -> bool:
     """Whether this answer only confirms what is stored, as nearly all do: nothing has to be locked for it."""
-    if suspect.status == ("Ready" if failure is None else "Failed"):
-        return suspect.streak == _streak(suspect.status, suspect.streak, failure, suspect.pace.threshold)
+    target, failure = result.target, result.failure
+    if target.status == ("Ready" if failure is None else "Failed"):
+        return target.streak == _streak(target.status, target.streak, failure, target.policy.threshold)
     return False
 
 
-def judge(state: AgentSnapshot, suspect: ProbeTarget, failure: str | None) -> AgentSnapshot:
-    """The state after this probe, which failed for this reason (None: was answered).
+def apply_probe(state: AgentSnapshot, result: ProbeResult) -> AgentSnapshot:
+    """The state after this probe.
 
-    Unchanged if the deployment was deleted, or has announced itself anew, since it was claimed: then somebody else
-    was asked.
+    Unchanged if the deployment was deleted or registered again after it was claimed: the probe asked another pod.
     """
-    stored = state.deployments.get(suspect.id)
-    if stored is None or stored.expires_at is not None or not _is_what_was_asked(stored, suspect):
+    target, failure = result.target, result.failure
+    stored = state.deployments.get(target.id)
+    if stored is None or stored.expires_at is not None or not _is_what_was_probed(stored, target):
         return state
-    threshold = suspect.pace.threshold
+    threshold = target.policy.threshold
     deployment = replace(stored, probe_streak=_streak(stored.status, stored.probe_streak, failure, threshold))
     state = state.with_deployment(deployment)
     if failure is not None and deployment.status == "Ready" and deployment.probe_streak <= -threshold:
@@ -167,8 +176,8 @@ def _awaits_probe(status: DeploymentStatus, registered_at: datetime | None, stat
     return status == "Pending"
 
 
-def _is_what_was_asked(stored: DeploymentState, suspect: ProbeTarget) -> bool:
-    return (stored.acp_url, stored.registered_at) == (suspect.acp_url, suspect.registered_at)
+def _is_what_was_probed(stored: DeploymentState, target: ProbeTarget) -> bool:
+    return (stored.acp_url, stored.registered_at) == (target.acp_url, target.registered_at)
 
 
 def _streak(status: DeploymentStatus, before: int, failure: str | None, threshold: int) -> int:

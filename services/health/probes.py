@@ -15,7 +15,14 @@ from pydantic_core import to_json
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.domain.health_policy import ProbeTarget, expire, judge, make_probe_policy, wait_before_next
+from services.domain.health_policy import (
+    ProbeResult,
+    ProbeTarget,
+    apply_probe,
+    expire,
+    make_probe_policy,
+    wait_before_next,
+)
 from services.domain.state import AgentSnapshot
 from services.settings import Settings
 from services.storage.store import load_deployments, load_facts, lock_state, lock_unclaimed, save, save_state
@@ -51,37 +58,35 @@ LIMIT :limit
 
 async def claim(session: AsyncSession, settings: Settings, limit: int) -> list[ProbeTarget]:
     """Up to so many deployments that are due, which nobody else gets once the transaction is committed."""
-    suspects = [_suspect(row, settings) for row in await session.execute(_DUE, {"limit": limit})]
-    if suspects:
+    targets = [_probe_target(row, settings) for row in await session.execute(_DUE, {"limit": limit})]
+    if targets:
         waits = [
             {"id": each.id, "seconds": wait_before_next(each, random.random()).total_seconds()}  # noqa: S311 - jitter
-            for each in suspects
+            for each in targets
         ]
         await session.execute(_CLAIM, {"rows": to_json(waits).decode()})
-    return suspects
+    return targets
 
 
-async def give_verdict(session: AsyncSession, suspect: ProbeTarget, failure: str | None) -> AgentSnapshot:
-    """The agent after this probe, which failed for this reason (None: was answered).
+async def give_verdict(session: AsyncSession, result: ProbeResult) -> AgentSnapshot:
+    """The agent after this probe.
 
     Others see the effect once the transaction is committed. Raises `AgentNotFound`.
     """
-    before = await lock_state(session, suspect.agent_id, suspect.id)
-    after = judge(before, suspect, failure)
+    before = await lock_state(session, result.target.agent_id, result.target.id)
+    after = apply_probe(before, result)
     await save_state(session, before, after)
     return after
 
 
-async def give_verdicts(
-    session: AsyncSession, looks: Sequence[tuple[ProbeTarget, str | None]]
-) -> list[AgentSnapshot | None]:
-    """The agent after each of these probes with what that one told, None for whoever somebody else holds now.
+async def give_verdicts(session: AsyncSession, results: Sequence[ProbeResult]) -> list[AgentSnapshot | None]:
+    """The agent after each probe, with the events of that probe alone; None where another transaction holds the agent.
 
     Others see the effects once the transaction is committed.
     """
-    agents = await lock_unclaimed(session, (suspect.agent_id for suspect, _ in looks))
+    agents = await lock_unclaimed(session, (result.target.agent_id for result in results))
     facts = await load_facts(session, agents)
-    wanted = {suspect.id for suspect, _ in looks if suspect.agent_id in agents}
+    wanted = {result.target.id for result in results if result.target.agent_id in agents}
     wanted |= {agent.production_deployment_id for agent in agents.values() if agent.production_deployment_id}
     loaded = await load_deployments(session, wanted)
     states = {
@@ -94,12 +99,12 @@ async def give_verdicts(
         for agent in agents.values()
     }
     given: list[AgentSnapshot | None] = []
-    for suspect, failure in looks:
-        before = states.get(suspect.agent_id)
+    for result in results:
+        before = states.get(result.target.agent_id)
         if before is None:
             given.append(None)
             continue
-        after = states[suspect.agent_id] = judge(before, suspect, failure)
+        after = states[result.target.agent_id] = apply_probe(before, result)
         given.append(replace(after, events=after.events[len(before.events) :]))
     await save(
         session,
@@ -127,7 +132,7 @@ async def expire_pending(
     return after
 
 
-def _suspect(row: Row[*tuple[Any, ...]], settings: Settings) -> ProbeTarget:
+def _probe_target(row: Row[*tuple[Any, ...]], settings: Settings) -> ProbeTarget:
     return ProbeTarget(
         id=row.id,
         agent_id=row.agent_id,
@@ -139,5 +144,5 @@ def _suspect(row: Row[*tuple[Any, ...]], settings: Settings) -> ProbeTarget:
         registered_at=row.registered_at,
         streak=row.probe_streak,
         on_failure=row.on_failure,
-        pace=make_probe_policy(settings, row.probe_interval_seconds, row.probe_threshold, row.probe_timeout_seconds),
+        policy=make_probe_policy(settings, row.probe_interval_seconds, row.probe_threshold, row.probe_timeout_seconds),
     )

@@ -23,7 +23,7 @@ from tests.support.waiting import eventually, rows
 async def test_shuffled_deliveries_to_two_workers_end_as_the_model_says(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, seed: int
 ) -> None:
-    """Rules 3 and 14: each message 1 to 3 times, in random order; rows and ledger match, events are in order."""
+    """G3 and G14: each message 1 to 3 times, in random order; rows and ledger match, events are in order."""
     shuffle = Shuffle(random.Random(seed))  # noqa: S311 - a reproducible order, not a secret
     shuffle.fill()
     consumer = await a_consumer(broker)

@@ -1,4 +1,4 @@
-"""What must hold over the whole database, whatever happened before: design sections 3 and 4, G14 above all."""
+"""What holds over the whole database after any history: the table constraints and the guarantees, G14 above all."""
 
 from collections.abc import Sequence
 from itertools import pairwise

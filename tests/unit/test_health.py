@@ -6,20 +6,21 @@ import pytest
 from services.domain.health_policy import (
     LATEST,
     ProbePolicy,
+    ProbeResult,
     ProbeTarget,
+    apply_probe,
     changes_nothing,
     expire,
-    judge,
     wait_before_next,
 )
 from services.domain.state import AgentSnapshot, DeploymentState
 from tests.support.factories import AGENT_ID, NOW, a_deployment, a_state, an_agent, causes, in_production, moment, told
 
-PACE = ProbePolicy(interval=timedelta(seconds=30), threshold=3, timeout=timedelta(seconds=5))
+POLICY = ProbePolicy(interval=timedelta(seconds=30), threshold=3, timeout=timedelta(seconds=5))
 REFUSED = "cannot connect (Connection refused)"
 
 
-def suspect_of(deployment: DeploymentState) -> ProbeTarget:
+def target_of(deployment: DeploymentState) -> ProbeTarget:
     """The deployment as a janitor claims it."""
     return ProbeTarget(
         id=deployment.id,
@@ -32,14 +33,14 @@ def suspect_of(deployment: DeploymentState) -> ProbeTarget:
         registered_at=deployment.registered_at,
         streak=deployment.probe_streak,
         on_failure="hold",
-        pace=PACE,
+        policy=POLICY,
     )
 
 
 def after(state: AgentSnapshot, answers: str, name: str = "v1") -> AgentSnapshot:
     """The state after these probes: `+` was answered, `-` failed."""
     for answer in answers:
-        state = judge(state, suspect_of(state.deployments[name]), None if answer == "+" else REFUSED)
+        state = apply_probe(state, ProbeResult(target_of(state.deployments[name]), None if answer == "+" else REFUSED))
     return state
 
 
@@ -96,10 +97,10 @@ def test_an_old_version_that_recovers_never_takes_production(policy: Any) -> Non
 )
 def test_a_probe_of_what_is_there_no_more_changes_nothing(change: dict[str, Any]) -> None:
     """Somebody else was asked."""
-    asked = suspect_of(a_deployment(probe_streak=-2))
+    asked = target_of(a_deployment(probe_streak=-2))
     state = a_state(None, a_deployment(probe_streak=-2, **change))
-    assert judge(state, asked, REFUSED) is state
-    assert judge(state, asked, None) is state
+    assert apply_probe(state, ProbeResult(asked, REFUSED)) is state
+    assert apply_probe(state, ProbeResult(asked, None)) is state
 
 
 def test_a_version_that_was_never_ready_does_not_become_so_by_answering() -> None:
@@ -111,23 +112,23 @@ def test_a_version_that_was_never_ready_does_not_become_so_by_answering() -> Non
 def test_what_only_confirms_needs_no_transaction() -> None:
     """A healthy deployment costs its claim and nothing else; so does one that has been dead for long."""
     healthy = a_deployment()
-    assert changes_nothing(suspect_of(healthy), None)
-    assert not changes_nothing(suspect_of(healthy), REFUSED)
+    assert changes_nothing(ProbeResult(target_of(healthy), None))
+    assert not changes_nothing(ProbeResult(target_of(healthy), REFUSED))
     dead = after(a_state(None, a_deployment()), "-" * 20).deployments["v1"]
-    assert changes_nothing(suspect_of(dead), REFUSED)
-    assert not changes_nothing(suspect_of(dead), None)
+    assert changes_nothing(ProbeResult(target_of(dead), REFUSED))
+    assert not changes_nothing(ProbeResult(target_of(dead), None))
 
 
 def test_the_next_look_is_never_later_than_the_interval_while_anybody_may_call_it() -> None:
     """Jitter makes it sooner; only a preview that keeps failing is asked less often, at most eight times less."""
     for deployment in (a_deployment(), a_deployment(status="Failed", is_production=True, probe_streak=-6)):
-        waits = [wait_before_next(suspect_of(deployment), jitter).total_seconds() for jitter in (0, 0.5, 1)]
+        waits = [wait_before_next(target_of(deployment), jitter).total_seconds() for jitter in (0, 0.5, 1)]
         assert waits == [29.4, 27.9, 26.4]
     preview = a_state(None, a_deployment())
-    looks = [wait_before_next(suspect_of(after(preview, "-" * n).deployments["v1"]), 0) for n in range(9)]
+    looks = [wait_before_next(target_of(after(preview, "-" * n).deployments["v1"]), 0) for n in range(9)]
     assert [wait.total_seconds() / LATEST for wait in looks] == [30, 30, 30, 30, 60, 120, 240, 240, 240]
     recovering = after(preview, "-" * 9 + "+").deployments["v1"]
-    assert wait_before_next(suspect_of(recovering), 0) == PACE.interval * LATEST
+    assert wait_before_next(target_of(recovering), 0) == POLICY.interval * LATEST
 
 
 def test_a_version_that_waits_too_long_for_its_pod_is_failed() -> None:

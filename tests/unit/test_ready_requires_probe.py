@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.domain.health_policy import LATEST, judge, wait_before_next
+from services.domain.health_policy import LATEST, ProbeResult, apply_probe, wait_before_next
 from services.domain.registration_policy import UNPROVEN, decide
 from services.domain.state import AgentSnapshot
 from tests.support.factories import (
@@ -19,7 +19,7 @@ from tests.support.factories import (
     moment,
     told,
 )
-from tests.unit.test_health import REFUSED, suspect_of
+from tests.unit.test_health import REFUSED, target_of
 
 
 def announced(state: AgentSnapshot, deployment_id: str = "v1", **fields: Any) -> AgentSnapshot:
@@ -30,7 +30,7 @@ def announced(state: AgentSnapshot, deployment_id: str = "v1", **fields: Any) ->
 
 def answered(state: AgentSnapshot, deployment_id: str = "v1", failure: str | None = None) -> AgentSnapshot:
     """The state after a probe."""
-    return judge(state, suspect_of(state.deployments[deployment_id]), failure)
+    return apply_probe(state, ProbeResult(target_of(state.deployments[deployment_id]), failure))
 
 
 def test_the_first_answer_makes_it_ready_and_decides_about_its_promotion() -> None:
@@ -92,6 +92,6 @@ def test_what_waits_for_its_first_answer_is_asked_soon_then_more_patiently() -> 
     state = announced(a_state(an_agent(event_seq=0)))
     waits = []
     for _ in range(8):
-        waits.append(wait_before_next(suspect_of(state.deployments["v1"]), 0).total_seconds() / LATEST)
+        waits.append(wait_before_next(target_of(state.deployments["v1"]), 0).total_seconds() / LATEST)
         state = answered(state, failure=REFUSED)
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.domain.health_policy import ProbeTarget, changes_nothing
+from services.domain.health_policy import ProbeResult, ProbeTarget, changes_nothing
 from services.domain.state import AgentSnapshot, DeploymentState
 from services.health.prober import Prober
 from services.health.probes import expire_pending, give_verdict
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class Judge:
+class HealthChecker:
     """Gives verdicts; one that cannot be given now is given after the next look, so nothing is raised."""
 
     def __init__(self, sessions: Sessions, prober: Prober, verdicts: Verdicts) -> None:
@@ -33,15 +33,15 @@ class Judge:
         self._prober = prober
         self._connections = asyncio.Semaphore(ALONE_AT_ONCE)
 
-    async def look_at(self, suspect: ProbeTarget) -> None:
+    async def check(self, target: ProbeTarget) -> None:
         """Ask it, and let what it answers have its effect."""
-        failure = await self._prober.ask(suspect.url, suspect.agent_id, suspect.pace.timeout)
+        failure = await self._prober.ask(target.url, target.agent_id, target.policy.timeout)
         try:
-            failed = await self._judge(suspect, failure)
-            if failed and suspect.is_production and suspect.on_failure == "rollback":
-                await self._flee(suspect)
+            failed = await self._apply(ProbeResult(target, failure))
+            if failed and target.is_production and target.on_failure == "rollback":
+                await self._roll_back(target)
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing was changed
-            _lost(suspect.id, error)
+            _lost(target.id, error)
 
     async def expire(self, agent_id: UUID, deployment_id: str, deadline: timedelta) -> bool:
         """Set Failed what has been Pending for too long; whether that could be decided."""
@@ -53,16 +53,17 @@ class Judge:
             return False
         return True
 
-    async def _judge(self, suspect: ProbeTarget, failure: str | None) -> bool:
+    async def _apply(self, result: ProbeResult) -> bool:
         """Whether the deployment has just failed once more and counts as Failed."""
-        status = suspect.status
-        if not changes_nothing(suspect, failure):
-            after = await self._verdicts.give(suspect, failure)
+        target = result.target
+        status = target.status
+        if not changes_nothing(result):
+            after = await self._verdicts.give(result)
             if after is None:
-                after = await self._do(lambda session: give_verdict(session, suspect, failure))
-            deployment = self._told(after, suspect.id)
+                after = await self._do(lambda session: give_verdict(session, result))
+            deployment = self._told(after, target.id)
             status = deployment.status if deployment is not None else "Pending"
-        return failure is not None and status == "Failed"
+        return result.failure is not None and status == "Failed"
 
     def _told(self, after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
         """The deployment after a verdict, which is told of if it changed the status."""
@@ -71,26 +72,26 @@ class Judge:
             _tell(after, deployment)
         return deployment
 
-    async def _flee(self, suspect: ProbeTarget) -> None:
+    async def _roll_back(self, target: ProbeTarget) -> None:
         """Go back to the newest version that answers; if none does, it is tried again after the next probe."""
-        agent_id, failed_id = suspect.agent_id, suspect.id
-        targets = await self._do(lambda session: rollback_candidates(session, agent_id, failed_id))
-        if not targets:
+        agent_id, failed_id = target.agent_id, target.id
+        candidates = await self._do(lambda session: rollback_candidates(session, agent_id, failed_id))
+        if not candidates:
             return
-        asked = (self._prober.ask(each.url, agent_id, suspect.pace.timeout) for each in targets)
+        asked = (self._prober.ask(each.url, agent_id, target.policy.timeout) for each in candidates)
         failures = await asyncio.gather(*asked)
-        target = next((each for each, why in zip(targets, failures, strict=True) if why is None), None)
-        if target is None:
+        candidate = next((each for each, why in zip(candidates, failures, strict=True) if why is None), None)
+        if candidate is None:
             log.error("Nothing that served before answers.", action="janitor.no_refuge", deployment=failed_id)
             return
-        state = await self._do(lambda session: roll_back_failed(session, agent_id, failed_id, target))
+        state = await self._do(lambda session: roll_back_failed(session, agent_id, failed_id, candidate))
         if state.events:
             log.warning(
                 "Production had failed; what served before serves again, and automatic promotion is paused.",
                 action="janitor.rolled_back",
                 agent=state.agent.name,
                 failed=failed_id,
-                deployment=target.deployment_id,
+                deployment=candidate.deployment_id,
                 generation=state.agent.generation,
             )
 

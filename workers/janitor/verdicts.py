@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from services.domain.health_policy import ProbeTarget
+from services.domain.health_policy import ProbeResult
 from services.domain.state import AgentSnapshot
 from services.errors import Unavailable
 from services.health.probes import give_verdicts
@@ -17,17 +17,17 @@ class Verdicts:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._waiting: list[tuple[ProbeTarget, str | None, asyncio.Future[AgentSnapshot | None]]] = []
+        self._waiting: list[tuple[ProbeResult, asyncio.Future[AgentSnapshot | None]]] = []
         self._news = asyncio.Event()
 
-    async def give(self, suspect: ProbeTarget, failure: str | None) -> AgentSnapshot | None:
+    async def give(self, result: ProbeResult) -> AgentSnapshot | None:
         """The agent after this probe, once that is committed; None if it has to be decided alone.
 
         That is so where somebody else holds the agent, and where a batch was refused as a whole. Raises
         `Unavailable` while the database is away.
         """
         given: asyncio.Future[AgentSnapshot | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((suspect, failure, given))
+        self._waiting.append((result, given))
         self._news.set()
         return await given
 
@@ -38,9 +38,9 @@ class Verdicts:
             self._news.clear()
             while self._waiting:
                 batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
-                looks = [(suspect, failure) for suspect, failure, _ in batch]
-                result = await self._decided(looks)
-                for (_, _, given), state in zip(batch, result, strict=True):
+                results = [result for result, _ in batch]
+                states = await self._decided(results)
+                for (_, given), state in zip(batch, states, strict=True):
                     if given.done():
                         continue
                     if isinstance(state, Unavailable):
@@ -48,12 +48,10 @@ class Verdicts:
                     else:
                         given.set_result(state)
 
-    async def _decided(
-        self, looks: list[tuple[ProbeTarget, str | None]]
-    ) -> Sequence[AgentSnapshot | Unavailable | None]:
+    async def _decided(self, results: list[ProbeResult]) -> Sequence[AgentSnapshot | Unavailable | None]:
         try:
-            return await in_transaction(self._sessions, lambda session: give_verdicts(session, looks))
+            return await in_transaction(self._sessions, lambda session: give_verdicts(session, results))
         except Unavailable as error:
-            return [error] * len(looks)
+            return [error] * len(results)
         except Exception:  # noqa: BLE001 - whatever it was, each alone will show whose fault it is
-            return [None] * len(looks)
+            return [None] * len(results)

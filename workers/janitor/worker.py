@@ -11,7 +11,7 @@ from services.health.prober import open_prober
 from services.health.probes import claim, overdue
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
-from workers.janitor.health_checks import ALONE_AT_ONCE, Judge
+from workers.janitor.health_checks import ALONE_AT_ONCE, HealthChecker
 from workers.janitor.verdicts import Verdicts
 from workers.outage import Outage
 from workers.retry import ended, pause
@@ -39,12 +39,12 @@ class Janitor:
         """Work until `stop` is set; survives the loss of the database. What is being asked then is asked again."""
         async with open_prober(self._settings, concurrency=self._settings.probe_concurrency) as prober:
             verdicts = Verdicts(self._sessions)
-            judge = Judge(self._sessions, prober, verdicts)
+            checker = HealthChecker(self._sessions, prober, verdicts)
             giving = asyncio.create_task(verdicts.run(), name="verdicts")
             try:
                 await asyncio.gather(
-                    self._repeat(stop, lambda: self._look_at_due(stop, judge)),
-                    self._repeat(stop, lambda: self._expire_overdue(judge)),
+                    self._repeat(stop, lambda: self._check_due(stop, checker)),
+                    self._repeat(stop, lambda: self._expire_overdue(checker)),
                 )
             finally:
                 await self._let_go()
@@ -65,24 +65,24 @@ class Janitor:
                 jitter = random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
                 await pause(stop, self._settings.janitor_poll.total_seconds() * jitter)
 
-    async def _look_at_due(self, stop: asyncio.Event, judge: Judge) -> bool:
+    async def _check_due(self, stop: asyncio.Event, checker: HealthChecker) -> bool:
         """Begin to look at those that are due; whether there may be more of them."""
         free = self._settings.probe_concurrency - len(self._looks)
         if free <= self._settings.probe_concurrency * BUSY_SHARE:
             await pause(stop, BUSY_SECONDS)
             return True
-        suspects = await in_transaction(self._sessions, lambda session: claim(session, self._settings, free))
-        for suspect in suspects:
-            look = asyncio.create_task(judge.look_at(suspect), name=f"look at {suspect.id}")
+        targets = await in_transaction(self._sessions, lambda session: claim(session, self._settings, free))
+        for target in targets:
+            look = asyncio.create_task(checker.check(target), name=f"check {target.id}")
             self._looks.add(look)
             look.add_done_callback(self._looks.discard)
-        return len(suspects) == free
+        return len(targets) == free
 
-    async def _expire_overdue(self, judge: Judge) -> bool:
+    async def _expire_overdue(self, checker: HealthChecker) -> bool:
         """Set Failed what has been Pending for too long; whether there may be more of it."""
         deadline = self._settings.pending_deadline
         late = await in_transaction(self._sessions, lambda session: overdue(session, deadline, OVERDUE_AT_ONCE))
-        given = [await judge.expire(agent_id, deployment_id, deadline) for agent_id, deployment_id in late]
+        given = [await checker.expire(agent_id, deployment_id, deadline) for agent_id, deployment_id in late]
         return len(late) == OVERDUE_AT_ONCE and any(given)
 
     async def _let_go(self) -> None:

@@ -97,7 +97,7 @@ async def test_creating_a_deployment_fills_in_an_image_that_nobody_named(world: 
 
 
 async def test_a_deployment_s_id_cannot_be_taken_twice(world: World) -> None:
-    """Rules 5 and 7: creating is refused as registering is: of others 409, deleted 410, a deleted agent 410."""
+    """G5 and G7: creating is refused as registering is: of others 409, deleted 410, a deleted agent 410."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     await world.arrive("mail-bot", deployment_id="mail-1")
     await world.delete("v2")
@@ -131,7 +131,7 @@ async def test_deleting_an_agent_ends_everything_at_once(world: World) -> None:
 
 
 async def test_deleting_a_legacy_agent_is_announced_by_its_deletion(world: World) -> None:
-    """Rules 14 and 16: only the legacy address went, so `agent.deleted` carries the generation."""
+    """G14 and G16: only the legacy address went, so `agent.deleted` carries the generation."""
     await world.arrive(acp_url="http://legacy")
     await world.delete_agent()
     assert await world.told() == ["agent.registered", "agent.deleted"]

@@ -134,7 +134,7 @@ async def test_if_match_lets_one_of_two_change_what_both_looked_at(world: World)
 
 
 async def test_nothing_of_a_deleted_agent_can_be_promoted(world: World) -> None:
-    """Rules 7 and 16: 410 for its own deployments, 404 for others', and an unknown agent is 404."""
+    """G7 and G16: 410 for its own deployments, 404 for others', and an unknown agent is 404."""
     await two_versions(world)
     await world.delete_agent()
     with pytest.raises(AgentDeletedError):

@@ -72,7 +72,7 @@ async def test_a_deleted_deployment_stays_deleted(world: World) -> None:
 
 
 async def test_a_deleted_agent_s_deployment_is_gone_for_its_name_and_taken_for_others(world: World) -> None:
-    """Rules 7 and 16: its name finds the old id deleted (410), any other name finds it taken (409)."""
+    """G7 and G16: its name finds the old id deleted (410), any other name finds it taken (409)."""
     await two_agents(world)
     await world.delete_agent()
     assert await refused(world, incoming(deployment_id="v1")) == "deployment-deleted"

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from services.domain.health_policy import ProbeTarget
+from services.domain.health_policy import ProbeResult, ProbeTarget
 from services.health.probes import claim, give_verdict, give_verdicts
 from services.registration.batch import register_batch
 from services.settings import Settings
@@ -51,12 +51,12 @@ async def test_verdicts_together_are_as_verdicts_alone(world: World) -> None:
     """Of several agents, and several of one agent: the same states, and the events of each in its order."""
     for name in ("one", "two", "alone"):
         await world.two_versions(name)
-    suspects = sorted(await claimed(world), key=lambda each: each.id)
-    looks = [(each, REFUSED) for each in suspects if not each.id.startswith("alone")]
-    given = await world.do(lambda session: give_verdicts(session, looks))
-    for suspect in suspects:
-        if suspect.id.startswith("alone"):
-            await world.do(lambda session, suspect=suspect: give_verdict(session, suspect, REFUSED))  # type: ignore[misc]
+    targets = sorted(await claimed(world), key=lambda each: each.id)
+    results = [ProbeResult(each, REFUSED) for each in targets if not each.id.startswith("alone")]
+    given = await world.do(lambda session: give_verdicts(session, results))
+    for target in targets:
+        if target.id.startswith("alone"):
+            await world.do(lambda session, target=target: give_verdict(session, ProbeResult(target, REFUSED)))  # type: ignore[misc]
     expected = await world.told("alone")
     assert expected[-2:] == ["deployment.failed", "deployment.failed"]
     for name in ("one", "two"):
@@ -69,10 +69,10 @@ async def test_verdicts_wait_for_nobody(world: World) -> None:
     """An agent that somebody else holds is left to be decided alone; the others are decided."""
     for name in ("busy", "free"):
         await world.register(incoming(name, deployment_id=name))
-    looks = [(each, REFUSED) for each in sorted(await claimed(world), key=lambda each: each.id)]
+    results = [ProbeResult(each, REFUSED) for each in sorted(await claimed(world), key=lambda each: each.id)]
     async with world.uncommitted() as session:
         await session.execute(_LOCK)
-        given = await world.do(lambda session: give_verdicts(session, looks))
+        given = await world.do(lambda session: give_verdicts(session, results))
     assert [state is None for state in given] == [True, False]
     assert ((await world.agent("busy")).status, (await world.agent("free")).status) == ("Ready", "Failed")
 
@@ -82,7 +82,7 @@ async def test_of_two_first_answers_in_one_batch_one_goes_to_production(world: W
     messages = [incoming(deployment_id=name) for name in ("v1", "v2")]
     await world.do(lambda session: register_batch(session, messages, requires_probe=True))
     assert await world.production() is None
-    looks = [(each, None) for each in sorted(await claimed(world), key=lambda each: each.id)]
-    await world.do(lambda session: give_verdicts(session, looks))
+    results = [ProbeResult(each, None) for each in sorted(await claimed(world), key=lambda each: each.id)]
+    await world.do(lambda session: give_verdicts(session, results))
     assert await world.causes() == [("first", "v1")]
     assert (await world.deployment("v2")).status == "Ready"

@@ -1,4 +1,4 @@
-"""What the rules make of announcements: rules 3 to 9, 12 and 15 of the design, one message at a time."""
+"""What the rules make of announcements: G3 to G9, G12 and G15, one message at a time."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -17,7 +17,7 @@ class Announcing(Tables):
         return ", ".join([self._feed(message, now) for message in messages])
 
     def refuse_as_other(self, life: Life, stored: Version, image: str | None) -> None:
-        """Rules 5, 7 and 6: raises if the agent cannot have this deployment with this image."""
+        """G5, G7 and G6: raises if the agent cannot have this deployment with this image."""
         if stored.owner != life.label:
             same_name = self.lives[stored.owner].name == life.name
             raise Refused("DeploymentDeletedError" if same_name else "DeploymentOfAnotherAgent")
@@ -27,7 +27,7 @@ class Announcing(Tables):
             raise Refused("ImageConflict")
 
     def _feed(self, message: Message, now: Moment) -> str:
-        """Rules 3 and 4: decided once, dated once. What is refused is parked if it came from the queue."""
+        """G3 and G4: decided once, dated once. What is refused is parked if it came from the queue."""
         if message.id in self.inbox:
             return "Duplicate"
         at = now if message.published is None or message.published > now + TOLERANCE else message.published
@@ -87,7 +87,7 @@ class Announcing(Tables):
         return "Shadowed" if production is not None and not takes_over else "Registered"
 
     def _deployment(self, life: Life, message: Message, name: str, pair: tuple[Moment, UUID], now: Moment) -> str:
-        """Rules 4 to 9 and 15."""
+        """G4 to G9 and G15."""
         version = self.versions.get(name)
         if version is not None:
             self.refuse_as_other(life, version, message.image)

@@ -1,6 +1,6 @@
 """The rules as a sequential program: announcements, promotes, rollbacks and deletions, one at a time.
 
-Written from section 4 of the design; it shares no line with the code that it judges.
+Written from docs/guarantees.md; it shares no line with the code that it judges.
 """
 
 from tests.support.reference_model.announcing import Announcing
