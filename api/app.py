@@ -1,4 +1,4 @@
-"""The Litestar application, and the server that runs it until the process is told to stop."""
+"""The Litestar application, and the uvicorn server that runs it until SIGTERM or SIGINT."""
 
 import asyncio
 import contextlib
@@ -16,29 +16,28 @@ from litestar.di import Provide
 from prometheus_client import CollectorRegistry
 
 from api.auth import check_bind, check_caller
-from api.events import routes as events
-from api.gateway import agent_cards as cards
-from api.gateway import routes as rpc
+from api.events import routes as event_routes
+from api.gateway import agent_cards
+from api.gateway import routes as rpc_routes
 from api.gateway.fast_path import FastPath
-from api.gateway.forward import AnswerBroke
-from api.http.limits import BoundedHttp
-from api.http.metrics import Measured, metrics_route
+from api.gateway.forward import UpstreamResponseBroken
+from api.http.limits import LimitedHttpProtocol
+from api.http.metrics import MeasuredApp, metrics_route
 from api.http.problems import EXCEPTION_HANDLERS
 from api.resources import open_resources, provide_resources
-from api.routes import agents, asyncapi, deployments, health, lookup, parked, registration, registrations, rollback
-from api.routes import documents as openapi
+from api.routes import agents, deployments, documents, health, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
-# Idle connections of callers; those towards agents are the gateway's own.
+# For idle connections of callers; those to agents have their own limit in api.gateway.upstream.
 KEEP_ALIVE_SECONDS = 5
-MOST_DESCRIPTORS = 65_536
+MAX_DESCRIPTORS = 65_536
 
 log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings) -> Litestar:
-    """The application; it connects to nothing before it is asked. Raises `StartRefused`."""
+    """The application. It connects to nothing before the first request. Raises `StartRefused`."""
     check_bind(settings)
     registry = CollectorRegistry()
 
@@ -49,20 +48,20 @@ def create_app(settings: Settings) -> Litestar:
             yield
 
     app = Litestar(
+        # OpenAPI lists the routes in this order.
         route_handlers=[
-            *registration.ROUTES,
+            *registrations.REGISTER_ROUTES,
             *agents.ROUTES,
             *rollback.ROUTES,
             *deployments.ROUTES,
             *registrations.ROUTES,
             *parked.ROUTES,
-            *events.ROUTES,
-            *lookup.ROUTES,
-            *rpc.ROUTES,
-            *cards.ROUTES,
+            *event_routes.ROUTES,
+            *deployments.LOOKUP_ROUTES,
+            *rpc_routes.ROUTES,
+            *agent_cards.ROUTES,
             *health.ROUTES,
-            *openapi.ROUTES,
-            *asyncapi.ROUTES,
+            *documents.ROUTES,
             metrics_route(registry),
         ],
         dependencies={"resources": Provide(provide_resources, sync_to_thread=False)},
@@ -70,29 +69,29 @@ def create_app(settings: Settings) -> Litestar:
         guards=[check_caller],
         lifespan=[lifespan],
         logging_config=None,
-        openapi_config=openapi.openapi_config(),
+        openapi_config=documents.openapi_config(),
         request_max_body_size=REGISTRATION_MAX_BYTES,
     )
-    # Outside of routing, so that requests that no route takes are counted too.
-    app.asgi_handler = Measured(FastPath(app), registry)
+    # Around routing, so that requests without a route are counted too.
+    app.asgi_handler = MeasuredApp(FastPath(app), registry)
     return app
 
 
 class ApiServer(uvicorn.Server):
-    """A server that leaves signals to the program around it: call `stop` to end it in order."""
+    """A server that leaves signals to the surrounding program: call `stop` for a graceful shutdown."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Take no signals."""
+        """Install no signal handlers."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
+        """Listen, and log the addresses."""
         await super().startup(sockets)
         log.info("The API listens.", action="api.listening", addresses=self.addresses)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams of events, which have no end of their own; then everything else, as it comes to its end."""
+        """End the event streams, which would otherwise stay open; then wait for all other requests."""
         app = self.config.app
         assert isinstance(app, Litestar)
         provide_resources(app.state).events.end()
@@ -100,42 +99,43 @@ class ApiServer(uvicorn.Server):
 
     @property
     def addresses(self) -> list[str]:
-        """`host:port` of every socket, with the port that a 0 in the settings became."""
+        """`host:port` of every socket, with the actual port where the settings say 0."""
         names = [each.getsockname() for server in self.servers for each in server.sockets]
         return [f"{host}:{port}" for host, port, *_ in names]
 
     def stop(self) -> None:
-        """Finish what runs, within the drain time; a second time: at once."""
+        """Stop after the requests in flight or the drain timeout; a second call stops at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
-class _ToldAlready(logging.Filter):
-    """Drops uvicorn's traceback of an agent's broken answer: the gateway has logged it, and to raise is its way out."""
+class _BrokenUpstreamFilter(logging.Filter):
+    """Drops uvicorn's traceback of `UpstreamResponseBroken`, which the gateway has already logged."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, AnswerBroke)
+        return not isinstance(error, UpstreamResponseBroken)
 
 
-_TOLD_ALREADY = _ToldAlready()
+# One object, since a logger ignores a filter that it already has.
+_BROKEN_UPSTREAM_FILTER = _BrokenUpstreamFilter()
 
 
 def make_server(settings: Settings) -> ApiServer:
     """A server to run inside an asyncio program: `await server.serve()`. Raises `StartRefused`."""
     app = create_app(settings)
-    logging.getLogger("uvicorn.error").addFilter(_TOLD_ALREADY)
+    logging.getLogger("uvicorn.error").addFilter(_BROKEN_UPSTREAM_FILTER)
     return ApiServer(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=BoundedHttp,
+            http=LimitedHttpProtocol,
             lifespan="on",
             ws="none",
             access_log=False,
             log_config=None,
-            # An agent's answer carries its own.
+            # The agent's answer contains its own.
             server_header=False,
             date_header=False,
             proxy_headers=False,
@@ -146,17 +146,17 @@ def make_server(settings: Settings) -> ApiServer:
 
 
 def allow_many_connections() -> None:
-    """Take as many descriptors as this process may: a stream needs two, and the usual soft limit is 1,024."""
+    """Raise the limit of file descriptors: a forwarded stream needs two, and the usual soft limit is 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def serve(settings: Settings) -> None:
-    """Run the API until SIGTERM or SIGINT, then finish what runs. Raises `StartRefused`.
+    """Run the API until SIGTERM or SIGINT, then shut down gracefully. Raises `StartRefused`.
 
-    The event loop is the caller's choice; uvloop's is the fast one.
+    The caller chooses the event loop; uvloop's is faster.
     """
     allow_many_connections()
     server = make_server(settings)

@@ -1,6 +1,7 @@
-"""The application for whichever ASGI server: `granian --interface asgi --factory api.asgi:application`.
+"""The application for other ASGI servers: `granian --interface asgi --factory api.asgi:application`.
 
-`podium api` needs none of this. Another server has its own limits of headers and connections, and its own way to stop.
+`podium api` does not use this module. Other servers have their own limits of headers and connections, and shut down
+differently.
 """
 
 from litestar import Litestar
@@ -10,5 +11,5 @@ from services.settings import Settings
 
 
 def application() -> Litestar:
-    """The application with the settings of the environment. Raises `StartRefused`."""
+    """The application, configured from the environment. Raises `StartRefused`."""
     return create_app(Settings())

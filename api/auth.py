@@ -1,4 +1,4 @@
-"""Who may ask: the one place that decides it, until keys have scopes."""
+"""Authentication: checks of the settings at startup, and the guard that checks the key of every request."""
 
 from functools import lru_cache
 from ipaddress import ip_address
@@ -29,7 +29,7 @@ class StartRefused(Exception):
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuse to serve others without a key, or to hand out agents' keys that other processes do not know.
+    """Check that the API has a secret key, and an API key if other machines can reach it.
 
     Raises `StartRefused` with a sentence that names the variable to set.
     """
@@ -46,9 +46,9 @@ def check_bind(settings: Settings) -> None:
 
 
 async def check_caller(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Let nobody past who may not ask: a guard of the whole application.
+    """Check the caller's key: the guard of the whole application.
 
-    Raises `Unauthorized`; `Forbidden` where no key is set and a web page of somewhere else may be asking.
+    Raises `Unauthorized`, and `Forbidden` if no API key is set and the request may come from a web page elsewhere.
     """
     resources = provide_resources(connection.app.state)
     expected = resources.settings.api_key.get_secret_value()
@@ -76,7 +76,7 @@ def _api_keys(connection: Connection) -> list[str]:
 
 
 async def _is_key_of_named_agent(connection: Connection, resources: Resources, given: str) -> bool:
-    """Whether this is the own key of the living agent that the body speaks for."""
+    """Whether this is the key of the living agent that the body names."""
     if not given.startswith(AGENT_KEY_PREFIX) or not isinstance(connection, Request):
         return False
     try:
@@ -89,7 +89,10 @@ async def _is_key_of_named_agent(connection: Connection, resources: Resources, g
 
 
 def _check_local(connection: Connection) -> None:
-    """A page on another origin can reach a loopback address by name (DNS rebinding) or post to it blindly."""
+    """Raise `Forbidden` unless Host and Origin are this machine.
+
+    A web page elsewhere can reach a loopback address through a name (DNS rebinding), or post to it blindly.
+    """
     hosts = _header_values(connection, b"host")
     if len(hosts) != 1 or not _is_loopback(f"//{hosts[0]}"):
         raise Forbidden
@@ -108,5 +111,5 @@ def _is_loopback(url: str) -> bool:
 
 
 def _header_values(connection: Connection, name: bytes) -> list[str]:
-    """Every value of a header, bytes that are no UTF-8 included."""
+    """All values of a header, including those that are not UTF-8."""
     return [value.decode("utf-8", "surrogateescape") for key, value in connection.scope["headers"] if key == name]

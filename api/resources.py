@@ -1,4 +1,4 @@
-"""What one API process holds open, and hands to its handlers."""
+"""The resources of one API process, injected into its route handlers."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -8,7 +8,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry
 
-from api.events.fanout import FanOut
+from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
@@ -22,9 +22,9 @@ AUTHENTICATED = "api-key"
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Open from start to stop of the process. `reads` commits each statement by itself, without a transaction around.
+    """Open from start to stop of the process. `reads` runs each statement in autocommit mode.
 
-    A commit of `sessions` that wrote events wakes the relay.
+    A commit in `sessions` that wrote events wakes the relay.
     """
 
     settings: Settings
@@ -36,13 +36,13 @@ class Resources:
 
     @property
     def actor(self) -> str:
-        """Who every caller is, until keys have owners."""
+        """The actor in the ledger: the same for all callers."""
         return AUTHENTICATED if self.settings.api_key.get_secret_value() else UNAUTHENTICATED
 
 
 @asynccontextmanager
 async def open_resources(settings: Settings, registry: CollectorRegistry) -> AsyncGenerator[Resources, None]:
-    """The resources, closed afterwards; nothing connects before the first request."""
+    """The resources, closed on exit. They connect to nothing before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     timeout = settings.database_timeout
@@ -51,7 +51,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
         async with (
             OutboxNotifier(engine) as notifier,
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
-            FanOut(events_engine) as events,
+            open_fan_out(events_engine) as events,
             open_prober(settings, (settings.host, settings.port)) as prober,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
@@ -61,11 +61,11 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
 
 
 def provide_resources(state: State) -> Resources:
-    """The resources of this process, for handlers that ask for `resources`."""
+    """The resources of this process, for handlers with a `resources` parameter."""
     resources = state.resources
     assert isinstance(resources, Resources)
     return resources
 
 
-# What a handler's parameter `resources` is annotated with.
+# The annotation of a handler's `resources` parameter.
 Injected = NamedDependency[Resources]

@@ -1,4 +1,4 @@
-"""Live events over HTTP: those of one agent, or all of them, each stream resumable where it broke off."""
+"""The routes of event streams: events of one agent or of all agents, resumable from a cursor."""
 
 from typing import Annotated
 from uuid import UUID
@@ -18,25 +18,25 @@ from services.events.log import EventsRemoved, Position, origin, parse_cursor, r
 from services.storage.database import in_transaction
 
 LAST_EVENT_ID = "Last-Event-ID"
-# As a cursor: everything that is still there.
+# The cursor before the oldest stored event.
 OLDEST = "oldest"
 KNOWN_TYPES = tuple(EVENT_TYPES.values())
 
 LastEventId = Annotated[
-    str | None, HeaderParameter(name=LAST_EVENT_ID, description="The cursor, as clients send it when they come back.")
+    str | None, HeaderParameter(name=LAST_EVENT_ID, description="The cursor that a client sends when it reconnects.")
 ]
 Since = Annotated[
     str | None,
     QueryParameter(
-        description=f"The cursor where there is no {LAST_EVENT_ID}: the `id` of an event, or '{OLDEST}'. "
-        "None of both: from now on."
+        description=f"The cursor if {LAST_EVENT_ID} is not sent: the `id` of an event, or '{OLDEST}'. "
+        "Without either, the stream starts with the next event."
     ),
 ]
 Types = Annotated[
     list[str] | None,
     QueryParameter(name="type", description=f"Only events of this type; may be repeated. {', '.join(KNOWN_TYPES)}."),
 ]
-Follow = Annotated[bool, QueryParameter(description="false: end with what there is now.")]
+Follow = Annotated[bool, QueryParameter(description="false: end after the events that exist now.")]
 
 RESPONSES = {
     200: ResponseSpec(
@@ -57,9 +57,12 @@ async def follow_events(
     types: Types = None,
     follow: Follow = True,
 ) -> ASGIApp:
-    """All events; `x-podium-cursor` of the list of agents is a cursor too. Committed is enough to be seen here."""
+    """The events of all agents. `x-podium-cursor` of the list of agents is also a cursor.
+
+    An event appears as soon as it is committed, before the broker has it.
+    """
     start, now = await _start(resources, None, last_event_id, since)
-    return EventStream(resources, Subscription(None, start, now, _wanted(types), follow))
+    return EventStream(resources, Subscription(None, start, now, _known(types), follow))
 
 
 @get("/agents/{agent_id:str}/events", responses={**RESPONSES, **documented(404, 410)})
@@ -72,40 +75,43 @@ async def follow_events_of_agent(
     types: Types = None,
     follow: Follow = True,
 ) -> ASGIApp:
-    """The events of one agent, deleted or not; cursors are sequences. Committed is enough to be seen here."""
+    """The events of one agent, deleted or not; cursors are sequences.
+
+    An event appears as soon as it is committed, before the broker has it.
+    """
     wanted = agent_uuid(agent_id)
     start, now = await _start(resources, wanted, last_event_id, since)
-    return EventStream(resources, Subscription(wanted, start, now, _wanted(types), follow))
+    return EventStream(resources, Subscription(wanted, start, now, _known(types), follow))
 
 
 async def _start(
     resources: Resources, agent_id: UUID | None, last_event_id: str | None, since: str | None
 ) -> tuple[Position, Position]:
-    """Where the stream starts, and where the events stand now.
+    """The position where the stream starts, and the position of the newest event.
 
-    Raises `AgentNotFound`, `EventsRemoved`, and `InvalidRequest` for what is no cursor of these events.
+    Raises `AgentNotFound`, `EventsRemoved`, and `InvalidRequest` for an invalid cursor.
     """
-    # An empty Last-Event-ID is how some clients say that they have none.
+    # Some clients send an empty Last-Event-ID if they have none.
     cursor, field = (last_event_id, LAST_EVENT_ID) if last_event_id else (since, "since")
     named = None if cursor in {None, OLDEST} else _position(cursor, agent_id, field)
-    there = await in_transaction(
+    found = await in_transaction(
         resources.reads, lambda session: read_events(session, agent_id, origin(agent_id), limit=0)
     )
     if named is None:
-        return (there.now if cursor is None else there.removed), there.now
-    if named > there.now:
+        return (found.now if cursor is None else found.removed), found.now
+    if named > found.now:
         message = (
-            f"{field} lies ahead of all events, so that it is from elsewhere or from before a restore: read what is "
-            "there anew, then follow from its cursor."
+            f"{field} is after the newest event: it comes from another installation or from before a restore. "
+            "Read the agents again, then follow from the cursor of that answer."
         )
         raise InvalidRequest(message, field=field)
-    if named < there.removed:
+    if named < found.removed:
         raise EventsRemoved
-    return named, there.now
+    return named, found.now
 
 
-def _wanted(types: list[str] | None) -> frozenset[str]:
-    """The types that a client wants: all of them if it names none. Raises `InvalidRequest`."""
+def _known(types: list[str] | None) -> frozenset[str]:
+    """The requested event types, all types by default. Raises `InvalidRequest` for an unknown one."""
     wanted = frozenset(types or KNOWN_TYPES)
     if not wanted <= set(KNOWN_TYPES):
         raise InvalidRequest(f"type must be one of {', '.join(KNOWN_TYPES)}.", field="type")

@@ -1,4 +1,4 @@
-"""One client's stream of events: Server-Sent Events for as long as it stays, from the cursor that it names.
+"""One client's stream of Server-Sent Events, from its cursor until it disconnects.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -13,6 +13,7 @@ from litestar.types import Receive, Scope, Send
 
 from api.events.fanout import RETRY
 from api.events.topics import Step, Topic, frame
+from api.http.request_body import until_disconnect
 from api.resources import Resources
 from services.errors import Unavailable
 from services.events.log import EventsRemoved, Position, cursor_of, read_events
@@ -20,12 +21,12 @@ from services.storage.database import in_transaction
 
 MEDIA_TYPE = "text/event-stream"
 RECONNECT_MILLISECONDS = 1000
-# Events read or written at a time.
+# Events per read and per write.
 PAGE = 100
 HEADERS = [
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
-    # Proxies must not collect what is to be seen at once.
+    # Proxies such as nginx must not buffer events.
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -34,7 +35,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a client wants: whose events, behind which position, of which types. No agent stands for all."""
+    """Which events a client wants: of which agent (None: of all), after which position, of which types.
+
+    `now` is the position of the newest event at the start; without `follow` the stream ends there.
+    """
 
     agent_id: UUID | None
     start: Position
@@ -44,77 +48,78 @@ class Subscription:
 
 
 class EventStream:
-    """The stream: an ASGI application that a route handler returns."""
+    """The stream of one client: an ASGI application that a route handler returns."""
 
-    def __init__(self, resources: Resources, asked: Subscription) -> None:
+    def __init__(self, resources: Resources, subscription: Subscription) -> None:
         self._resources = resources
-        self._asked = asked
-        self._position = asked.start
-        self._told = asked.start
+        self._subscription = subscription
+        self._position = subscription.start
+        self._sent_position = subscription.start
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves, the process stops, or all are sent and no more are wanted."""
+        """Send events until the client disconnects, the process stops, or the subscription is complete."""
         sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_left(receive))
+        disconnect = asyncio.create_task(until_disconnect(receive))
         try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
         finally:
             sending.cancel()
-            leaving.cancel()
-            await asyncio.wait((sending, leaving))
+            disconnect.cancel()
+            await asyncio.wait((sending, disconnect))
         if not sending.cancelled():
             sending.result()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        # The cursor goes out at once: who leaves before the first event can go on from here.
+        # Send the cursor at once: a client that disconnects before the first event can resume from it.
         await _write(send, f"retry: {RECONNECT_MILLISECONDS}\nid: {cursor_of(self._position)}\n\n".encode())
         with (
-            self._resources.events.follow(self._asked.agent_id, self._asked.now) as topic,
-            suppress(EventsRemoved),  # while it was read: the client comes back and is told
+            self._resources.events.follow(self._subscription.agent_id, self._subscription.now) as topic,
+            suppress(EventsRemoved),  # the stream ends; the client reconnects and gets this error as a status
         ):
             await self._follow(topic, send)
         await _write(send, b"", more=False)
 
     async def _follow(self, topic: Topic, send: Send) -> None:
-        """Send what there is and what comes; a sign of life where that is nothing."""
+        """Send existing events, then new ones; send a heartbeat when there are none for the heartbeat interval."""
         loop = asyncio.get_running_loop()
-        silence = self._resources.settings.sse_heartbeat.total_seconds()
-        due = loop.time() + silence
+        interval = self._resources.settings.sse_heartbeat.total_seconds()
+        due = loop.time() + interval
         while not self._is_over():
             changed = topic.changed
-            step = topic.after(self._position, PAGE) or await self._read_behind()
-            content = self._taken(step) if step else b""
+            step = topic.after(self._position, PAGE) or await self._read_from_database()
+            content = self._advance(step) if step else b""
             if not content and loop.time() >= due:
                 content = self._heartbeat()
             if content:
                 await _write(send, content)
-                due = loop.time() + silence
+                due = loop.time() + interval
             elif not (self._is_over() or (step and step.frames)):
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due if step else min(due, loop.time() + RETRY.total_seconds())):
                         await changed.wait()
 
     def _is_over(self) -> bool:
-        return self._resources.events.ended or not (self._asked.follow or self._position < self._asked.now)
+        subscription = self._subscription
+        return self._resources.events.ended or not (subscription.follow or self._position < subscription.now)
 
-    def _taken(self, step: Step) -> bytes:
-        """What this client wants of a step; it stands behind it now."""
-        wanted = [each for each in step.frames if each.type in self._asked.types]
+    def _advance(self, step: Step) -> bytes:
+        """Move to the end of the step; the events of it that the client wants."""
+        wanted = [each for each in step.frames if each.type in self._subscription.types]
         self._position = step.reached
         if wanted:
-            self._told = wanted[-1].position
+            self._sent_position = wanted[-1].position
         return b"".join(each.content for each in wanted)
 
     def _heartbeat(self) -> bytes:
-        """A comment; with the cursor, if that has moved past events that this client does not want."""
-        moved = f"id: {cursor_of(self._position)}\n" if self._told != self._position else ""
-        self._told = self._position
+        """A comment, with the cursor if it has moved past events that the client does not want."""
+        moved = f"id: {cursor_of(self._position)}\n" if self._sent_position != self._position else ""
+        self._sent_position = self._position
         return f": heartbeat\n{moved}\n".encode()
 
-    async def _read_behind(self) -> Step | None:
-        """What the topic no longer keeps; None while the database is away. Raises `EventsRemoved`."""
-        resources, agent_id, position = self._resources, self._asked.agent_id, self._position
+    async def _read_from_database(self) -> Step | None:
+        """Events older than those in the topic; None while the database cannot be reached. Raises `EventsRemoved`."""
+        resources, agent_id, position = self._resources, self._subscription.agent_id, self._position
         try:
             async with resources.events.catching_up:
                 found = await in_transaction(
@@ -123,16 +128,10 @@ class EventStream:
         except Unavailable:
             return None
         if found.removed > position:
-            log.info("A slow stream ends: what it had not read was removed.", action="events.removed")
+            log.info("A slow stream ends: retention removed events that it had not read.", action="events.removed")
             raise EventsRemoved
         return Step([frame(row, agent_id) for row in found.rows], found.reached)
 
 
 async def _write(send: Send, content: bytes, *, more: bool = True) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": more})
-
-
-async def _left(receive: Receive) -> None:
-    """Returns once the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

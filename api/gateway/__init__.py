@@ -1,1 +1,1 @@
-"""RPC: one call in, one call to an agent's pod, its answer back byte for byte."""
+"""The RPC gateway: each call becomes one call to an agent's pod, and the answer returns byte for byte."""

@@ -1,7 +1,12 @@
-"""Agent cards (A2A), beside each RPC route: fetched from the agent, with the gateway's addresses in it."""
+"""Agent cards (A2A 0.3 and 1.0) beside each RPC route: fetched from the agent, with the gateway's addresses in them.
+
+https://a2a-protocol.org/latest/specification/#441-agentcard
+"""
 
 import asyncio
 import re
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -9,14 +14,15 @@ from litestar import Response, get
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
 from multidict import CIMultiDict
+from pydantic_core import from_json, to_json
 
-from api.gateway.card_rewriting import AgentCardInvalid, rewritten
+from api.gateway.gateway import Gateway
 from api.gateway.headers import REQUEST_ID_HEADER, request_headers, route_headers
 from api.gateway.upstream import Call, call_agent
 from api.http.jsonrpc import ForwardingFailure
 from api.http.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
 from api.http.problems import documented
-from api.resources import Injected, Resources
+from api.resources import Injected
 from contracts.fields import check_service_address
 from services.errors import InvalidRequest, PodiumError
 from services.routing.routes import Route, RouteKey
@@ -24,13 +30,16 @@ from services.routing.routes import Route, RouteKey
 # https://a2a-protocol.org/latest/specification/#82-well-known-uri
 CARD_PATH = "/.well-known/agent-card.json"
 CARD_MAX_BYTES = 1024 * 1024
+JSON_RPC = "JSONRPC"
 
-# Of the caller's headers: the protocol's own, and those by which one finds a call again.
-_PASSED = re.compile(rf"a2a-.*|traceparent|tracestate|baggage|{REQUEST_ID_HEADER}", re.IGNORECASE)
+# The caller's headers that reach the agent: those of the protocol, and those that identify a call in logs and traces.
+_FORWARDED = re.compile(rf"a2a-.*|traceparent|tracestate|baggage|{REQUEST_ID_HEADER}", re.IGNORECASE)
 _DOCUMENTED = {
     **documented(404, 410, 502, 504),
     200: ResponseSpec(dict[str, object], description="The agent card", generate_examples=False),
 }
+
+Json = dict[str, Any]
 
 
 class AgentCardMissing(PodiumError):
@@ -47,29 +56,35 @@ class AgentCardTimeout(ForwardingFailure):
     reason = "agent-card-timeout"
 
 
+class AgentCardInvalid(ForwardingFailure):
+    """The agent's card is not valid, or callers of the gateway could not use it."""
+
+    reason = "agent-card-invalid"
+
+
 @get(f"/agents/{{agent_id:str}}{CARD_PATH}", responses=_DOCUMENTED)
 async def card(agent_id: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
-    """The card of what serves the agent now; it names `rpc` beside it as the agent's address."""
+    """The agent card of what serves the agent now. Its address is the agent's `rpc` route."""
     wanted = agent_uuid(agent_id)
-    return await _answer(request, resources, RouteKey(agent_id=wanted), f"/agents/{wanted}")
+    return await _answer(request, resources.gateway, RouteKey(agent_id=wanted), f"/agents/{wanted}")
 
 
 @get(f"/agents/name/{{name:str}}{CARD_PATH}", responses=_DOCUMENTED)
 async def card_by_name(name: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
-    """The card of what serves the living agent of this name now; it names `rpc` beside it as the agent's address."""
+    """The agent card of what serves the living agent of this name now. Its address is the agent's `rpc` route."""
     wanted = agent_name(name)
-    return await _answer(request, resources, RouteKey(name=wanted), f"/agents/name/{wanted}")
+    return await _answer(request, resources.gateway, RouteKey(name=wanted), f"/agents/name/{wanted}")
 
 
 @get(f"/agents/{{agent_id:str}}/deployments/{{deployment_id:str}}{CARD_PATH}", responses=_DOCUMENTED)
 async def preview_card(
     agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected, request: AnyRequest
 ) -> Response[bytes]:
-    """The card of this deployment, in production or not; it names `rpc` beside it as the agent's address."""
+    """The agent card of this deployment, in production or not. Its address is the deployment's `rpc` route."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     return await _answer(
         request,
-        resources,
+        resources.gateway,
         RouteKey(agent_id=wanted, deployment_id=key),
         f"/agents/{wanted}/deployments/{key}",
     )
@@ -78,43 +93,58 @@ async def preview_card(
 ROUTES = [card, card_by_name, preview_card]
 
 
-async def _answer(request: AnyRequest, resources: Resources, wanted: RouteKey, beside: str) -> Response[bytes]:
-    rpc_url = f"{_public_url(request, resources)}{beside}/rpc"
-    route = await resources.gateway.routes.find(wanted)
+def rewritten(card: bytes, *, registered_url: str, rpc_url: str) -> bytes:
+    """The card, with the gateway's `rpc_url` as the address of all its interfaces. Raises `AgentCardInvalid`.
+
+    Only JSON-RPC interfaces stay. If some of them are at the path of `registered_url`, only those stay. Signatures are
+    dropped, since they cover the original card.
+    """
     try:
-        async with asyncio.timeout(resources.settings.card_timeout.total_seconds()):
-            found = await _fetched(request, resources, route)
+        found = from_json(card, allow_inf_nan=False)
+        if not isinstance(found, dict):
+            raise AgentCardInvalid("The agent's card is not a JSON object.")
+        return to_json(_rewritten(found, urlsplit(registered_url).path, rpc_url))
+    except (ValueError, TypeError, LookupError, AttributeError) as exc:
+        raise AgentCardInvalid("The agent's card cannot be read: it is not JSON, or not shaped as a card.") from exc
+
+
+async def _answer(request: AnyRequest, gateway: Gateway, key: RouteKey, base_path: str) -> Response[bytes]:
+    rpc_url = f"{_public_url(request, gateway)}{base_path}/rpc"
+    route = await gateway.routes.find(key)
+    try:
+        async with asyncio.timeout(gateway.settings.card_timeout.total_seconds()):
+            found = await _fetched(request, gateway, route)
     except TimeoutError as exc:
         raise AgentCardTimeout from exc
-    # A promote may change it at any time.
+    # A promote can change the card at any time.
     headers = {"cache-control": "no-cache", **route_headers(route)}
     content = rewritten(found, registered_url=route.rpc_url, rpc_url=rpc_url)
     return Response(content, headers=headers, media_type="application/json")
 
 
-def _public_url(request: AnyRequest, resources: Resources) -> str:
-    """Where callers reach this API: as it was set, else as this caller has. Raises `InvalidRequest`."""
-    if resources.settings.public_url:
-        return resources.settings.public_url.rstrip("/")
+def _public_url(request: AnyRequest, gateway: Gateway) -> str:
+    """The base URL of this API: the configured one, else the one of this request. Raises `InvalidRequest`."""
+    if gateway.settings.public_url:
+        return gateway.settings.public_url.rstrip("/")
     hosts = request.headers.getall("host", [])
     try:
         [host] = hosts
         return check_service_address(f"{request.scope['scheme']}://{host}")
     except ValueError as exc:
-        message = "A card names the address that was called: send one Host header with host and port alone."
+        message = "The card contains the address of this request: send one Host header with only a host and a port."
         raise InvalidRequest(message, field="Host") from exc
 
 
-async def _fetched(request: AnyRequest, resources: Resources, route: Route) -> bytes:
-    """The card as the agent serves it. Raises `AgentCardMissing`, `AgentCardInvalid`, and as any call does."""
+async def _fetched(request: AnyRequest, gateway: Gateway, route: Route) -> bytes:
+    """The card as the agent serves it. Raises `AgentCardMissing`, `AgentCardInvalid`, and the errors of any call."""
     headers: CIMultiDict[str] = CIMultiDict({"accept": "application/json"})
     forwarded, _ = request_headers(request.scope["headers"])
-    headers.extend((key, value) for key, value in forwarded.items() if _passed(key))
+    headers.extend((name, value) for name, value in forwarded.items() if _FORWARDED.fullmatch(name))
     parts = urlsplit(route.acp_url)
     url = f"{parts.scheme}://{parts.netloc}{CARD_PATH}"
     call = Call(method="GET", url=url, query=b"", headers=headers, body=b"")
-    with resources.gateway.breakers.enter(route) as permit:
-        response = await permit.watch(call_agent(resources.gateway.upstream, call, resources.settings))
+    with gateway.breakers.enter(route) as permit:
+        response = await permit.watch(call_agent(gateway.upstream, call, gateway.settings))
         try:
             return await _content(response)
         finally:
@@ -124,8 +154,8 @@ async def _fetched(request: AnyRequest, resources: Resources, route: Route) -> b
 async def _content(response: aiohttp.ClientResponse) -> bytes:
     if response.status in {404, 405}:
         raise AgentCardMissing
-    if response.status != 200:  # noqa: PLR2004 - HTTP: here it is
-        raise AgentCardInvalid(f"The agent answers HTTP {response.status} where its card should be.")
+    if response.status != 200:  # noqa: PLR2004 - the HTTP status OK
+        raise AgentCardInvalid(f"The agent answers HTTP {response.status} at the path of its card.")
     content = bytearray()
     try:
         async for chunk in response.content.iter_any():
@@ -133,9 +163,36 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
             if len(content) > CARD_MAX_BYTES:
                 raise AgentCardInvalid(f"The agent's card is larger than {CARD_MAX_BYTES} bytes.")
     except aiohttp.ClientError as exc:
-        raise AgentCardInvalid("The agent broke its card off.") from exc
+        raise AgentCardInvalid("The agent closed the connection before the end of its card.") from exc
     return bytes(content)
 
 
-def _passed(name: str) -> bool:
-    return _PASSED.fullmatch(name) is not None
+def _rewritten(card: Json, path: str, rpc_url: str) -> Json:
+    """The rewritten card; a card may carry the fields of both 0.3 and 1.0."""
+    main = {"url": card.get("url"), "transport": card.get("preferredTransport", JSON_RPC)}
+    of_0_3 = [main, *(card.get("additionalInterfaces") or [])] if "url" in card else []
+    kept_0_3 = _through_gateway(of_0_3, "transport", path, rpc_url)
+    kept_1_0 = _through_gateway(card.get("supportedInterfaces") or [], "protocolBinding", path, rpc_url)
+    if not kept_0_3 and not kept_1_0:
+        raise AgentCardInvalid("The agent's card has no JSON-RPC interface; the gateway forwards only JSON-RPC.")
+    changed: Json = {"signatures": None, "url": None, "preferredTransport": None, "additionalInterfaces": None}
+    if kept_0_3:
+        changed |= {"url": rpc_url, "preferredTransport": JSON_RPC}
+        if "additionalInterfaces" in card:
+            changed["additionalInterfaces"] = kept_0_3
+    if "supportedInterfaces" in card:
+        changed["supportedInterfaces"] = kept_1_0 or None
+    merged = {**card, **changed}
+    return {name: value for name, value in merged.items() if name not in changed or value is not None}
+
+
+def _through_gateway(interfaces: Iterable[Json], binding: str, path: str, rpc_url: str) -> list[Json]:
+    """The interfaces that the gateway forwards, at the gateway's address, without duplicates."""
+    json_rpc = [each for each in interfaces if each.get(binding) == JSON_RPC]
+    at_path = [each for each in json_rpc if urlsplit(each["url"]).path.rstrip("/") == path.rstrip("/")]
+    kept: list[Json] = []
+    for each in at_path or json_rpc:
+        moved = {**each, "url": rpc_url}
+        if moved not in kept:
+            kept.append(moved)
+    return kept

@@ -1,4 +1,4 @@
-"""One agent's trouble is its own: a breaker, and a cap on calls under way, for each deployment in each process."""
+"""Isolation between agents: per process, each deployment has a circuit breaker and a limit on calls in flight."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from services.errors import Unavailable
 from services.routing.routes import Route
 from services.settings import Settings
 
-# Only those that have failed are remembered while nobody calls them; a few hundred bytes each.
+# Deployments without calls in flight are remembered only after failures; each takes a few hundred bytes.
 REMEMBERED = 10_000
 
 log = structlog.get_logger(__name__)
@@ -26,13 +26,13 @@ Key = tuple[UUID, str | None]
 
 
 class BreakerOpen(Unavailable):
-    """The agent could not be reached several times in a row: it is left alone for a moment, then tried again."""
+    """Several calls in a row could not reach the agent: it gets no calls for a short time, then one call as a test."""
 
     reason = "breaker-open"
 
 
 class TooManyCalls(Unavailable):
-    """Too many calls of this deployment are under way: try again when some have ended."""
+    """Too many calls to this deployment are in flight: try again when some have ended."""
 
     reason = "too-many-calls"
     retry_after_seconds = 1
@@ -40,142 +40,143 @@ class TooManyCalls(Unavailable):
 
 @dataclass(slots=True)
 class CircuitBreaker:
-    """What is known of one deployment."""
+    """The state of one deployment."""
 
     key: Key
-    announced: tuple[str, datetime | None]
-    under_way: int = 0
+    registered: tuple[str, datetime | None]
+    """Address and time of the last registration: a new one resets the breaker."""
+    in_flight: int = 0
     failures: int = 0
     known_since: float = 0.0
-    """When the agent answered last, or was given up on: how calls from before that end says nothing new."""
+    """When the agent last answered or the breaker last opened: failures of calls from before are not counted."""
     retry_at: float | None = None
-    """When one call may try again; None while calls pass."""
+    """When one call may test the agent; None while the breaker is closed."""
     probing: bool = False
 
 
 class Permit:
-    """One call under way; use it as a context manager. Say how it went once, by `answered` or by `failed`."""
+    """One call in flight; use it as a context manager. Report the result once, with `answered` or `failed`."""
 
-    def __init__(self, circuits: "CircuitBreakers", circuit: CircuitBreaker, *, probe: bool) -> None:
-        self._circuits, self._circuit, self._probe = circuits, circuit, probe
-        self._began = circuits.now()
+    def __init__(self, breakers: "CircuitBreakers", breaker: CircuitBreaker, *, probe: bool) -> None:
+        self._breakers, self._breaker, self._probe = breakers, breaker, probe
+        self._began = breakers.now()
 
     def __enter__(self) -> Self:
-        """The call is counted."""
+        """The permit; `CircuitBreakers.enter` has counted the call already."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """It is over; a probe that nobody waited for leaves the question open to the next call."""
+        """End the call; after a test call without a result, the next call tests the agent."""
         if self._probe:
-            self._circuit.probing = False
-        self._circuits.leave(self._circuit)
+            self._breaker.probing = False
+        self._breakers.leave(self._breaker)
 
     async def watch(self, answering: Awaitable[T]) -> T:
-        """The agent's answer, or why there is none; what it says about the agent is counted."""
+        """The result of `answering`, counted for the breaker. Raises what `answering` raises."""
         try:
             answer = await answering
         except ForwardingFailure as exc:
-            if exc.says_agent_is_away:
+            if exc.counts_as_failure:
                 self.failed()
             raise
         self.answered()
         return answer
 
     def answered(self) -> None:
-        """The agent has answered, whatever it said: calls pass again."""
-        circuit = self._circuit
-        if circuit.retry_at is not None:
-            log.info("An agent answers again.", action="breaker.closed", **_names(circuit))
-        circuit.failures, circuit.retry_at = 0, None
-        circuit.known_since = self._circuits.now()
+        """Count an answer of any status: close the breaker."""
+        breaker = self._breaker
+        if breaker.retry_at is not None:
+            log.info("An agent answers again.", action="breaker.closed", **_names(breaker))
+        breaker.failures, breaker.retry_at = 0, None
+        breaker.known_since = self._breakers.now()
 
     def failed(self) -> None:
-        """The agent could not be reached, or did not start to answer in time."""
-        if self._probe or self._began >= self._circuit.known_since:
-            self._circuits.count_failure(self._circuit)
+        """Count a failure: the agent could not be reached, or did not start to answer in time."""
+        if self._probe or self._began >= self._breaker.known_since:
+            self._breakers.count_failure(self._breaker)
 
 
 class CircuitBreakers:
-    """All deployments that this process calls, or has found broken."""
+    """The breakers of all deployments that this process is calling, or whose last calls failed."""
 
     def __init__(self, settings: Settings) -> None:
         self._failures = settings.breaker_failures
         self._pause = settings.breaker_pause.total_seconds()
-        self._most_under_way = settings.calls_per_deployment
-        self._circuits: dict[Key, CircuitBreaker] = {}
+        self._max_in_flight = settings.calls_per_deployment
+        self._breakers: dict[Key, CircuitBreaker] = {}
 
     @staticmethod
     def now() -> float:
-        """The clock by which it is decided when to try again."""
+        """The clock of all breakers, in seconds."""
         return asyncio.get_running_loop().time()
 
     def enter(self, route: Route) -> Permit:
-        """A place among the calls of the deployment. Raises `TooManyCalls`, `BreakerOpen`."""
+        """A permit for one call to the deployment. Raises `TooManyCalls`, `BreakerOpen`."""
         key = (route.agent_id, route.deployment_id)
-        announced = (route.acp_url, route.registered_at)
-        circuit = self._circuits.get(key)
-        if circuit is None:
-            self._forget_one_too_many()
-            circuit = self._circuits[key] = CircuitBreaker(key, announced)
-        elif circuit.announced != announced:
-            # Who announces itself anew has just come up, at another address or at the same one.
-            circuit.announced, circuit.failures, circuit.retry_at = announced, 0, None
-            circuit.known_since = self.now()
-        if circuit.under_way >= self._most_under_way:
+        registered = (route.acp_url, route.registered_at)
+        breaker = self._breakers.get(key)
+        if breaker is None:
+            self._evict_if_full()
+            breaker = self._breakers[key] = CircuitBreaker(key, registered)
+        elif breaker.registered != registered:
+            # The pod has registered again, so it has just started, at the same address or another one.
+            breaker.registered, breaker.failures, breaker.retry_at = registered, 0, None
+            breaker.known_since = self.now()
+        if breaker.in_flight >= self._max_in_flight:
             raise TooManyCalls
-        if circuit.retry_at is not None:
-            self._check_pause(circuit)
-        probe = circuit.probing = circuit.retry_at is not None
-        circuit.under_way += 1
-        return Permit(self, circuit, probe=probe)
+        if breaker.retry_at is not None:
+            self._check_pause(breaker)
+        probe = breaker.probing = breaker.retry_at is not None
+        breaker.in_flight += 1
+        return Permit(self, breaker, probe=probe)
 
-    def leave(self, circuit: CircuitBreaker) -> None:
-        """Forget a deployment that nobody calls and that nothing is wrong with."""
-        circuit.under_way -= 1
-        if not circuit.under_way and not circuit.failures and circuit.retry_at is None:
-            self._circuits.pop(circuit.key, None)
+    def leave(self, breaker: CircuitBreaker) -> None:
+        """End one call; forget the deployment if that was its last call in flight and it has no failures."""
+        breaker.in_flight -= 1
+        if not breaker.in_flight and not breaker.failures and breaker.retry_at is None:
+            self._breakers.pop(breaker.key, None)
 
-    def count_failure(self, circuit: CircuitBreaker) -> None:
-        """One more in a row; too many open the breaker, or keep it open."""
-        circuit.failures += 1
-        if circuit.failures < self._failures:
+    def count_failure(self, breaker: CircuitBreaker) -> None:
+        """Count one more failure in a row; enough of them open the breaker, or keep it open."""
+        breaker.failures += 1
+        if breaker.failures < self._failures:
             return
-        if circuit.retry_at is None:
-            log.warning("An agent cannot be reached.", action="breaker.opened", **_names(circuit))
-        circuit.known_since = self.now()
-        circuit.retry_at = circuit.known_since + self._pause
+        if breaker.retry_at is None:
+            log.warning("An agent cannot be reached.", action="breaker.opened", **_names(breaker))
+        breaker.known_since = self.now()
+        breaker.retry_at = breaker.known_since + self._pause
 
     @property
-    def under_way(self) -> int:
-        """Calls that have their place now."""
-        return sum(each.under_way for each in self._circuits.values())
+    def in_flight(self) -> int:
+        """Calls in flight now, over all deployments."""
+        return sum(each.in_flight for each in self._breakers.values())
 
     @property
     def open(self) -> int:
-        """Deployments whose breaker is open, also those whom the next call tries again."""
-        return sum(each.retry_at is not None for each in self._circuits.values())
+        """Deployments whose breaker is open, including those that the next call tests."""
+        return sum(each.retry_at is not None for each in self._breakers.values())
 
     def __len__(self) -> int:
         """How many deployments are remembered."""
-        return len(self._circuits)
+        return len(self._breakers)
 
-    def _forget_one_too_many(self) -> None:
-        if len(self._circuits) >= REMEMBERED:
-            idle = next((each.key for each in self._circuits.values() if not each.under_way), None)
+    def _evict_if_full(self) -> None:
+        if len(self._breakers) >= REMEMBERED:
+            idle = next((each.key for each in self._breakers.values() if not each.in_flight), None)
             if idle is not None:
-                del self._circuits[idle]
+                del self._breakers[idle]
 
-    def _check_pause(self, circuit: CircuitBreaker) -> None:
-        assert circuit.retry_at is not None
-        left = circuit.retry_at - self.now()
-        if left > 0 or circuit.probing:
+    def _check_pause(self, breaker: CircuitBreaker) -> None:
+        assert breaker.retry_at is not None
+        left = breaker.retry_at - self.now()
+        if left > 0 or breaker.probing:
             error = BreakerOpen()
             error.retry_after_seconds = max(1, math.ceil(left))
             raise error
 
 
-def _names(circuit: CircuitBreaker) -> dict[str, str | None]:
-    agent_id, deployment_id = circuit.key
+def _names(breaker: CircuitBreaker) -> dict[str, str | None]:
+    agent_id, deployment_id = breaker.key
     return {"agent_id": str(agent_id), "deployment_id": deployment_id}

@@ -1,7 +1,7 @@
-"""The short way of an RPC: its route's guards and its forwarding, without what else routing does for a request.
+"""The fast path of an RPC: the guards of its route and its forwarding, without the rest of Litestar's routing.
 
-Parsing parameters, injecting and building a response cost a third of a call. Whatever is not plainly a call to be
-forwarded takes the long way, by the same routes.
+Parsing parameters, dependency injection and building a response cost a third of a call. Every request that is not
+plainly an RPC takes full routing, where the same routes serve it.
 """
 
 import re
@@ -13,8 +13,8 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from api.gateway.forward import AnswerBroke, Forward
-from api.gateway.routes import METHODS, ROUTES, wanted_by
+from api.gateway.forward import Forward, UpstreamResponseBroken
+from api.gateway.routes import METHODS, ROUTES, route_key
 from api.http.problems import render_defect, render_domain_error
 from api.resources import provide_resources
 from services.errors import PodiumError
@@ -26,7 +26,7 @@ _PATH = re.compile(
 
 
 class FastPath:
-    """An ASGI application around another one: takes RPCs, and hands on what is none."""
+    """An ASGI application that serves RPCs itself and passes every other request to the Litestar application."""
 
     def __init__(self, app: Litestar) -> None:
         self._app: ASGIApp = app.asgi_handler
@@ -34,7 +34,7 @@ class FastPath:
         self._routes = {frozenset(route.path_parameters): route for route in _rpc_routes(app)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward the call, or do what the other application does."""
+        """Forward an RPC; leave every other request to full routing."""
         found = None
         if scope["type"] == ScopeType.HTTP and scope["method"] in _METHODS:
             found = _PATH.fullmatch(scope["path"])
@@ -50,23 +50,24 @@ class FastPath:
         scope["path_params"], scope["path_template"] = parameters, route.path_format
         scope["route_handler"] = handler
         request: Request[Any, Any, Any] = Request(scope, receive, send)
-        has_begun = False
+        response_started = False
 
-        async def send_on(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
+        async def tracking_send(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
             await send(message)
 
         try:
             for guard in handler.resolve_guards():
                 await guard(request, handler)  # type: ignore[misc]
-            await Forward(provide_resources(self._state).gateway, wanted_by(**parameters))(scope, receive, send_on)
-        except AnswerBroke:
+            forward = Forward(provide_resources(self._state).gateway, route_key(**parameters))
+            await forward(scope, receive, tracking_send)
+        except UpstreamResponseBroken:
             raise
         except PodiumError as exc:
             response = render_domain_error(request, exc)
         except Exception as exc:
-            if has_begun:
+            if response_started:
                 raise
             response = render_defect(request, exc)
         else:

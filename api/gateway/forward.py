@@ -1,12 +1,11 @@
-"""Bytes in, bytes out: one call is sent to the one deployment that its route names, and its answer comes back.
+"""Forwards one call to the one deployment of its route and streams the answer back, byte for byte.
 
-The body is never parsed on its way, and each chunk of the answer goes out as it comes in. The route is read for each
-call after the call has come in, so that a promote holds for every call sent after its reply.
+The gateway never parses the body, and sends each chunk of the answer as it arrives. It reads the route of each call
+after it has received the call, so that a promote applies to every call sent after the promote's reply.
 """
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -23,25 +22,25 @@ from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import Call, call_agent
 from api.http.jsonrpc import error_response, request_id
 from api.http.problems import refusal_headers
-from api.http.request_body import CallerLeft, check_headers, read_body
+from api.http.request_body import ClientDisconnected, check_headers, read_body, until_disconnect
 from contracts.fields import ErrorStyle
 from services.errors import MessageTooLarge, PodiumError
 from services.routing.routes import Route, RouteKey
 
 
-class AnswerBroke(Exception):
-    """The agent's answer ended before its end. It is passed on as that: the connection is closed, nothing is added."""
+class UpstreamResponseBroken(Exception):
+    """The agent's answer ended early. The server closes the caller's connection and adds no ending to the answer."""
 
 
 class Forward:
-    """One call on its way: an ASGI application that a route handler returns."""
+    """The forwarding of one call: an ASGI application that a route handler returns."""
 
     def __init__(self, gateway: Gateway, key: RouteKey) -> None:
         self._gateway = gateway
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward the call, unless its caller leaves first; keep what there is to say about it."""
+        """Forward the call until its end or the caller's disconnect, and record it in metrics and log."""
         assert scope["type"] == ScopeType.HTTP
         headers, span = request_headers(scope["headers"])
         record = CallRecord(
@@ -55,7 +54,7 @@ class Forward:
         )
         try:
             await self._serve(scope, receive, send, headers, record)
-        except CallerLeft:
+        except ClientDisconnected:
             record.outcome = LEFT
         finally:
             record.end()
@@ -73,7 +72,7 @@ class Forward:
         except PodiumError as exc:
             await self._refuse(exc, b"", record, scope, send)
         else:
-            await _while_listening(self._forward(scope, send, headers, body, record), receive)
+            await _cancel_on_disconnect(self._forward(scope, send, headers, body, record), receive)
 
     async def _forward(
         self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], body: bytes, record: CallRecord
@@ -90,14 +89,16 @@ class Forward:
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
                 try:
                     await follow_session(self._gateway, scope["method"], session, route, response)
-                    await self._pass_on(response, route, send, record)
+                    await self._stream_answer(response, route, send, record)
                 finally:
                     response.close()
         except PodiumError as exc:
             await self._refuse(exc.in_style(style or exc.error_style), body, record, scope, send)
 
-    async def _pass_on(self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord) -> None:
-        """Send the answer on, chunk by chunk. Raises `AnswerBroke`."""
+    async def _stream_answer(
+        self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord
+    ) -> None:
+        """Send the answer to the caller, chunk by chunk. Raises `UpstreamResponseBroken`."""
         record.answer_began(response.status)
         headers = response_headers(response.raw_headers, route)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -108,14 +109,14 @@ class Forward:
             except (aiohttp.ClientError, OSError) as exc:
                 record.outcome = BROKEN
                 record.detail = "idle-timeout" if isinstance(exc, TimeoutError) else "agent-hung-up"
-                raise AnswerBroke(record.detail) from exc
+                raise UpstreamResponseBroken(record.detail) from exc
             record.response_bytes += len(chunk)
             more = not response.content.at_eof()
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
         record.outcome = ANSWERED
 
     async def _learn_style(self, path: str) -> None:
-        """Look up how to refuse a call that is refused before its route is read."""
+        """Look up the error style for a call that is refused before its route is read."""
         try:
             style: ErrorStyle | None = (await self._gateway.routes.find(self._key)).error_style
         except PodiumError as exc:
@@ -131,41 +132,37 @@ class Forward:
         if record.request_id.isascii():
             headers[REQUEST_ID_HEADER] = record.request_id
         response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
-        await response.to_asgi_response(app=None, request=Request(scope))(scope, _nothing_more, send)
+        await response.to_asgi_response(app=None, request=Request(scope))(scope, _receive_nothing, send)
 
 
-async def _while_listening(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Forward; as soon as the caller leaves, stop, which closes the call to the agent as well. Raises `CallerLeft`."""
+async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Run `forwarding`; cancel it as soon as the caller disconnects, which closes the connection to the agent.
+
+    Raises `ClientDisconnected`.
+    """
     task = asyncio.current_task()
     assert task is not None
-    has_left = is_over = False
+    disconnected = finished = False
 
-    def stop(_: asyncio.Task[None]) -> None:
-        nonlocal has_left
-        if not is_over:
-            has_left = True
+    def cancel(_: asyncio.Task[None]) -> None:
+        nonlocal disconnected
+        if not finished:
+            disconnected = True
             task.cancel()
 
-    leaving = asyncio.create_task(_left(receive))
-    leaving.add_done_callback(stop)
+    watching = asyncio.create_task(until_disconnect(receive))
+    watching.add_done_callback(cancel)
     try:
         await forwarding
     except asyncio.CancelledError:
-        if has_left and task.uncancel() == 0:
-            raise CallerLeft from None
+        if disconnected and task.uncancel() == 0:
+            raise ClientDisconnected from None
         raise
     finally:
-        is_over = True
-        leaving.cancel()
+        finished = True
+        watching.cancel()
 
 
-async def _left(receive: Receive) -> None:
-    """Returns once the caller is gone."""
-    with suppress(OSError):
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-
-async def _nothing_more() -> Any:  # noqa: ANN401 - what ASGI says
-    """The answer's end does not wait for anything that the caller might still say."""
+async def _receive_nothing() -> Any:  # noqa: ANN401 - the type that ASGI specifies
+    """An ASGI `receive` for refusals: sending one does not wait for more of the request."""
     return {"type": "http.disconnect"}

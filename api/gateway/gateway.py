@@ -1,4 +1,4 @@
-"""The RPC gateway of one API process: everything that forwarding a call needs, and nothing else."""
+"""The RPC gateway of one API process: the resources that forwarding a call needs."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,18 +17,18 @@ from services.routing.resolver import RouteResolver
 from services.settings import Settings
 from services.storage.database import Sessions
 
-# Paths of a few dozen bytes each.
+# A path takes a few dozen bytes.
 REMEMBERED_PATHS = 10_000
 
 
 class ErrorStyles:
-    """What each path's agent asked for last: sessions outlive a time in which the database cannot be asked."""
+    """The last known error style of each path: refusals keep their style while the database cannot be reached."""
 
     def __init__(self) -> None:
         self._jsonrpc: dict[str, None] = {}
 
     def learn(self, path: str, style: ErrorStyle) -> None:
-        """What was read for this path."""
+        """Remember the style that was read for this path."""
         self._jsonrpc.pop(path, None)
         if style == "jsonrpc":
             self._jsonrpc[path] = None
@@ -36,9 +36,9 @@ class ErrorStyles:
                 del self._jsonrpc[next(iter(self._jsonrpc))]
 
     def status_of(self, error: PodiumError, method: str, path: str) -> int:
-        """The HTTP status of a refusal: 200 for calls, which are POSTs, where the agent wants it.
+        """The HTTP status of a refusal: 200 for a POST to an agent with error style `jsonrpc`, else the error's own.
 
-        A GET or DELETE calls nothing: a failed one keeps its status, since 200 would say that it was done.
+        A GET or DELETE is not a JSON-RPC call: status 200 would mean that it succeeded.
         """
         style = error.error_style
         if style is None and isinstance(error, Unavailable | MessageTooLarge) and path in self._jsonrpc:
@@ -48,7 +48,7 @@ class ErrorStyles:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Open from start to stop of the process. `sessions` keeps conversations; each statement commits by itself."""
+    """Open from start to stop of the process. `sessions` stores MCP sessions; each statement commits by itself."""
 
     settings: Settings
     sessions: Sessions
@@ -63,7 +63,7 @@ class Gateway:
 async def open_gateway(
     settings: Settings, sessions: Sessions, registry: CollectorRegistry, *, application_name: str
 ) -> AsyncGenerator[Gateway, None]:
-    """The gateway, closed afterwards; it connects to nothing before the first call."""
+    """The gateway, closed on exit. It connects to nothing before the first call."""
     breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry)
     metrics.watch(breakers)
     async with (

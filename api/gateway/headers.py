@@ -1,16 +1,23 @@
-"""Which headers cross the gateway, in both directions (RFC 9110, section 7.6)."""
+"""Which headers cross the gateway in each direction (RFC 9110, section 7.6), and the trace context among them.
 
+The gateway continues the caller's trace, or starts one (https://www.w3.org/TR/trace-context/).
+"""
+
+import os
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from uuid import uuid4
 
 from multidict import CIMultiDict
 
-from api.gateway.tracing import TRACEPARENT, TRACESTATE, Span, child_of
 from api.http.preconditions import GENERATION_HEADER
 from services.routing.routes import Route
 
 DEPLOYMENT_HEADER = "x-podium-deployment-id"
 REQUEST_ID_HEADER = "x-request-id"
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -28,24 +35,56 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _CREDENTIALS = frozenset({b"authorization", b"cookie", b"x-api-key", b"x-agent-api-key"})
-# What came before the gateway is none of the agent's business, and must not be taken for the gateway's own word.
+# The path of a request before the gateway does not concern the agent, and the agent must not mistake it for ours.
 _ORIGIN = frozenset({b"forwarded", b"x-real-ip", b"via", b"origin", b"host"})
 _ORIGIN_PREFIX = b"x-forwarded-"
-# The body is read to its end before it is sent on: its length is known, and nobody waits for a go-ahead any more.
+# The gateway reads the whole body before it forwards it: the client library sets the length, and 100-continue is over.
 _FRAMING = frozenset({b"content-length", b"expect"})
 _TRACEPARENT = TRACEPARENT.encode()
-_NOT_REQUESTED = _HOP_BY_HOP | _CREDENTIALS | _ORIGIN | _FRAMING
+_NOT_FORWARDED = _HOP_BY_HOP | _CREDENTIALS | _ORIGIN | _FRAMING
 
-# An agent must not set cookies for the gateway's host, nor speak in the gateway's name.
-_NOT_ANSWERED = _HOP_BY_HOP | {b"set-cookie"}
+# An agent must not set cookies for the gateway's host, nor send headers that look like the gateway's.
+_NOT_RETURNED = _HOP_BY_HOP | {b"set-cookie"}
 _OWN_PREFIX = b"x-podium-"
+
+# Later versions may add fields after the flags; version ff and ids of zeros are invalid.
+_VALID_TRACEPARENT = re.compile(
+    rb"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})"
+    rb"(?P<more>-.*)?"
+)
+_TRACE_VERSION = "00"
+_SAMPLED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The gateway's span of a trace: the parent of the agent's span."""
+
+    trace_id: str
+    span_id: str
+    flags: int
+    continued: bool
+
+    @property
+    def traceparent(self) -> str:
+        """The header value that the agent receives."""
+        return f"{_TRACE_VERSION}-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+
+
+def child_of(given: Sequence[bytes]) -> Span:
+    """A child of the caller's span; the root of a new trace unless the caller sent exactly one valid `traceparent`."""
+    found = _VALID_TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
+    if found is None or (found["version"] == _TRACE_VERSION.encode() and found["more"]):
+        return Span(os.urandom(16).hex(), os.urandom(8).hex(), _SAMPLED, continued=False)
+    # Flags that version 00 does not define must not be passed to the agent.
+    return Span(found["trace"].decode(), os.urandom(8).hex(), int(found["flags"], 16) & _SAMPLED, continued=True)
 
 
 def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
-    """What the agent gets to see of the caller's headers, with a request id and the gateway's own span of the trace."""
+    """The caller's headers that the agent receives, with a request id and the gateway's span as `traceparent`."""
     headers = [(name.lower(), value) for name, value in given]
     span = child_of([value for name, value in headers if name == _TRACEPARENT])
-    stripped = _NOT_REQUESTED | _named_by_connection(headers)
+    stripped = _NOT_FORWARDED | _named_by_connection(headers)
     forwarded: CIMultiDict[str] = CIMultiDict(
         (name.decode("latin-1"), _text(value))
         for name, value in headers
@@ -54,22 +93,22 @@ def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
     forwarded.setdefault(REQUEST_ID_HEADER, uuid4().hex)
     forwarded[TRACEPARENT] = span.traceparent
     if not span.continued:
-        # It belongs to a trace that cannot be told any more.
+        # Tracestate belongs to the trace of the invalid or missing traceparent.
         forwarded.popall(TRACESTATE, None)
     return forwarded, span
 
 
 def response_headers(given: RawHeaders, route: Route) -> Sequence[tuple[bytes, bytes]]:
-    """What the caller gets to see of the agent's headers, in their order, and which deployment answered."""
+    """The agent's headers that the caller receives, in their order, followed by which deployment answered."""
     headers = [(name.lower(), value) for name, value in given]
-    stripped = _NOT_ANSWERED | _named_by_connection(headers)
-    answered = [(name, value) for name, value in headers if name not in stripped and not name.startswith(_OWN_PREFIX)]
-    answered += [(name.encode(), value.encode()) for name, value in route_headers(route).items()]
-    return answered
+    stripped = _NOT_RETURNED | _named_by_connection(headers)
+    returned = [(name, value) for name, value in headers if name not in stripped and not name.startswith(_OWN_PREFIX)]
+    returned += [(name.encode(), value.encode()) for name, value in route_headers(route).items()]
+    return returned
 
 
 def route_headers(route: Route) -> dict[str, str]:
-    """Who answered: the generation, and the deployment if it was one."""
+    """The generation that answered, and the deployment id unless the legacy address answered."""
     headers = {GENERATION_HEADER: str(route.generation)}
     if route.deployment_id is not None:
         headers[DEPLOYMENT_HEADER] = route.deployment_id
@@ -83,7 +122,7 @@ def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
 
 
 def _text(value: bytes) -> str:
-    """A header value such that it is sent on as the same bytes; those that are no UTF-8 are sent as UTF-8."""
+    """The header value decoded so that the client library sends the same bytes; non-UTF-8 bytes are re-encoded."""
     try:
         return value.decode()
     except UnicodeDecodeError:

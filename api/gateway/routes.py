@@ -1,4 +1,4 @@
-"""RPC to what serves an agent, by id or name, and to one deployment of it."""
+"""The RPC routes: to what serves an agent, by its id or name, and to one deployment of it."""
 
 from litestar import HttpMethod, route
 from litestar.params import FromPath
@@ -13,8 +13,8 @@ from services.routing.routes import RouteKey
 METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
 
 
-def wanted_by(*, agent_id: str | None = None, name: str | None = None, deployment_id: str | None = None) -> RouteKey:
-    """Whose route a path names, by its parameters. Raises what says that there is no such thing."""
+def route_key(*, agent_id: str | None = None, name: str | None = None, deployment_id: str | None = None) -> RouteKey:
+    """The route key for the parameters of an RPC path. Raises `AgentNotFound`, `DeploymentNotFound`."""
     if name is not None:
         return RouteKey(name=agent_name(name))
     assert agent_id is not None
@@ -24,14 +24,14 @@ def wanted_by(*, agent_id: str | None = None, name: str | None = None, deploymen
 
 @route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
 async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
-    """Forward to what serves the agent now: any body, and the agent's answer as it comes."""
-    return Forward(resources.gateway, wanted_by(agent_id=agent_id))
+    """Forward a call to what serves the agent now. The body and the answer pass unchanged; the answer is streamed."""
+    return Forward(resources.gateway, route_key(agent_id=agent_id))
 
 
 @route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
 async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
-    """Forward to what serves the living agent of this name now."""
-    return Forward(resources.gateway, wanted_by(name=name))
+    """Forward a call to what serves the living agent of this name now."""
+    return Forward(resources.gateway, route_key(name=name))
 
 
 @route(
@@ -41,8 +41,8 @@ async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
     responses=documented(),
 )
 async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:
-    """Forward to this deployment, in production or not."""
-    return Forward(resources.gateway, wanted_by(agent_id=agent_id, deployment_id=deployment_id))
+    """Forward a call to this deployment, in production or not."""
+    return Forward(resources.gateway, route_key(agent_id=agent_id, deployment_id=deployment_id))
 
 
 ROUTES = [rpc, rpc_by_name, preview_rpc]

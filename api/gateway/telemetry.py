@@ -1,4 +1,4 @@
-"""What is kept of each RPC: numbers for Prometheus, no label of which is a stranger's word, and one line in the log."""
+"""Telemetry of each RPC: metrics for Prometheus, with no label value from a caller, and one log line."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from services.routing.routes import Route, RouteKey
 
 Kind = Literal["agent", "name", "deployment"]
 
-# A caller's own may be as long as a header.
+# A caller's request id can be as long as a header.
 REQUEST_ID_LOGGED = 200
 
 ANSWERED = "answered"
@@ -22,14 +22,14 @@ LEFT = "caller-left"
 BROKEN = "broken"
 DEFECT = "defect"
 
-# Agents think for seconds; what the gateway adds is far below a millisecond.
+# Agents take seconds; the gateway adds far less than a millisecond.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-# What is said of each outcome; all others are reasons of a refusal.
-_ENDINGS = {
+# The log line of each outcome; every other outcome is the reason of a refusal.
+_LOG_LINES = {
     ANSWERED: {"event": "A call was forwarded.", "action": "rpc.forwarded"},
-    LEFT: {"event": "A caller left before its answer's end.", "action": "rpc.left"},
-    BROKEN: {"event": "An agent's answer ended before its end.", "action": "rpc.broken"},
-    DEFECT: {"event": "A call failed for a reason of our own.", "action": "rpc.failed"},
+    LEFT: {"event": "A caller disconnected before the end of its answer.", "action": "rpc.left"},
+    BROKEN: {"event": "An agent's answer ended early.", "action": "rpc.broken"},
+    DEFECT: {"event": "A call failed because of an internal error.", "action": "rpc.failed"},
 }
 _REFUSED = {"event": "A call was not forwarded.", "action": "rpc.refused"}
 
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class RpcMetrics:
-    """The numbers of one process."""
+    """The RPC metrics of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -52,24 +52,24 @@ class RpcMetrics:
         self.bytes = Counter(
             "podium_rpc_bytes", "Bytes of bodies: to agents, and from them.", ["direction"], registry=registry
         )
-        self._under_way = Gauge("podium_rpc_under_way", "RPC calls under way.", registry=registry)
-        self._open = Gauge("podium_rpc_breakers_open", "Deployments left alone for a moment.", registry=registry)
-        # Looked up once: a call should not pay for it.
+        self._in_flight = Gauge("podium_rpc_under_way", "RPC calls in flight.", registry=registry)
+        self._open = Gauge("podium_rpc_breakers_open", "Deployments with an open circuit breaker.", registry=registry)
+        # Looked up once, so that calls do not pay for the lookup.
         self.to_agents, self.from_agents = self.bytes.labels("request"), self.bytes.labels("response")
 
-    def watch(self, circuits: CircuitBreakers) -> None:
-        """Show what these know, whenever somebody looks."""
-        shown: tuple[tuple[Gauge, Callable[[], float]], ...] = (
-            (self._under_way, lambda: circuits.under_way),
-            (self._open, lambda: circuits.open),
+    def watch(self, breakers: CircuitBreakers) -> None:
+        """Have the gauges read these breakers at each scrape."""
+        values: tuple[tuple[Gauge, Callable[[], float]], ...] = (
+            (self._in_flight, lambda: breakers.in_flight),
+            (self._open, lambda: breakers.open),
         )
-        for gauge, value in shown:
+        for gauge, value in values:
             gauge.set_function(value)
 
 
 @dataclass(slots=True)
 class CallRecord:
-    """One call, as far as it has come."""
+    """The record of one call, filled in while the call proceeds."""
 
     metrics: RpcMetrics
     kind: Kind
@@ -87,24 +87,24 @@ class CallRecord:
     response_bytes: int = 0
 
     def answer_began(self, status: int) -> None:
-        """The agent's answer is here, up to its headers."""
+        """Record that the headers of the agent's answer have arrived."""
         self.status = status
         self.first_byte_seconds = perf_counter() - self.began
         self.metrics.first_byte.labels(self.kind).observe(self.first_byte_seconds)
 
     def end(self) -> None:
-        """Count it, and say so."""
+        """Count the call and write its log line."""
         metrics = self.metrics
         metrics.calls.labels(self.kind, self.outcome).inc()
         metrics.to_agents.inc(self.request_bytes)
         metrics.from_agents.inc(self.response_bytes)
         level = logging.WARNING if self.outcome == BROKEN else logging.INFO
         if log.is_enabled_for(level):
-            log.log(level, **_ENDINGS.get(self.outcome, _REFUSED), **self._facts())
+            log.log(level, **_LOG_LINES.get(self.outcome, _REFUSED), **self._fields())
 
-    def _facts(self) -> dict[str, object]:
+    def _fields(self) -> dict[str, object]:
         route = self.route
-        facts: dict[str, object | None] = {
+        fields: dict[str, object | None] = {
             "agent_id": str(route.agent_id) if route else None,
             "deployment_id": route.deployment_id if route else None,
             "generation": route.generation if route else None,
@@ -120,14 +120,14 @@ class CallRecord:
             "trace_id": self.trace_id,
             "span_id": self.span_id,
         }
-        return {name: value for name, value in facts.items() if value is not None}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-def kind_of(wanted: RouteKey) -> Kind:
-    """By what the caller named the agent."""
-    if wanted.deployment_id is not None:
+def kind_of(key: RouteKey) -> Kind:
+    """Which of the three RPC routes the caller used."""
+    if key.deployment_id is not None:
         return "deployment"
-    return "agent" if wanted.name is None else "name"
+    return "agent" if key.name is None else "name"
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Calling an agent's pod: one attempt at a time, never a second one once bytes may have arrived."""
+"""Calls to an agent's pod. A call is repeated only while it is certain that no bytes of it were sent."""
 
 import asyncio
 import errno
@@ -12,53 +12,52 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from api.http.jsonrpc import ForwardingFailure
-from services.egress import Denied, open_connector
-from services.egress_rules import Destinations
+from services.egress import Denied, EgressRules, open_connector
 from services.errors import DestinationDenied, PodiumError
 from services.settings import Settings
 
-# Pods are mostly uvicorn, which closes idle connections after 5 s: let go of them before it does.
+# Most pods run uvicorn, which closes idle connections after 5 s: close them earlier.
 KEEP_ALIVE_SECONDS = 4
-# A pod that restarts refuses for a moment; each pause is followed by one more attempt.
+# A restarting pod refuses connections for a moment; each pause is followed by one more attempt.
 RETRY_PAUSES_SECONDS = (0.02, 0.06, 0.18)
-IN_ONE_GO_BYTES = 64 * 1024
-# What the client library would add by itself; an agent sees what its caller sent.
+SEND_WHOLE_BYTES = 64 * 1024
+# Headers that the client library would add: the agent receives only those that its caller sent.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _VALID_STATUSES = range(200, 600)
 
 
 class AgentUnreachable(ForwardingFailure):
-    """The agent cannot be reached: nothing was sent, the call can be repeated."""
+    """The agent cannot be reached. Nothing was sent, so the call can be repeated."""
 
-    says_agent_is_away = True
+    counts_as_failure = True
 
 
 class ConnectTimeout(ForwardingFailure):
-    """The agent did not accept a connection in time: nothing was sent, the call can be repeated."""
+    """The agent did not accept a connection in time. Nothing was sent, so the call can be repeated."""
 
     status = 504
     reason = "connect-timeout"
-    says_agent_is_away = True
+    counts_as_failure = True
 
 
 class FirstByteTimeout(ForwardingFailure):
-    """The agent did not start to answer in time; it may have acted on the call."""
+    """The agent did not start to answer in time. It may have acted on the call."""
 
     status = 504
     reason = "first-byte-timeout"
     sent = True
-    says_agent_is_away = True
+    counts_as_failure = True
 
 
 class AgentHungUp(ForwardingFailure):
-    """The agent closed the connection before it answered; it may have acted on the call."""
+    """The agent closed the connection before it answered. It may have acted on the call."""
 
     reason = "agent-hung-up"
     sent = True
 
 
 class AgentProtocolError(ForwardingFailure):
-    """The agent's answer is no valid HTTP; it may have acted on the call."""
+    """The agent's answer is not valid HTTP. The agent may have acted on the call."""
 
     reason = "agent-protocol-error"
     sent = True
@@ -66,7 +65,7 @@ class AgentProtocolError(ForwardingFailure):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is sent to the agent."""
+    """The request that is sent to the agent."""
 
     method: str
     url: str
@@ -76,14 +75,14 @@ class Call:
 
     @property
     def target(self) -> URL:
-        """The address as it goes on the wire: nothing of it is encoded anew."""
+        """The URL as it is sent, without encoding it again."""
         query = f"?{self.query.decode('latin-1')}" if self.query else ""
         return URL(f"{self.url}{query}", encoded=True)
 
 
 @asynccontextmanager
 async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientSession, None]:
-    """The one client session of a process: it adds nothing, follows nothing, remembers nothing."""
+    """The HTTP client session of a process: it adds no headers, follows no redirects and stores no cookies."""
     async with (
         open_connector(
             settings, (settings.host, settings.port), limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS
@@ -96,25 +95,26 @@ async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientS
             skip_auto_headers=_NOT_ADDED,
         ) as session,
     ):
-        # The library repeats GET and DELETE on a connection that turns out to be closed, after it has sent them.
-        session._retry_connection = False  # noqa: SLF001 - there is no public switch
+        # By default aiohttp repeats a GET or DELETE that it sent on a connection which the server had closed.
+        session._retry_connection = False  # noqa: SLF001 - aiohttp has no public option for this
         yield session
 
 
 async def call_agent(session: aiohttp.ClientSession, call: Call, settings: Settings) -> aiohttp.ClientResponse:
-    """The agent's answer, up to its headers; close it. Raises `ForwardingFailure`, `DestinationDenied`.
+    """The agent's answer, read up to its headers; the caller closes it.
 
-    A refused connection is tried again, at most three times and within the time for connecting.
+    A refused connection is retried at most three times within the connect timeout. Raises `ForwardingFailure`,
+    `DestinationDenied`.
     """
     if settings.dial_hosts:
-        Destinations.of(settings).check_host(call.target.raw_host or "")
+        EgressRules.of(settings).check_host(call.target.raw_host or "")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + settings.connect_timeout.total_seconds()
     for pause in RETRY_PAUSES_SECONDS:
         try:
             return await _attempt(session, call, settings, deadline - loop.time())
         except AgentUnreachable as exc:
-            if not _was_refused(exc.__cause__) or loop.time() + pause >= deadline:
+            if not _connection_refused(exc.__cause__) or loop.time() + pause >= deadline:
                 raise
         await asyncio.sleep(pause)
     return await _attempt(session, call, settings, deadline - loop.time())
@@ -123,7 +123,7 @@ async def call_agent(session: aiohttp.ClientSession, call: Call, settings: Setti
 async def _attempt(
     session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float
 ) -> aiohttp.ClientResponse:
-    # The library's timer for reading runs from the moment at which there is a connection.
+    # aiohttp starts its read timer once the connection is open.
     first_byte_seconds = settings.first_byte_timeout.total_seconds()
     try:
         response = await session.request(
@@ -137,18 +137,18 @@ async def _attempt(
     except (aiohttp.ClientError, OSError, ValueError) as exc:
         raise _failure(exc) from exc
     if (connection := response.connection) is not None and (reading := connection.protocol) is not None:
-        # The answer has begun, and more is to come: from now on the same timer watches its pauses.
+        # The answer has begun: from here on the same timer limits the time between two chunks.
         reading.read_timeout = settings.idle_timeout.total_seconds()
         reading.start_timeout()
     if response.status not in _VALID_STATUSES:
         response.close()
-        raise AgentProtocolError(f"The agent answered with status {response.status}, which is none.")
+        raise AgentProtocolError(f"The agent answered with the invalid HTTP status {response.status}.")
     return response
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO | None:
-    """The body as the client library wants it: a large one piece by piece, so that others get their turn."""
-    return io.BytesIO(body) if len(body) > IN_ONE_GO_BYTES else body or None
+    """The body for aiohttp. It sends a large one in pieces, so that other calls can run in between."""
+    return io.BytesIO(body) if len(body) > SEND_WHOLE_BYTES else body or None
 
 
 def _failure(error: Exception) -> PodiumError:
@@ -158,7 +158,7 @@ def _failure(error: Exception) -> PodiumError:
         return ConnectTimeout()
     if isinstance(error, aiohttp.InvalidURL):
         return AgentUnreachable()
-    # Anything else may have happened after bytes were sent.
+    # Any other error may have happened after bytes were sent.
     if isinstance(error, TimeoutError):
         return FirstByteTimeout()
     if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
@@ -166,5 +166,5 @@ def _failure(error: Exception) -> PodiumError:
     return AgentProtocolError()
 
 
-def _was_refused(error: BaseException | None) -> bool:
+def _connection_refused(error: BaseException | None) -> bool:
     return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED

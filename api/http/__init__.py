@@ -1,1 +1,1 @@
-"""What all routes share: bodies, answers, errors, parameters, limits, metrics."""
+"""HTTP concerns that all routes share: bodies, answers, errors, parameters, limits, metrics."""

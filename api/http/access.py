@@ -1,6 +1,6 @@
-"""Who may call a route: marks that a route handler carries in its `opt`, read by the guard in `api.auth`."""
+"""Access rules of route handlers: values for their `opt`, read by the guard in `api.auth`."""
 
-# Needs no key.
+# The route needs no key.
 PUBLIC = {"public": True}
-# Also accepts the agent's own key.
+# The route also accepts the key of the agent in the body.
 FOR_AGENTS = {"agent_key": True}

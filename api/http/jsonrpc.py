@@ -1,4 +1,4 @@
-"""Refusals on RPC routes: JSON-RPC 2.0 error objects (https://www.jsonrpc.org/specification#error_object)."""
+"""Errors on RPC routes: JSON-RPC 2.0 error objects (https://www.jsonrpc.org/specification#error_object)."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from api.http.responses import RpcError, RpcErrorAnswer, RpcErrorData
 from services.errors import PodiumError
 
-# Everything but a bad request or a defect of ours is an "implementation-defined server error"; `reason` says which.
+# Every error except a bad request or an internal error is an "implementation-defined server error" with a `reason`.
 SERVER_ERROR = -32000
 CODES = {400: -32600, 413: -32600, 431: -32600, 500: -32603}
 
@@ -22,22 +22,22 @@ _RPC_PATH = re.compile(r"/agents/.+/rpc/?")
 
 
 class ForwardingFailure(PodiumError):
-    """The agent could not be asked."""
+    """The call could not be forwarded to the agent."""
 
     status = 502
     reason = "agent-unreachable"
     sent = False
-    # Several of these in a row, and the agent is left alone for a moment.
-    says_agent_is_away = False
+    # Enough of these in a row open the circuit breaker.
+    counts_as_failure = False
 
 
 def is_rpc(path: str) -> bool:
-    """Whether a path belongs to the gateway."""
+    """Whether this is the path of an RPC route."""
     return _RPC_PATH.fullmatch(path) is not None
 
 
 def request_id(body: bytes) -> CallId:
-    """The id of the call in a request body; None if there is none, as for a batch."""
+    """The JSON-RPC id in a request body; None without a valid one, as for a batch."""
     try:
         given = from_json(body)["id"]
     except (ValueError, TypeError, KeyError):
@@ -48,9 +48,10 @@ def request_id(body: bytes) -> CallId:
 def error_response(
     error: PodiumError, *, call_id: CallId = None, headers: Mapping[str, str] | None = None, status: int | None = None
 ) -> Response[Any]:
-    """The refusal as the client of a call gets it, under the error's own status unless another one is given.
+    """The error as a JSON-RPC answer, with the error's HTTP status unless `status` is given.
 
-    Known clients repeat a call three times unless told otherwise.
+    If the agent may have received the call, `x-should-retry: false` is added: known clients retry three times by
+    default.
     """
     sent = isinstance(error, ForwardingFailure) and error.sent
     answer = RpcErrorAnswer(
@@ -67,7 +68,7 @@ def error_response(
 
 
 def documented() -> dict[int, ResponseSpec]:
-    """The gateway's own answers, for the OpenAPI description of an RPC route."""
+    """The errors of an RPC route, for its OpenAPI description."""
     return {
         status: ResponseSpec(RpcErrorAnswer, description=HTTPStatus(status).phrase, generate_examples=False)
         for status in (400, 401, 404, 408, 410, 413, 431, 502, 503, 504)

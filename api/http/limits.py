@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with an end to what a stranger may send before it is a request."""
+"""Uvicorn's HTTP/1.1 protocol with limits for request heads."""
 
 import asyncio
 from typing import Any
@@ -11,30 +11,30 @@ HEAD_SECONDS = 10
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """One connection: the head of each request is bounded in size, and in time from its first byte on.
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """One connection. The head of each request has a size limit, and a time limit that starts with its first byte.
 
-    A connection that says nothing at all is closed after the same time.
+    A new connection without any request is closed after the same time.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's signature
         super().__init__(*arguments, **options)
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request, but not for ever."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody waits any more."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless a head has become too large."""
+        """Parse the data; close the connection if the head of a request is too large."""
         super().data_received(data)
         if not self._in_head:
             return
@@ -46,12 +46,12 @@ class BoundedHttp(HttpToolsProtocol):
             self._start_timer()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Start counting the bytes of a head."""
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        """A head has ended."""
+        """Stop the timer: the head is complete."""
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: requests by method, route template and status; never by path or agent."""
+"""HTTP metrics for Prometheus: requests by method, route template and status, never by path or agent."""
 
 from time import perf_counter
 
@@ -11,16 +11,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from api.http.access import PUBLIC
 
-# Whatever a stranger asks for must not make a series of its own.
+# Unknown paths and methods share one label value, so that callers cannot create time series.
 UNMATCHED = "unmatched"
 OTHER = "OTHER"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Streams of agents last minutes, promotes milliseconds.
+# Streamed answers last minutes, promotes milliseconds.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
-class Measured:
-    """An ASGI application whose requests are counted and timed, those that no route takes included."""
+class MeasuredApp:
+    """An ASGI application that counts and times every request, including those without a route."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -29,14 +29,14 @@ class Measured:
         )
         self._seconds = Histogram(
             "podium_http_request_seconds",
-            "Time from a request's start to its answer's end.",
+            "Time from the start of a request to the end of its answer.",
             ["method", "route"],
             buckets=_BUCKETS_SECONDS,
             registry=registry,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count the request once its answer starts, time it once it ends."""
+        """Count the request when its answer starts, and time it when its answer ends."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
@@ -55,11 +55,11 @@ class Measured:
 
 
 def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
-    """The page that Prometheus scrapes."""
+    """The route that Prometheus scrapes."""
 
     @get("/metrics", opt=PUBLIC, media_type="text/plain")
     async def metrics() -> Response[bytes]:
-        """The numbers of this process."""
+        """The metrics of this process, in the Prometheus text format."""
         return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return metrics

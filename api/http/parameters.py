@@ -1,4 +1,4 @@
-"""What requests say in their path, query and headers."""
+"""Parameters in paths, queries and headers of requests."""
 
 import re
 from datetime import datetime
@@ -11,12 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.http.preconditions import wanted_generation
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, Moment
-from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
+from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest, ParkedNotFound, PodiumError
 from services.promotion.promote import Caller
 from services.storage.pages import Direction
 
 MAX_LIMIT = 1000
-# Far beyond any list, and times MAX_LIMIT still an offset that PostgreSQL can count to.
+# Larger than any list; times MAX_LIMIT it is still a valid offset in PostgreSQL.
 MAX_PAGE_NUMBER = 10**9
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT, description=f"Rows per page, at most {MAX_LIMIT}.")]
@@ -29,43 +29,49 @@ AnyRequest = Request[Any, Any, Any]
 
 
 def agent_uuid(text: str) -> UUID:
-    """The agent id in a path. Raises `AgentNotFound` for anything that could not be one."""
-    try:
-        agent_id = UUID(text)
-    except ValueError as exc:
-        raise AgentNotFound from exc
-    if str(agent_id) != text.lower():
-        raise AgentNotFound
-    return agent_id
+    """The agent id in a path. Raises `AgentNotFound` for a malformed one."""
+    return _path_uuid(text, AgentNotFound)
+
+
+def parked_uuid(text: str) -> UUID:
+    """The id of a parked message in a path. Raises `ParkedNotFound` for a malformed one."""
+    return _path_uuid(text, ParkedNotFound)
 
 
 def agent_name(text: str) -> str:
-    """The agent name in a path. Raises `AgentNotFound` for anything that could not be one."""
+    """The agent name in a path. Raises `AgentNotFound` for a malformed one."""
     if not re.fullmatch(AGENT_NAME_PATTERN, text):
         raise AgentNotFound
     return text
 
 
+def agent_filter(text: str | None) -> str | None:
+    """The agent name in the query parameter `agent`, if there is one. Raises `InvalidRequest` for a malformed one."""
+    if text is not None and not re.fullmatch(AGENT_NAME_PATTERN, text):
+        raise InvalidRequest("agent must be an agent's name: small letters, digits and hyphens.", field="agent")
+    return text
+
+
 def deployment_key(text: str) -> str:
-    """The deployment id in a path. Raises `DeploymentNotFound` for anything that could not be one."""
+    """The deployment id in a path. Raises `DeploymentNotFound` for a malformed one."""
     if not re.fullmatch(DEPLOYMENT_ID_PATTERN, text):
         raise DeploymentNotFound
     return text
 
 
 def moment(text: str | None, *, field: str) -> datetime | None:
-    """A point in time, or None if none is given. Raises `InvalidRequest`."""
+    """The time in a parameter; None if the parameter is missing. Raises `InvalidRequest`."""
     if text is None:
         return None
     try:
         return _MOMENT.validate_python(text)
     except ValidationError as exc:
-        message = f"{field} must be an ISO 8601 time with its zone, such as 2026-01-31T12:00:00Z."
+        message = f"{field} must be an ISO 8601 time with a time zone, such as 2026-01-31T12:00:00Z."
         raise InvalidRequest(message, field=field) from exc
 
 
 def caller(request: AnyRequest, actor: str, reason: str | None = None) -> Caller:
-    """Who asks, why, and on which condition. Raises `InvalidRequest` for a malformed If-Match."""
+    """The actor, reason, If-Match condition and trace context of a change. Raises `InvalidRequest` for If-Match."""
     return Caller(
         actor=actor,
         reason=reason,
@@ -75,6 +81,17 @@ def caller(request: AnyRequest, actor: str, reason: str | None = None) -> Caller
 
 
 def traceparent(request: AnyRequest) -> str | None:
-    """The W3C trace context of the request (https://www.w3.org/TR/trace-context/); None if it is none."""
+    """The `traceparent` of the request (https://www.w3.org/TR/trace-context/); None unless there is one valid value."""
     given = request.headers.getall("traceparent", [])
     return given[0] if len(given) == 1 and re.fullmatch(TRACEPARENT_PATTERN, given[0]) else None
+
+
+def _path_uuid(text: str, not_found: type[PodiumError]) -> UUID:
+    """The UUID in its canonical form, in either case; a malformed one raises `not_found`, as an unknown one does."""
+    try:
+        found = UUID(text)
+    except ValueError as exc:
+        raise not_found from exc
+    if str(found) != text.lower():
+        raise not_found
+    return found

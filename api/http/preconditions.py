@@ -1,4 +1,4 @@
-"""If-Match: change what serves only if nothing has changed since the caller looked (RFC 9110, section 13.1.1)."""
+"""If-Match: change what serves only if it is unchanged since the caller read it (RFC 9110, section 13.1.1)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _GENERATION = re.compile(r'"(0|[1-9][0-9]{0,18})"')
 
 
 def wanted_generation(if_match: Sequence[str]) -> int | None:
-    """The generation that the values of If-Match ask for; None: whichever it is. Raises `InvalidRequest`."""
+    """The generation in the values of If-Match; None for any generation. Raises `InvalidRequest`."""
     if not if_match or list(if_match) == ["*"]:
         return None
     match = _GENERATION.fullmatch(if_match[0]) if len(if_match) == 1 else None
@@ -23,5 +23,5 @@ def wanted_generation(if_match: Sequence[str]) -> int | None:
 
 
 def generation_header(generation: int) -> Mapping[str, str]:
-    """The header that tells a caller what to send as If-Match."""
+    """The header whose value a caller sends as If-Match."""
     return {GENERATION_HEADER: str(generation)}

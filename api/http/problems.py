@@ -1,16 +1,17 @@
-"""How refusals look: problem+json (RFC 9457), on RPC routes a JSON-RPC error object; nothing internal leaks."""
+"""Rendering of errors: problem+json (RFC 9457), or JSON-RPC error objects on RPC routes, without internal details."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 import structlog
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
 from api.http.jsonrpc import error_response, is_rpc
+from api.http.parameters import AnyRequest
 from api.http.responses import Problem
 from services.errors import InvalidRequest, MessageTooLarge, PodiumError, Unauthorized, Unavailable
 
@@ -19,8 +20,6 @@ TYPE_PREFIX = "urn:podium:problem:"
 CHALLENGE = 'Bearer realm="podium"'
 
 log = structlog.get_logger(__name__)
-
-AnyRequest = Request[Any, Any, Any]
 
 
 class RequestRefused(PodiumError):
@@ -33,14 +32,14 @@ class RequestRefused(PodiumError):
 
 
 class Forbidden(PodiumError):
-    """This API serves programs on its own machine only: set PODIUM_API_KEY to serve others."""
+    """This API serves only programs on its own machine: set PODIUM_API_KEY to serve others."""
 
     status = 403
     reason = "not-local"
 
 
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
-    """The refusals of a route, for its OpenAPI description."""
+    """The errors of a route, for its OpenAPI description."""
     return {
         status: ResponseSpec(
             Problem, description=HTTPStatus(status).phrase, media_type=MEDIA_TYPE, generate_examples=False
@@ -50,25 +49,25 @@ def documented(*statuses: int) -> dict[int, ResponseSpec]:
 
 
 def render_domain_error(request: AnyRequest, error: PodiumError) -> Response[Any]:
-    """A refusal that Podium meant."""
+    """The answer for an error of Podium."""
     return _response(request, error)
 
 
 def render_framework_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
-    """A refusal by the framework: no such route or method, a parameter that cannot be read, a body too large."""
+    """The answer for an error of Litestar: an unknown route or method, an invalid parameter, a body too large."""
     return _response(request, _translated(error), error.headers)
 
 
 def render_defect(request: AnyRequest, error: Exception) -> Response[Any]:
-    """Anything else is a defect: logged in full, answered without any of it."""
+    """The answer for any other exception, without its details; the log gets the traceback."""
     log.error(
-        "A request failed for a reason of our own.",
+        "A request failed because of an internal error.",
         action="request.failed",
         method=request.method,
         route=request.scope.get("path_template"),
         exc_info=error,
     )
-    return _response(request, PodiumError("Something went wrong on our side; the log of this process has details."))
+    return _response(request, PodiumError("An internal error occurred; the log of this process has the details."))
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {
@@ -79,7 +78,7 @@ EXCEPTION_HANDLERS: ExceptionHandlersMap = {
 
 
 def refusal_headers(error: PodiumError) -> dict[str, str]:
-    """Headers that belong to a refusal, whatever its body looks like."""
+    """The headers of an error, in either format of its body."""
     if isinstance(error, Unavailable):
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, Unauthorized):
@@ -93,25 +92,25 @@ def _translated(error: HTTPException) -> PodiumError:
     if error.status_code == MessageTooLarge.status:
         return MessageTooLarge("The body is too large.")
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return RequestRefused(error.status_code, "The request could not be read to its end.")
+        return RequestRefused(error.status_code, "The request could not be read completely.")
     return RequestRefused(error.status_code, _sentence(error))
 
 
 def _sentence(error: HTTPException) -> str:
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return "There is nothing at this path: /openapi.json lists what there is."
+        return "No route has this path: /openapi.json lists all routes."
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return f"This path takes {(error.headers or {}).get('allow')} only."
+        return f"This path accepts only {(error.headers or {}).get('allow')}."
     return error.detail
 
 
 def _invalid(error: ValidationException) -> InvalidRequest:
-    """The first parameter that the framework could not read."""
+    """The error for the first parameter that Litestar could not read."""
     complaints = error.extra if isinstance(error.extra, list) else []
     first: Mapping[str, Any] = complaints[0] if complaints else {}
     field = first.get("key")
     if field == "data":
-        return InvalidRequest("A JSON object is needed as the body.")
+        return InvalidRequest("The body must be a JSON object.")
     return InvalidRequest(f"{field}: {first.get('message')}" if field else error.detail, field=field)
 
 

@@ -1,18 +1,19 @@
-"""What a caller may send: so many bytes of headers, so many of body, in so much time."""
+"""Reading a request under limits: bytes of headers, bytes of body, and time; and detecting a disconnect."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 
 from litestar.types import HTTPScope, Receive
 
 from services.errors import MessageTooLarge, PodiumError
 
-# As much as common servers take; agents' own servers mostly take less, and say so themselves.
+# The limit of common servers. Most agents' servers have a lower one, and answer with their own error.
 HEADERS_MAX_BYTES = 64 * 1024
 
 
-class CallerLeft(Exception):
-    """The caller is gone; nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client has disconnected, so no answer can be sent."""
 
 
 class HeadersTooLarge(MessageTooLarge):
@@ -30,20 +31,20 @@ class BodyTimeout(PodiumError):
 
 
 def check_headers(scope: HTTPScope) -> None:
-    """Raise `HeadersTooLarge` if they are, with the path and the query."""
+    """Raise `HeadersTooLarge` if headers, path and query are together larger than `HEADERS_MAX_BYTES`."""
     size = len(scope["raw_path"]) + len(scope["query_string"])
     if size + sum(len(name) + len(value) for name, value in scope["headers"]) > HEADERS_MAX_BYTES:
         raise HeadersTooLarge
 
 
 async def read_body(scope: HTTPScope, receive: Receive, limit: int, time_limit: timedelta) -> bytes:
-    """The whole body. Raises `MessageTooLarge` before it is read any further, `BodyTimeout`, `CallerLeft`."""
+    """The whole body. Raises `MessageTooLarge` as soon as it exceeds `limit`, `BodyTimeout`, `ClientDisconnected`."""
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if announced.isdigit() and int(announced) > limit:
         raise MessageTooLarge(f"The body is larger than {limit} bytes.")
     piece, more = await _piece(receive)
     if not more and len(piece) <= limit:
-        # Nearly every call: all of it is here at once.
+        # Most bodies arrive in one piece.
         return piece
     body = bytearray(piece)
     try:
@@ -58,10 +59,17 @@ async def read_body(scope: HTTPScope, receive: Receive, limit: int, time_limit: 
     return bytes(body)
 
 
+async def until_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected. Call it after the body is read."""
+    with suppress(OSError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
 async def _piece(receive: Receive) -> tuple[bytes, bool]:
-    """The next piece of the body, and whether there are more."""
+    """The next piece of the body, and whether more follow."""
     message = await receive()
     if message["type"] == "http.disconnect":
-        raise CallerLeft
+        raise ClientDisconnected
     assert message["type"] == "http.request"
     return message["body"], message["more_body"]

@@ -1,4 +1,4 @@
-"""What the API takes beyond announcements, and how bodies are read: strictly, whatever content type they claim."""
+"""Request bodies other than registrations. Every body is parsed strictly as JSON, whatever its content type."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -23,10 +23,10 @@ Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
 
 
 class JsonBody(AbstractDTO[T]):
-    """Reads a body with the model's own JSON parser: what it refuses is refused with the field named.
+    """Reads a body with the model's own JSON parser, so that an error names its field.
 
-    Litestar would decode to plain values first, and lose what only the bytes tell. An empty body is the default of
-    the handler's `data`.
+    Litestar would decode to plain values first, and the model would not see the original JSON. For an empty body the
+    handler gets the default of its `data`.
     """
 
     def decode_bytes(self, value: bytes) -> T:
@@ -38,16 +38,16 @@ class JsonBody(AbstractDTO[T]):
 
     @classmethod
     def create_for_field_definition(cls, field_definition: FieldDefinition, handler_id: str, *_: object) -> None:
-        """Nothing is prepared: the model reads itself."""
+        """Do nothing: the model needs no preparation."""
 
     @classmethod
     def create_openapi_schema(
         cls,
         field_definition: FieldDefinition,  # noqa: ARG003 - Litestar passes it by name
         handler_id: str,  # noqa: ARG003 - as field_definition
-        schema_creator: Any,  # noqa: ANN401 - Litestar keeps its type to itself
+        schema_creator: Any,  # noqa: ANN401 - its type is private in Litestar
     ) -> Reference | Schema:
-        """The model's schema."""
+        """The schema of the model."""
         schema: Reference | Schema = schema_creator.for_field_definition(
             FieldDefinition.from_annotation(cls.model_type)
         )
@@ -56,7 +56,7 @@ class JsonBody(AbstractDTO[T]):
 
 @dataclass
 class ConditionalChange(Operation):
-    """An operation that takes If-Match, and whose body may be left out."""
+    """An OpenAPI operation that accepts If-Match and has an optional body."""
 
     def __post_init__(self) -> None:
         if isinstance(self.request_body, RequestBody):
@@ -65,14 +65,14 @@ class ConditionalChange(Operation):
             name="If-Match",
             param_in="header",
             required=False,
-            description='The generation at which you looked, in quotes, such as "3"; or *.',
+            description='The generation that you read, in quotes, such as "3"; or * for any.',
             schema=Schema(type=OpenAPIType.STRING),
         )
         self.parameters = [*(self.parameters or []), if_match]
 
 
 class NewDeploymentRequest(BaseModel):
-    """A version known ahead of its pod; repeat it with the same `id` as often as you like."""
+    """A version that is created before its pod starts. Repeating the request with the same `id` is idempotent."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -80,15 +80,15 @@ class NewDeploymentRequest(BaseModel):
     registration_metadata: Facts | None = None
     sgp_deploy_id: Text | None = None
     helm_release_name: Text | None = None
-    id: DeploymentId | None = Field(default=None, description="A new one is made if it is left out.")
+    id: DeploymentId | None = Field(default=None, description="Generated if it is missing.")
 
     def command(self) -> NewDeployment:
-        """What the service takes."""
+        """The service command for this request."""
         return NewDeployment(**dict(self))
 
 
 class PromoteRequest(BaseModel):
-    """Why a version goes to production."""
+    """Why a version is promoted."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -96,19 +96,19 @@ class PromoteRequest(BaseModel):
 
 
 class RollbackRequest(BaseModel):
-    """Where to go back to, and why."""
+    """The target of a rollback, and its reason."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     to: DeploymentId | None = Field(
-        default=None, description="A deployment id or 'legacy'; left out: what served before."
+        default=None, description="A deployment id or 'legacy'; by default what served before."
     )
     reason: Reason | None = None
-    force: StrictBool = Field(default=False, description="Go there even if it does not answer a probe.")
+    force: StrictBool = Field(default=False, description="Roll back even if the target does not answer a probe.")
 
 
 class ChangeAgentRequest(BaseModel):
-    """What can be set of an agent; what is left out or null stays as it is."""
+    """The settings of an agent that can be changed; a field that is missing or null stays unchanged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -117,25 +117,26 @@ class ChangeAgentRequest(BaseModel):
     auto_promote_paused: StrictBool | None = None
     on_failure: OnFailure | None = Field(
         default=None,
-        description="When production fails: 'hold' it, or 'rollback' to the newest earlier version that answers.",
+        description="When production fails: 'hold' keeps it, 'rollback' returns to the newest earlier version that "
+        "answers.",
     )
     probe_interval_seconds: ProbeSeconds | Default | None = Field(
-        default=None, description="How often each deployment is asked; 'default': as the settings say."
+        default=None, description="Time between two probes of a deployment; 'default': from the settings."
     )
     probe_threshold: Annotated[int, Field(strict=True, ge=1, le=1000)] | Default | None = Field(
-        default=None, description="Probes in a row that must agree; 'default': as the settings say."
+        default=None, description="Equal results in a row that change the status; 'default': from the settings."
     )
     probe_timeout_seconds: ProbeSeconds | Default | None = Field(
-        default=None, description="Longest probe, never longer than the interval; 'default': as the settings say."
+        default=None, description="Timeout of a probe, at most the interval; 'default': from the settings."
     )
 
     def command(self) -> AgentChange:
-        """What the service takes."""
+        """The service command for this request."""
         return AgentChange(**dict(self))
 
 
 def first_problem(error: ValidationError) -> InvalidRequest:
-    """The first complaint, with the field it is about."""
+    """The first validation error, with its field."""
     problem = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in problem["loc"]) or None
     message = problem["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""What the API answers; field names and status words are those of the existing client."""
+"""Response bodies. Field names and status words are those of the existing client."""
 
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ UNKNOWN_IMAGE = "unknown"
 
 
 class AgentAnswer(BaseModel):
-    """An agent, and what serves it."""
+    """An agent and what serves it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,17 +34,19 @@ class AgentAnswer(BaseModel):
     status: AgentStatus
     status_reason: str | None
     acp_type: AcpType
-    acp_url: str | None = Field(description="What serves now; null while nothing does.")
+    acp_url: str | None = Field(description="The address that serves now; null if nothing serves.")
     agent_input_type: InputType | None
     registration_metadata: dict[str, Any] | None
-    registered_at: datetime | None = Field(description="Last announcement without a deployment id.")
+    registered_at: datetime | None = Field(description="Time of the last registration without a deployment id.")
     production_deployment_id: str | None
-    generation: int = Field(description="+1 with each change of what serves; send it as If-Match to promote safely.")
-    sequence: int = Field(description="Of the agent's last event.")
+    generation: int = Field(description="+1 with each change of what serves; send it as If-Match for a safe promote.")
+    sequence: int = Field(description="Sequence of the agent's last event.")
     auto_promote: AutoPromote
     auto_promote_paused: bool
     on_failure: OnFailure = Field(description="What happens when production fails.")
-    probe_interval_seconds: float | None = Field(description="Here and below, null: as the settings say.")
+    probe_interval_seconds: float | None = Field(
+        description="Null, here and in the next two fields: from the settings."
+    )
     probe_threshold: int | None
     probe_timeout_seconds: float | None
     created_at: datetime
@@ -53,7 +55,7 @@ class AgentAnswer(BaseModel):
 
     @classmethod
     def of(cls, agent: AgentState, acp_url: str | None, **more: str) -> Self:
-        """The answer for an agent that this address serves."""
+        """The answer for an agent that is served from `acp_url`."""
         return cls(
             id=agent.id,
             name=agent.name,
@@ -83,30 +85,30 @@ class AgentAnswer(BaseModel):
 
     @classmethod
     def of_state(cls, state: AgentSnapshot, **more: str) -> Self:
-        """The answer for an agent as a transition left it."""
+        """The answer for an agent after a change."""
         serves = serving(state)
         return cls.of(state.agent, serves.acp_url if serves else None, **more)
 
     @classmethod
     def of_view(cls, view: AgentView) -> Self:
-        """The answer for an agent as it was read."""
+        """The answer for an agent that was read."""
         return cls.of(view.agent, view.acp_url)
 
 
 class RegisteredAgentAnswer(AgentAnswer):
-    """An agent that has just registered, with the key that lets its pods register again."""
+    """An agent after its registration, with the key that its pods use for later registrations."""
 
     agent_api_key: str
 
 
 class PeriodAnswer(BaseModel):
-    """A time in production."""
+    """A period in production."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
-    generation: int = Field(description="The change that began it.")
+    generation: int = Field(description="The change that started the period.")
     since: datetime
-    until: datetime | None = Field(description="Null: it is in production now.")
+    until: datetime | None = Field(description="Null while the deployment is in production.")
 
 
 class DeploymentAnswer(BaseModel):
@@ -116,7 +118,7 @@ class DeploymentAnswer(BaseModel):
 
     id: str
     agent_id: UUID
-    docker_image: str = Field(description=f"'{UNKNOWN_IMAGE}' until an image was named.")
+    docker_image: str = Field(description=f"'{UNKNOWN_IMAGE}' until a registration contains an image.")
     status: DeploymentStatus
     status_reason: str | None
     acp_url: str | None
@@ -133,10 +135,10 @@ class DeploymentAnswer(BaseModel):
     ready_at: datetime | None
     promoted_at: datetime | None
     production_periods: list[PeriodAnswer] = Field(
-        description=f"When it was in production: the last {PERIODS_SHOWN} times, newest first."
+        description=f"The last {PERIODS_SHOWN} periods in production, newest first."
     )
-    expires_at: datetime | None = Field(description="When it was deleted; null while it lives.")
-    purged_at: datetime | None = Field(description="When its data were removed; what is left here stays for ever.")
+    expires_at: datetime | None = Field(description="When it was deleted; null if it is not deleted.")
+    purged_at: datetime | None = Field(description="When its data were removed; the remaining fields are kept forever.")
 
     @classmethod
     def of(cls, view: DeploymentView) -> Self:
@@ -168,7 +170,7 @@ class DeploymentAnswer(BaseModel):
 
 
 class PromotionAnswer(BaseModel):
-    """One row of an agent's ledger: what served before, what serves from `at` on, and why."""
+    """One row of an agent's ledger: what served before, what serves from `at`, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -176,16 +178,16 @@ class PromotionAnswer(BaseModel):
     cause: Cause
     actor: str
     reason: str | None
-    from_deployment_id: str | None = Field(description="Null: the legacy address served, or nothing did.")
+    from_deployment_id: str | None = Field(description="Null if the legacy address or nothing served.")
     from_acp_url: str | None
     from_docker_image: str | None
-    to_deployment_id: str | None = Field(description="Null: the legacy address serves, or nothing does.")
+    to_deployment_id: str | None = Field(description="Null if the legacy address or nothing serves.")
     to_acp_url: str | None
     to_docker_image: str | None
-    restored: int | None = Field(description="The generation that a rollback went back to.")
+    restored: int | None = Field(description="The generation that a rollback restored.")
     at: datetime
-    until: datetime | None = Field(description="When the next generation ended it; null while it holds.")
-    duration_seconds: float | None = Field(description="From `at` to `until`; null while it holds.")
+    until: datetime | None = Field(description="When the next generation started; null for the current row.")
+    duration_seconds: float | None = Field(description="Seconds from `at` to `until`; null for the current row.")
 
     @classmethod
     def of(cls, change: Change) -> Self:
@@ -197,7 +199,7 @@ class PromotionAnswer(BaseModel):
 
 
 class DeletedAnswer(BaseModel):
-    """What was deleted."""
+    """The resource that was deleted."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -206,28 +208,28 @@ class DeletedAnswer(BaseModel):
 
 
 class PartHealth(BaseModel):
-    """Whether one part answers."""
+    """Whether a server that this process uses answers."""
 
     ok: bool
     detail: str | None = None
 
 
 class Readiness(BaseModel):
-    """Whether this process can do its work."""
+    """Whether this process can serve requests."""
 
     status: str
     parts: dict[str, PartHealth]
 
 
 class RpcErrorData(BaseModel):
-    """Why a call was not answered by its agent."""
+    """Why the gateway answered instead of the agent."""
 
     reason: str = Field(description="Stable, such as 'nothing-serves' or 'first-byte-timeout'.")
-    sent: bool = Field(description="Whether the agent may have got the call: do not repeat it blindly.")
+    sent: bool = Field(description="Whether the agent may have received the call: a retry may repeat its effects.")
 
 
 class RpcError(BaseModel):
-    """The error of a JSON-RPC answer."""
+    """The error object of a JSON-RPC answer."""
 
     code: int
     message: str
@@ -235,15 +237,15 @@ class RpcError(BaseModel):
 
 
 class RpcErrorAnswer(BaseModel):
-    """What a caller gets if the gateway, not the agent, answers: a JSON-RPC 2.0 response."""
+    """A JSON-RPC 2.0 response of the gateway itself."""
 
     jsonrpc: Literal["2.0"] = "2.0"
-    id: str | int | float | None = Field(description="Of the call, as far as it is known.")
+    id: str | int | float | None = Field(description="The id of the call; null if it is unknown.")
     error: RpcError
 
 
 class Problem(BaseModel):
-    """A refusal (RFC 9457); `type` is stable, `detail` says what to do."""
+    """An error (RFC 9457). `type` is stable; `detail` says what to do."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -251,4 +253,4 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    field: str | None = Field(default=None, description="The field or parameter that is wrong, if one is.")
+    field: str | None = Field(default=None, description="The invalid field or parameter, if there is one.")

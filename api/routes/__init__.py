@@ -1,1 +1,1 @@
-"""The HTTP resources: agents, deployments, registrations, parked messages, health, documents."""
+"""The HTTP resources: agents, deployments, registrations, parked messages, health, API documents."""

@@ -1,4 +1,4 @@
-"""Agents: reading, changing and deleting them, and the ledger of what served."""
+"""Agents: reading, changing and deleting them, and reading the ledger of what served."""
 
 from typing import Annotated
 from uuid import UUID
@@ -31,7 +31,7 @@ from services.storage.pages import Page
 CURSOR_HEADER = "x-podium-cursor"
 
 After = Annotated[
-    UUID | None, QueryParameter(description="Only agents behind this id, in id order: pages without gaps.")
+    UUID | None, QueryParameter(description="Only agents after this id, in id order: pages without gaps.")
 ]
 
 
@@ -45,7 +45,7 @@ async def read_agents(
     order_direction: OrderDirection = "desc",
     after: After = None,
 ) -> Response[list[AgentAnswer]]:
-    """Living agents, newest first. Events behind `x-podium-cursor` are later than what this page shows."""
+    """Living agents, newest first. Every change that is not in this page has an event after `x-podium-cursor`."""
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction, after=after)
 
     async def work(session: AsyncSession) -> tuple[str, list[AgentView]]:
@@ -80,7 +80,7 @@ async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Respon
 async def update_agent(
     agent_id: FromPath[str], data: JSONBody[ChangeAgentRequest], resources: Injected
 ) -> Response[AgentAnswer]:
-    """Set the description, what is promoted or rolled back by itself, and how it is probed."""
+    """Set the description, automatic promotion and rollback, and the parameters of health probes."""
     wanted = agent_uuid(agent_id)
     state = await in_transaction(resources.sessions, lambda session: change_agent(session, wanted, data.command()))
     return _answer(AgentAnswer.of_state(state))
@@ -88,7 +88,7 @@ async def update_agent(
 
 @delete("/agents/{agent_id:str}", status_code=200, responses=documented(404))
 async def remove_agent(agent_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
-    """Delete an agent with all its deployments; its name is free. A second time changes nothing."""
+    """Delete an agent with all its deployments, and free its name. Idempotent."""
     wanted, asking = agent_uuid(agent_id), caller(request, resources.actor)
     await in_transaction(resources.sessions, lambda session: delete_agent(session, wanted, asking))
     return DeletedAnswer(id=str(wanted), message=f"Agent {wanted} is deleted.")
@@ -116,10 +116,10 @@ async def read_promotions(
     page_number: PageNumber = 1,
     at: Annotated[
         str | None,
-        QueryParameter(description="ISO 8601: only the row that held at this moment; 404 before the first one."),
+        QueryParameter(description="ISO 8601: only the row that was current at this time; 404 before the first one."),
     ] = None,
 ) -> list[PromotionAnswer]:
-    """The ledger of what served, newest first: who changed it, when, why, from what to what, and for how long."""
+    """The ledger of what served, newest first: each change with its actor, time, reason, before, after and duration."""
     wanted, then = agent_uuid(agent_id), moment(at, field="at")
     offset = Page(limit=limit, number=page_number).offset
 

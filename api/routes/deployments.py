@@ -1,4 +1,4 @@
-"""Deployments: creating them ahead of their pods, reading, promoting and deleting them."""
+"""Deployments: creating them before their pods start, reading, promoting and deleting them."""
 
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
@@ -11,7 +11,7 @@ from api.http.requests import ConditionalChange, JsonBody, NewDeploymentRequest,
 from api.http.responses import DeletedAnswer, DeploymentAnswer
 from api.resources import Injected
 from services.agents.commands import create_deployment, delete_deployment
-from services.agents.queries import DeploymentView, get_deployment, list_deployments
+from services.agents.queries import DeploymentView, find_deployment, get_deployment, list_deployments
 from services.domain.state import AgentSnapshot
 from services.promotion.promote import promote
 from services.storage.database import in_transaction
@@ -31,7 +31,7 @@ ITEM = f"{COLLECTION}/{{deployment_id:str}}"
 async def create(
     agent_id: FromPath[str], data: JSONBody[NewDeploymentRequest], resources: Injected
 ) -> DeploymentAnswer:
-    """Make a version known ahead of its pod: it is Pending until the pod registers under its id."""
+    """Create a deployment before its pod starts. It is Pending until a pod registers with its id."""
     wanted = agent_uuid(agent_id)
 
     async def work(session: AsyncSession) -> DeploymentView:
@@ -52,7 +52,7 @@ async def read_deployments(
     order_by: FromQuery[str] = "created_at",
     order_direction: OrderDirection = "desc",
 ) -> list[DeploymentAnswer]:
-    """The agent's living deployments, newest first."""
+    """The agent's deployments that are not deleted, newest first."""
     wanted = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
     views = await in_transaction(resources.reads, lambda session: list_deployments(session, wanted, page))
@@ -67,6 +67,13 @@ async def read_deployment(
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     view = await in_transaction(resources.reads, lambda session: get_deployment(session, wanted, key))
     return DeploymentAnswer.of(view)
+
+
+@get("/deployments/{deployment_id:str}", responses=documented(404))
+async def read_deployment_by_id(deployment_id: FromPath[str], resources: Injected) -> DeploymentAnswer:
+    """The deployment with this id, deleted or not. Ids are unique across agents."""
+    key = deployment_key(deployment_id)
+    return DeploymentAnswer.of(await in_transaction(resources.reads, lambda session: find_deployment(session, key)))
 
 
 @post(
@@ -84,9 +91,9 @@ async def promote_deployment(
     resources: Injected,
     data: JSONBody[PromoteRequest | None] = None,
 ) -> Response[DeploymentAnswer]:
-    """Put a Ready deployment into production; with If-Match only if nothing has changed since you looked.
+    """Promote a Ready deployment to production; with If-Match only if the generation is still the one you read.
 
-    Every RPC sent after the answer reaches this deployment. Unchanged if it is in production already.
+    Every RPC sent after the answer reaches this deployment. Nothing changes if it is already in production.
     """
     asking = caller(request, resources.actor, data.reason if data else None)
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
@@ -102,10 +109,11 @@ async def promote_deployment(
 async def remove_deployment(
     agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
 ) -> DeletedAnswer:
-    """Delete a preview; production cannot be deleted. A second time changes nothing."""
+    """Delete a preview; production cannot be deleted. Idempotent."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     await in_transaction(resources.sessions, lambda session: delete_deployment(session, wanted, key))
     return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
 
 
 ROUTES = [create, read_deployments, read_deployment, promote_deployment, remove_deployment]
+LOOKUP_ROUTES = [read_deployment_by_id]

@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it can do its work."""
+"""Liveness and readiness of this process."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -19,13 +19,13 @@ _AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
 @get("/health/live", opt=PUBLIC)
 async def live() -> dict[str, str]:
-    """200 as long as this process answers at all."""
+    """200 while this process answers requests."""
     return {"status": "live"}
 
 
 @get("/health/ready", opt=PUBLIC, responses={503: ResponseSpec(Readiness, generate_examples=False)})
 async def ready(resources: Injected) -> Response[Readiness]:
-    """200 if the database answers, else 503; the broker is the workers' concern and only reported."""
+    """200 if the database answers, else 503. The broker is only reported: the workers need it, the API does not."""
     database, broker = await asyncio.gather(_database(resources), _broker(resources))
     status = "ready" if database.ok else "not ready"
     readiness = Readiness(status=status, parts={"database": database, "broker": broker})

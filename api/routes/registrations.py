@@ -1,44 +1,50 @@
-"""What became of announcements: asked for by agent, and by name while there is no agent yet."""
+"""Registrations: registering a pod or a build over HTTP, and reading the outcomes of past registrations."""
 
-import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from litestar import get
-from litestar.params import FromPath, QueryParameter
+from litestar import Response, get, post
+from litestar.params import FromPath, JSONBody, QueryParameter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.parameters import Limit, PageNumber, agent_uuid
+from api.http.access import FOR_AGENTS
+from api.http.parameters import AnyRequest, Limit, PageNumber, agent_filter, agent_uuid, traceparent
+from api.http.preconditions import generation_header
 from api.http.problems import documented
-from api.resources import Injected
-from contracts.fields import AGENT_NAME_PATTERN
+from api.http.requests import JsonBody
+from api.http.responses import AgentAnswer, RegisteredAgentAnswer
+from api.resources import Injected, Resources
+from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 from services.agents.queries import get_agent
-from services.errors import InvalidRequest
+from services.api_keys import agent_api_key
+from services.domain.announcement import Announcement, Rejected
+from services.domain.state import AgentSnapshot
+from services.registration.batch import Incoming, register_batch
 from services.registration.inbox import InboxRow, Lifetime, recent_registrations
 from services.storage.database import in_transaction
 from services.storage.pages import Page
 
 AgentNamed = Annotated[
-    str | None, QueryParameter(description="Only announcements for this name, which no agent needs to have.")
+    str | None, QueryParameter(description="Only registrations for this agent name; the agent need not exist.")
 ]
 
 
 class RegistrationAnswer(BaseModel):
-    """One announcement, and what became of it."""
+    """One registration and its outcome."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
-    message_id: UUID | None = Field(description="Null if the message had none that could be read.")
+    message_id: UUID | None = Field(description="Null if the message had no readable id.")
     agent_name: str | None
     deployment_id: str | None
-    registered_at: datetime | None = Field(description="When the pod made it, as it was stored.")
+    registered_at: datetime | None = Field(description="The time that the pod sent, as stored.")
     received_at: datetime
     outcome: Literal["Registered", "Stale", "Shadowed", "Rejected", "Parked"]
-    reason: str | None = Field(description="Why it was refused.")
-    parked_id: UUID | None = Field(description="Of the parked message, where nothing but that is left of it.")
-    attempts: int = Field(description="How often it was parked for this reason.")
+    reason: str | None = Field(description="Why it was rejected.")
+    parked_id: UUID | None = Field(description="The id of the parked message, if only that is stored.")
+    attempts: int = Field(description="How many messages were parked for this reason.")
 
     @classmethod
     def of(cls, row: InboxRow) -> Self:
@@ -46,15 +52,51 @@ class RegistrationAnswer(BaseModel):
         return cls.model_validate(row)
 
 
+@post(
+    "/agents/register",
+    status_code=200,
+    dto=JsonBody[RegisterAgentRequest],
+    return_dto=None,
+    opt=FOR_AGENTS,
+    responses=documented(409, 410, 413),
+)
+async def register(
+    data: JSONBody[RegisterAgentRequest], request: AnyRequest, resources: Injected
+) -> Response[RegisteredAgentAnswer]:
+    """Register a pod: an agent, or one version of it, can be reached at this address.
+
+    The status is also 200 if a newer registration was applied before, or if production does not change. The answer
+    contains the key with which the agent's pods can register again.
+    """
+    state = await _register(resources, data, traceparent(request))
+    key = agent_api_key(resources.settings.secret_key.get_secret_value(), state.agent.id)
+    answer = RegisteredAgentAnswer.of_state(state, agent_api_key=key)
+    return Response(answer, headers=generation_header(answer.generation))
+
+
+@post(
+    "/agents/register-build",
+    status_code=200,
+    dto=JsonBody[RegisterBuildRequest],
+    return_dto=None,
+    responses=documented(413),
+)
+async def register_build(
+    data: JSONBody[RegisterBuildRequest], request: AnyRequest, resources: Injected
+) -> Response[AgentAnswer]:
+    """Register an agent that is built and has no pod yet. Idempotent."""
+    answer = AgentAnswer.of_state(await _register(resources, data, traceparent(request)))
+    return Response(answer, headers=generation_header(answer.generation))
+
+
 @get("/registrations", responses=documented())
 async def read_registrations(
     *, resources: Injected, agent: AgentNamed = None, limit: Limit = 50, page_number: PageNumber = 1
 ) -> list[RegistrationAnswer]:
-    """Recent announcements and their outcomes, newest first; of one name, or of all."""
-    if agent is not None and not re.fullmatch(AGENT_NAME_PATTERN, agent):
-        raise InvalidRequest("agent must be an agent's name: small letters, digits and hyphens.", field="agent")
+    """Recent registrations and their outcomes, newest first; of one agent name, or of all."""
+    lifetime = Lifetime(agent_filter(agent))
     page = Page(limit=limit, number=page_number)
-    rows = await in_transaction(resources.reads, lambda session: recent_registrations(session, Lifetime(agent), page))
+    rows = await in_transaction(resources.reads, lambda session: recent_registrations(session, lifetime, page))
     return [RegistrationAnswer.of(row) for row in rows]
 
 
@@ -62,7 +104,7 @@ async def read_registrations(
 async def read_registrations_of_agent(
     agent_id: FromPath[str], resources: Injected, limit: Limit = 50, page_number: PageNumber = 1
 ) -> list[RegistrationAnswer]:
-    """Recent announcements of one agent, newest first; those for another agent of its name are left out."""
+    """Recent registrations of one agent, newest first; those of other agents with the same name are left out."""
     wanted = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number)
 
@@ -73,4 +115,20 @@ async def read_registrations_of_agent(
     return [RegistrationAnswer.of(row) for row in await in_transaction(resources.reads, work)]
 
 
+REGISTER_ROUTES = [register, register_build]
 ROUTES = [read_registrations, read_registrations_of_agent]
+
+
+async def _register(
+    resources: Resources, request: RegisterAgentRequest | RegisterBuildRequest, trace: str | None
+) -> AgentSnapshot:
+    """The agent after the registration. A rejection is raised after the commit, so that the inbox contains it."""
+    incoming = Incoming(Announcement(request, uuid4(), None, trace))
+    proof = resources.settings.ready_requires_probe
+    [decided] = await in_transaction(
+        resources.sessions, lambda session: register_batch(session, [incoming], requires_probe=proof)
+    )
+    if isinstance(decided.outcome, Rejected):
+        raise decided.outcome.error
+    assert decided.state is not None  # only Rejected has none
+    return decided.state

@@ -1,4 +1,4 @@
-"""Rolling back: the target is asked whether it lives, outside any transaction, before anything changes."""
+"""Rollback: the target is probed outside any transaction before anything changes."""
 
 import asyncio
 from uuid import UUID
@@ -20,7 +20,7 @@ from services.promotion.rollback import Plan, plan_rollback, roll_back
 from services.promotion.rollback_targets import Target
 from services.storage.database import in_transaction
 
-# Each time, somebody has changed the agent while its target was asked.
+# An attempt fails if the agent changes while the target is probed.
 ATTEMPTS = 3
 
 
@@ -35,9 +35,10 @@ ATTEMPTS = 3
 async def roll_agent_back(
     agent_id: FromPath[str], request: AnyRequest, resources: Injected, data: JSONBody[RollbackRequest | None] = None
 ) -> Response[AgentAnswer]:
-    """Go back to what served before, or to a named deployment, or to 'legacy'. Pauses automatic promotion.
+    """Return to what served before, to a given deployment, or to 'legacy'. Pauses automatic promotion.
 
-    What does not answer a probe now is refused, naming the nearest that does, unless `force` is sent.
+    A target that does not answer a probe now is refused unless `force` is true; the error names the nearest one that
+    answers.
     """
     body = data or RollbackRequest()
     wanted, asking = agent_uuid(agent_id), caller(request, resources.actor, body.reason)
@@ -48,11 +49,11 @@ async def roll_agent_back(
 
 async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> AgentSnapshot:
     for attempt in range(1, ATTEMPTS + 1):
-        proven = None if body.force else await _proven(resources, agent_id, asking, body)
+        proven = None if body.force else await _probed_target(resources, agent_id, asking, body)
         try:
             return await in_transaction(
                 resources.sessions,
-                lambda session, proven=proven: roll_back(session, agent_id, asking, to=body.to, proven=proven),  # type: ignore[misc]
+                lambda session, proven=proven: roll_back(session, agent_id, asking, to=body.to, probed=proven),  # type: ignore[misc]
             )
         except TargetMoved:
             if attempt == ATTEMPTS:
@@ -60,8 +61,8 @@ async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, bod
     raise TargetMoved
 
 
-async def _proven(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> Target | None:
-    """The target, which answers; None if there is nothing to do. Raises `TargetDoesNotAnswer`."""
+async def _probed_target(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> Target | None:
+    """The target, which has answered a probe; None if it already serves. Raises `TargetDoesNotAnswer`."""
     plan = await in_transaction(
         resources.sessions, lambda session: plan_rollback(session, agent_id, asking, to=body.to)
     )

@@ -15,7 +15,7 @@ ROUTE = Route(UUID(int=1), 7, "v1", "http://a", "/api", "http")
 
 @pytest.mark.parametrize(("values", "generation"), [([], None), (["*"], None), (['"0"'], 0), (['"12"'], 12)])
 def test_if_match_names_one_generation_or_any(values: list[str], generation: int | None) -> None:
-    """None stands for whichever it is."""
+    """Without If-Match or with `*`, any generation matches."""
     assert wanted_generation(values) == generation
 
 
@@ -24,14 +24,14 @@ def test_if_match_names_one_generation_or_any(values: list[str], generation: int
     [['W/"3"'], ['"3", "4"'], ['"3"', '"4"'], ["*", "*"], ["3"], [""], ['"٣"'], ['"3" '], ['"3"\n'], ['"+3"'], ["**"]],
 )
 def test_other_forms_of_if_match_are_refused(values: list[str]) -> None:
-    """With the header named."""
+    """The error names the header."""
     with pytest.raises(InvalidRequest) as refused:
         wanted_generation(values)
     assert refused.value.field == "If-Match"
 
 
 def test_what_connection_names_is_stripped_in_both_directions() -> None:
-    """Over several headers, in any case."""
+    """Several Connection headers count, in any letter case."""
     given = [(b"Connection", b"X-One, x-two"), (b"connection", b"X-THREE"), (b"x-keep", b"1")]
     given += [(name, b"1") for name in (b"X-One", b"X-Two", b"x-three")]
     assert set(request_headers(given)[0]) == {"x-keep", "x-request-id", "traceparent"}
@@ -39,8 +39,8 @@ def test_what_connection_names_is_stripped_in_both_directions() -> None:
     assert answered == {b"x-keep": b"1", b"x-podium-generation": b"7", b"x-podium-deployment-id": b"v1"}
 
 
-def test_connection_cannot_smuggle_names_in() -> None:
-    """What the gateway says itself is said last and stays."""
+def test_connection_cannot_remove_the_gateways_own_headers() -> None:
+    """The gateway adds its own headers last, so Connection cannot remove them."""
     answered = dict(response_headers([(b"connection", b"x-podium-generation")], ROUTE))
     assert answered[b"x-podium-generation"] == b"7"
     passed, _ = request_headers([(b"connection", b"x-request-id"), (b"x-request-id", b"mine")])
@@ -59,7 +59,7 @@ def test_connection_cannot_smuggle_names_in() -> None:
     ],
 )
 def test_which_paths_answer_in_json_rpc(path: str, *, expected: bool) -> None:
-    """Those of the gateway."""
+    """Only the paths of RPC routes."""
     assert is_rpc(path) is expected
 
 
@@ -68,5 +68,5 @@ def test_which_paths_answer_in_json_rpc(path: str, *, expected: bool) -> None:
     [(b'{"id":1.5}', 1.5), (b'{"id":"x"}', "x"), (b'{"id":false}', None), (b"1", None), (b'"id"', None), (b"", None)],
 )
 def test_the_id_of_a_call(body: bytes, expected: object) -> None:
-    """Only what JSON-RPC allows as one."""
+    """A string or a number, as JSON-RPC allows; otherwise None."""
     assert request_id(body) == expected

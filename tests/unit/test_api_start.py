@@ -1,4 +1,4 @@
-"""With which settings the API starts at all."""
+"""The settings with which the API starts, and those with which it refuses to."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ SECRET = SecretStr("a secret")
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
 def test_this_machine_alone_needs_no_api_key(host: str) -> None:
-    """Loopback is enough."""
+    """A loopback address is enough."""
     check_bind(Settings(host=host, secret_key=SECRET))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "podium.example", ""])  # noqa: S104 - to be refused
 def test_any_other_bind_needs_an_api_key(host: str) -> None:
-    """Refused with the name of what to set; with a key it starts."""
+    """Without a key the API refuses to start and names the variable; with a key it starts."""
     settings = Settings(host=host, secret_key=SECRET)
     for refuses in (check_bind, create_app):
         with pytest.raises(StartRefused, match=r"refuses to start.*PODIUM_API_KEY"):
@@ -31,8 +31,8 @@ def test_any_other_bind_needs_an_api_key(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - to be refused
-def test_no_bind_goes_without_a_secret_key(host: str) -> None:
-    """A key made up at the start would differ on each process."""
+def test_every_bind_needs_a_secret_key(host: str) -> None:
+    """A random key would differ between processes."""
     settings = Settings(host=host, api_key=SecretStr("key"))
     for refuses in (check_bind, create_app):
         with pytest.raises(StartRefused, match=r"refuses to start.*PODIUM_SECRET_KEY"):
@@ -40,15 +40,15 @@ def test_no_bind_goes_without_a_secret_key(host: str) -> None:
 
 
 def test_a_low_limit_of_descriptors_is_raised() -> None:
-    """As far as the process may go by itself."""
+    """The soft limit rises to the hard limit, or to the maximum that Podium wants."""
     program = """
 import resource
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-from api.app import MOST_DESCRIPTORS, allow_many_connections
+from api.app import MAX_DESCRIPTORS, allow_many_connections
 allow_many_connections()
 soft, still = resource.getrlimit(resource.RLIMIT_NOFILE)
 assert still == hard
-assert soft == (MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)), soft
+assert soft == (MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)), soft
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

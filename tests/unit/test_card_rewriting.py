@@ -1,11 +1,11 @@
-"""Agent cards: whatever an agent claims, its callers are told of one way in."""
+"""Rewriting of agent cards: callers see only the gateway's address."""
 
 from typing import Any
 
 import pytest
 from pydantic_core import from_json, to_json
 
-from api.gateway.card_rewriting import AgentCardInvalid, rewritten
+from api.gateway.agent_cards import AgentCardInvalid, rewritten
 
 REGISTERED = "http://10.0.0.7:8000/a2a"
 HERE = "https://podium.example/agents/name/bot/rpc"
@@ -19,7 +19,7 @@ def seen(card: object) -> dict[str, Any]:
 
 
 def test_a_card_of_a2a_0_3() -> None:
-    """Its address is the gateway's, its other transports and signatures are gone, everything else is as it was."""
+    """The gateway's address replaces the agent's; other transports and signatures are dropped, the rest stays."""
     rest = {
         "protocolVersion": "0.3.0",
         "name": "bot",
@@ -50,7 +50,7 @@ def test_a_card_of_a2a_0_3() -> None:
 
 
 def test_json_rpc_beside_another_preferred_transport() -> None:
-    """What is forwarded becomes what is preferred."""
+    """JSON-RPC becomes the preferred transport."""
     interfaces = [{"url": CLAIMED, "transport": "JSONRPC"}]
     card = {"url": "bot.example:50051", "preferredTransport": "GRPC", "additionalInterfaces": interfaces}
     assert seen(card) == {
@@ -61,7 +61,7 @@ def test_json_rpc_beside_another_preferred_transport() -> None:
 
 
 def test_a_card_of_a2a_1_0() -> None:
-    """Of its interfaces those by JSON-RPC stay, each version of the protocol once, with tenants."""
+    """The JSON-RPC interfaces stay, each protocol version once, with their tenants."""
     interfaces = [
         {"url": "bot.example:50051", "protocolBinding": "GRPC", "protocolVersion": "1.0"},
         {"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "1.0", "tenant": "t"},
@@ -79,7 +79,7 @@ def test_a_card_of_a2a_1_0() -> None:
 
 
 def test_a_card_of_both_versions() -> None:
-    """Each shape is rewritten for its own readers; one that has nothing to offer leaves no empty promise."""
+    """The fields of both versions are rewritten; a version without a JSON-RPC interface is dropped."""
     both = {
         "url": "bot.example:50051",
         "preferredTransport": "GRPC",
@@ -93,7 +93,7 @@ def test_a_card_of_both_versions() -> None:
 
 
 def test_only_the_path_that_calls_go_to_is_offered() -> None:
-    """Another JSON-RPC endpoint of the agent would get calls that were never meant for it; else all are kept."""
+    """Other JSON-RPC endpoints are dropped; if no endpoint has that path, all of them are kept."""
     other = {"url": "https://bot.example/old", "protocolBinding": "JSONRPC", "protocolVersion": "0.3"}
     one = {"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}
     assert seen({"supportedInterfaces": [other, one]})["supportedInterfaces"] == [{**one, "url": HERE}]
@@ -118,14 +118,14 @@ def test_only_the_path_that_calls_go_to_is_offered() -> None:
         {"url": CLAIMED, "additionalInterfaces": 3},
     ],
 )
-def test_cards_that_nobody_could_use(card: object) -> None:
-    """Refused, whatever they are."""
+def test_unusable_cards_are_invalid(card: object) -> None:
+    """A card without a JSON-RPC interface, or of another shape, is invalid."""
     with pytest.raises(AgentCardInvalid):
         seen(card)
 
 
 @pytest.mark.parametrize("card", [b"", b"{", b"\xff", b"<html>", b'{"url": NaN}', b"[" * 5000])
-def test_what_is_no_json(card: bytes) -> None:
-    """Refused as well."""
+def test_cards_that_are_not_json_are_invalid(card: bytes) -> None:
+    """Also for JSON that is nested too deeply, or contains NaN."""
     with pytest.raises(AgentCardInvalid):
         rewritten(card, registered_url=REGISTERED, rpc_url=HERE)

@@ -15,7 +15,7 @@ FAILURES, PAUSE = 3, timedelta(seconds=5)
 
 @dataclass
 class Clock:
-    """A clock that a test sets."""
+    """A clock that the test sets."""
 
     seconds: float = 100.0
 
@@ -36,19 +36,19 @@ def circuits(clock: Clock) -> CircuitBreakers:
 
 
 def a_route(deployment_id: str | None = "v1", **fields: Any) -> Route:
-    """A way to a deployment."""
+    """A route to a deployment."""
     known = {"acp_url": "http://a", "registered_at": datetime(2026, 1, 1, tzinfo=UTC), **fields}
     return Route(UUID(int=1), 1, deployment_id, known["acp_url"], "/api", "http", known["registered_at"])
 
 
 def call(circuits: CircuitBreakers, route: Route, *, works: bool) -> None:
-    """One call from its beginning to its end."""
+    """Run one call, which works or fails."""
     with circuits.enter(route) as permit:
         (permit.answered if works else permit.failed)()
 
 
 def refused(circuits: CircuitBreakers, route: Route) -> int | None:
-    """The seconds after which to come again; None if a call passes, which then ends without a verdict."""
+    """The retry-after of a refused call in seconds; None if the call passes, which then ends without a result."""
     try:
         with circuits.enter(route):
             return None
@@ -57,7 +57,7 @@ def refused(circuits: CircuitBreakers, route: Route) -> int | None:
 
 
 def broken(circuits: CircuitBreakers) -> Route:
-    """An agent that has just been given up on."""
+    """The route of an agent whose breaker has just opened."""
     route = a_route()
     for _ in range(FAILURES):
         call(circuits, route, works=False)
@@ -65,7 +65,7 @@ def broken(circuits: CircuitBreakers) -> Route:
 
 
 def test_failures_in_a_row_open_it_for_a_while(circuits: CircuitBreakers, clock: Clock) -> None:
-    """Then one call tries again, and its answer closes it."""
+    """After the pause one call tests the agent, and its answer closes the breaker."""
     route = a_route()
     for _ in range(FAILURES):
         assert refused(circuits, route) is None
@@ -80,16 +80,16 @@ def test_failures_in_a_row_open_it_for_a_while(circuits: CircuitBreakers, clock:
     assert [refused(circuits, route) for _ in range(3)] == [None] * 3
 
 
-def test_an_answer_between_failures_begins_the_count_anew(circuits: CircuitBreakers) -> None:
-    """Only failures in a row mean that the agent is away."""
+def test_an_answer_between_failures_resets_the_count(circuits: CircuitBreakers) -> None:
+    """Only failures in a row open the breaker."""
     for _ in range(5):
         for works in (False, False, True):
             call(circuits, a_route(), works=works)
     assert circuits.open == 0
 
 
-def test_only_one_call_tries_again(circuits: CircuitBreakers, clock: Clock) -> None:
-    """The others are refused until its verdict; if that is a failure, for another pause."""
+def test_only_one_call_tests_the_agent(circuits: CircuitBreakers, clock: Clock) -> None:
+    """Other calls are refused until its result; after a failure they are refused for another pause."""
     route = broken(circuits)
     clock.seconds += 5
     with circuits.enter(route) as probe:
@@ -98,8 +98,8 @@ def test_only_one_call_tries_again(circuits: CircuitBreakers, clock: Clock) -> N
     assert refused(circuits, route) == 5
 
 
-def test_a_probe_without_a_verdict_leaves_it_to_the_next(circuits: CircuitBreakers, clock: Clock) -> None:
-    """Its caller left: nothing is known, and nobody waits for it."""
+def test_after_a_test_call_without_a_result_the_next_call_tests(circuits: CircuitBreakers, clock: Clock) -> None:
+    """Its caller disconnected, so nothing is known about the agent."""
     route = broken(circuits)
     clock.seconds += 5
     for _ in range(3):
@@ -107,8 +107,8 @@ def test_a_probe_without_a_verdict_leaves_it_to_the_next(circuits: CircuitBreake
     assert circuits.open == 1
 
 
-def test_calls_from_before_an_answer_say_nothing_new(circuits: CircuitBreakers, clock: Clock) -> None:
-    """An agent was frozen and is back: the calls that it let time out do not open the breaker."""
+def test_failures_of_calls_from_before_an_answer_do_not_count(circuits: CircuitBreakers, clock: Clock) -> None:
+    """An agent that was frozen answers again: calls that timed out meanwhile do not open the breaker."""
     route = a_route()
     old = [circuits.enter(route) for _ in range(FAILURES)]
     clock.seconds += 1
@@ -118,7 +118,7 @@ def test_calls_from_before_an_answer_say_nothing_new(circuits: CircuitBreakers, 
 
 
 def test_late_failures_do_not_keep_it_open(circuits: CircuitBreakers, clock: Clock) -> None:
-    """Calls that began before it opened have no say in when it is tried again; a late answer has."""
+    """Failures of calls from before it opened do not extend the pause; a late answer closes the breaker."""
     route = a_route()
     old = [circuits.enter(route) for _ in range(3)]
     clock.seconds += 1
@@ -131,7 +131,7 @@ def test_late_failures_do_not_keep_it_open(circuits: CircuitBreakers, clock: Clo
 
 
 def end(permits: list[Permit], *, works: bool) -> None:
-    """The verdicts of calls that were under way."""
+    """End these calls, all with the same result."""
     for permit in permits:
         with permit:
             (permit.answered if works else permit.failed)()
@@ -140,34 +140,34 @@ def end(permits: list[Permit], *, works: bool) -> None:
 @pytest.mark.parametrize(
     "fields", [{"acp_url": "http://b"}, {"registered_at": datetime(2026, 1, 2, tzinfo=UTC)}], ids=["moved", "restarted"]
 )
-def test_a_deployment_that_announces_itself_starts_afresh(circuits: CircuitBreakers, fields: dict[str, Any]) -> None:
-    """At another address, or again at the same one."""
+def test_a_new_registration_closes_the_breaker(circuits: CircuitBreakers, fields: dict[str, Any]) -> None:
+    """At another address, or at the same address again."""
     broken(circuits)
     assert refused(circuits, a_route(**fields)) is None
     assert circuits.open == 0
 
 
-def test_others_do_not_notice(circuits: CircuitBreakers) -> None:
-    """Another deployment, and the legacy address of the same agent."""
+def test_other_deployments_are_not_affected(circuits: CircuitBreakers) -> None:
+    """Neither another deployment nor the legacy address of the same agent."""
     broken(circuits)
     assert refused(circuits, a_route("v2")) is None
     assert refused(circuits, a_route(None)) is None
 
 
-def test_so_many_calls_at_a_time_and_no_more(circuits: CircuitBreakers) -> None:
-    """The one too many is told to come again soon; each that ends makes room."""
+def test_calls_in_flight_are_limited(circuits: CircuitBreakers) -> None:
+    """A call beyond the limit gets a retry-after; each call that ends makes room for another."""
     permits = [circuits.enter(a_route()) for _ in range(10)]
     with pytest.raises(TooManyCalls) as error:
         circuits.enter(a_route())
     assert error.value.retry_after_seconds == 1
     assert refused(circuits, a_route("v2")) is None
-    assert circuits.under_way == 10
+    assert circuits.in_flight == 10
     end(permits[:1], works=True)
     assert refused(circuits, a_route()) is None
 
 
 def test_what_is_remembered_is_bounded(circuits: CircuitBreakers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of those that work; of broken ones so many, and never less than those with calls under way."""
+    """Working deployments are not remembered, failing ones up to a limit, those with calls in flight always."""
     for number in range(20):
         call(circuits, a_route(f"works-{number}"), works=True)
     assert len(circuits) == 0

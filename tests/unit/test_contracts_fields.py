@@ -33,7 +33,7 @@ def accepts(field: Any, value: object) -> bool:
 
 @pytest.mark.parametrize("name", ["a", "0", "a-b", "support-bot", "a--b", "a" * 63, "7" * 63])
 def test_an_agent_name_is_a_dns_label(name: str) -> None:
-    """Lower-case letters, digits and inner hyphens, up to 63, name an agent; so does its routing key."""
+    """A name has 1 to 63 lower-case letters, digits and inner hyphens, and survives a routing key."""
     assert accepts(AgentName, name)
     assert agent_of_key(registration_key(name)) == name
 
@@ -42,7 +42,7 @@ def test_an_agent_name_is_a_dns_label(name: str) -> None:
     "name", ["", "-a", "a-", "A", "a_b", "a.b", "a b", "a\n", "\na", "a\x00", "é", "a" * 64, "a/b", "agent.a"]
 )
 def test_nothing_else_is_an_agent_name(name: str) -> None:
-    """What could break out of a routing key, a path or a log line is no name."""
+    """Characters with a meaning in routing keys, paths or log lines are refused."""
     assert not accepts(AgentName, name)
     assert agent_of_key(registration_key(name)) is None
 
@@ -50,20 +50,20 @@ def test_nothing_else_is_an_agent_name(name: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", "agent", "agent.", "bot", "agents.bot", "agent.bot.x", "agent.agent.", "Agent.bot"]
 )
-def test_a_routing_key_of_another_form_names_nobody(key: str) -> None:
-    """Only `agent.<name>` speaks for an agent."""
+def test_a_malformed_routing_key_names_no_agent(key: str) -> None:
+    """Only `agent.<name>` with a valid name is accepted."""
     assert agent_of_key(key) is None
 
 
 @pytest.mark.parametrize("deployment_id", ["v1", "0", "A.b_c-d", "6f0f5a3e-0000-4000-8000-000000000000", "a" * 128])
 def test_a_deployment_id_may_be_a_uuid_a_tag_or_a_hash(deployment_id: str) -> None:
-    """Letters, digits, dot, underscore and hyphen, up to 128, make an id."""
+    """An id has 1 to 128 letters, digits, dots, underscores and hyphens, and starts with a letter or digit."""
     assert accepts(DeploymentId, deployment_id)
 
 
 @pytest.mark.parametrize("deployment_id", ["", ".a", "-a", "_a", "a b", "a/b", "a\n", "a\x00", "é", "a" * 129, "a:b"])
 def test_nothing_else_is_a_deployment_id(deployment_id: str) -> None:
-    """What would need escaping in a path is no id."""
+    """Characters that need escaping in a URL path are refused."""
     assert not accepts(DeploymentId, deployment_id)
 
 
@@ -83,7 +83,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_address_comes_back_byte_for_byte(address: str) -> None:
-    """What a pod announced is not normalised: no slash is added, no letter changed."""
+    """The address is not normalised: no slash is added, no character changed."""
     assert TypeAdapter(ServiceAddress).validate_python(address) == address
 
 
@@ -143,8 +143,8 @@ def test_an_address_comes_back_byte_for_byte(address: str) -> None:
         "http://h/" + "a" * ADDRESS_MAX_LENGTH,
     ],
 )
-def test_an_address_that_readers_of_urls_could_take_in_two_ways_is_refused(address: str) -> None:
-    """Only http or https, one host, maybe a port and a path: no credentials, query, fragment, odd or missing host."""
+def test_an_address_that_url_parsers_could_read_in_two_ways_is_refused(address: str) -> None:
+    """An address has http or https, a host, an optional port and path; no credentials, query or fragment."""
     assert not accepts(ServiceAddress, address)
 
 
@@ -168,8 +168,8 @@ def test_an_address_that_readers_of_urls_could_take_in_two_ways_is_refused(addre
         ("/a\x7f", False),
     ],
 )
-def test_a_path_holds_nothing_that_swallows_what_follows(path: str, *, fine: bool) -> None:
-    """Printable ASCII without blank, `?` and `#`, up to 512, is a path below an address."""
+def test_a_path_has_no_query_or_fragment(path: str, *, fine: bool) -> None:
+    """A path has 1 to 512 printable ASCII characters, without space, `?` and `#`."""
     assert accepts(UrlPath, path) is fine
 
 
@@ -187,7 +187,7 @@ def test_a_path_holds_nothing_that_swallows_what_follows(path: str, *, fine: boo
     ],
 )
 def test_an_image_is_one_printable_word(image: str, *, fine: bool) -> None:
-    """An image has no blanks and no control characters."""
+    """An image has 1 to 1024 characters, without spaces and control characters."""
     assert accepts(Image, image) is fine
 
 
@@ -195,14 +195,14 @@ def test_an_image_is_one_printable_word(image: str, *, fine: bool) -> None:
     "value",
     ["\x00", "a\x00b", "\ud800", ["\udfff"], {"\x00": 1}, {"a": [{"b": "\ud800x"}]}, math.inf, [-math.inf], math.nan],
 )
-def test_what_postgresql_cannot_hold_as_json_is_refused(value: object) -> None:
+def test_a_value_that_postgresql_cannot_store_as_json_is_refused(value: object) -> None:
     """NUL, lone surrogates and numbers beyond a double are refused at any depth, in keys as in values."""
     with pytest.raises(ValueError, match="must not contain"):
         check_storable(value)
 
 
-def test_what_postgresql_can_hold_as_json_is_taken_as_it_is() -> None:
-    """Pairs of surrogates, control characters other than NUL and big numbers are fine."""
+def test_a_value_that_postgresql_can_store_as_json_is_unchanged() -> None:
+    """Surrogate pairs, control characters other than NUL, and big numbers are accepted."""
     deep: object = 0
     for _ in range(NESTING):
         deep = [deep]
@@ -222,7 +222,7 @@ def test_what_postgresql_can_hold_as_json_is_taken_as_it_is() -> None:
     ],
 )
 def test_a_moment_is_kept_in_utc(written: str, in_utc: str) -> None:
-    """Whatever offset a pod writes, the moment is compared and stored in UTC, up to the ends of the calendar."""
+    """A time with any offset is converted to UTC, up to the ends of the calendar."""
     assert TypeAdapter(Moment).validate_python(written).isoformat() == in_utc
 
 

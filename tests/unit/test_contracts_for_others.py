@@ -31,25 +31,25 @@ def parts(node: Any, name: str) -> Iterator[Any]:
 
 
 def test_the_committed_contracts_are_those_of_the_models() -> None:
-    """What others read of our messages is what the models say today."""
+    """The committed files match the models."""
     committed = {
         str(path.relative_to(CONTRACTS)): path.read_text()
         for path in [CONTRACTS / DOCUMENT, *(CONTRACTS / SCHEMAS).iterdir()]
         if path.exists()
     }
     assert committed == contract_files(), (
-        "\ncontracts/asyncapi.json or contracts/schemas do not say what the models say; write them anew and have the "
+        "\ncontracts/asyncapi.json or contracts/schemas do not match the models; regenerate them and have the "
         "difference reviewed:\n\n    make contracts\n"
     )
 
 
-def test_the_contracts_are_written_alike_each_time() -> None:
-    """The same models give the same bytes, so that a difference always means something."""
+def test_generating_the_contracts_is_deterministic() -> None:
+    """The same models give the same bytes, so a difference always shows a changed model."""
     assert contract_files() == contract_files()
 
 
-def test_every_reference_of_the_document_leads_somewhere() -> None:
-    """No name that the document refers to is missing from it."""
+def test_every_reference_of_the_document_resolves() -> None:
+    """Each `$ref` points to an existing node."""
     described = document()
     for reference in parts(described, "$ref"):
         node = described
@@ -59,7 +59,7 @@ def test_every_reference_of_the_document_leads_somewhere() -> None:
 
 
 def test_every_key_of_the_document_is_one_that_the_specification_allows() -> None:
-    """Generators of code make names of these keys, and refuse others."""
+    """Code generators turn these keys into names, and refuse other characters."""
     described = document()
     named = [described["channels"], described["operations"], described["servers"], *described["components"].values()]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", key) for keys in named for key in keys)
@@ -93,7 +93,7 @@ def test_the_document_says_how_each_event_arrives(data: type[EventData]) -> None
 
 @pytest.mark.parametrize("data", EXAMPLES, ids=lambda data: type(data).__name__)
 def test_an_event_on_the_wire_is_valid_against_the_schemas(data: EventData) -> None:
-    """A consumer that checks what it reads against the published schemas accepts what Podium sends."""
+    """A consumer that validates events against the published schemas accepts the events of Podium."""
     event, published = on_the_wire(data), schemas()
     Draft202012Validator(published["CloudEvent"]).validate(event)
     Draft202012Validator(published[type(data).__name__]).validate(event["data"])
@@ -103,14 +103,14 @@ def test_an_event_on_the_wire_is_valid_against_the_schemas(data: EventData) -> N
 
 
 def test_a_pod_can_check_its_announcement_against_the_schema() -> None:
-    """The schema takes what Podium takes, and refuses a name that Podium refuses."""
+    """The schema accepts a valid announcement and refuses an invalid name."""
     validator = Draft202012Validator(schemas()["RegisterAgent"])
     assert validator.is_valid(a_body(deployment_id="v1", docker_image="registry/bot:1"))
     assert not validator.is_valid(a_body() | {"name": "No Agent"})
 
 
-def test_patterns_are_readable_outside_of_python() -> None:
-    """Validators in other languages compile every pattern: it escapes nothing that needs no escape."""
+def test_patterns_are_portable() -> None:
+    """Validators in other languages can compile every pattern: it has only portable escapes."""
     texts = [json.loads(text) for text in contract_files().values()]
     patterns = {str(pattern) for text in texts for pattern in parts(text, "pattern")}
     assert patterns

@@ -10,7 +10,7 @@ from tests.support.factories import a_body, a_registration
 
 
 def read(**fields: Any) -> RegisterAgent:
-    """The message with these top-level fields, as it comes from the queue."""
+    """Decode a queue message with these top-level fields."""
     return RegisterAgent.model_validate_json(json.dumps({**a_body(), **fields}))
 
 
@@ -27,7 +27,7 @@ def test_a_message_on_the_queue_needs_a_name_an_address_an_id_and_a_time(field: 
 
 
 def test_over_http_a_name_and_an_address_are_enough() -> None:
-    """Over HTTP the id and the time are the server's: sent along, even malformed, they are ignored."""
+    """Over HTTP the server assigns id and time; the request's values are ignored, even if malformed."""
     request = RegisterAgentRequest.model_validate(
         {"name": "bot", "acp_url": "http://h", "message_id": "not a uuid", "registered_at": "yesterday"}
     )
@@ -36,19 +36,19 @@ def test_over_http_a_name_and_an_address_are_enough() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    """A newer pod may say more than this version knows."""
+    """A newer pod may send fields that this version does not know."""
     message = read(version=2, principal_context={"x": 1}, acp_url="http://h")
     assert "version" not in message.model_dump()
 
 
 @pytest.mark.parametrize("metadata", [None, {}])
-def test_a_message_without_metadata_is_a_legacy_agent_s(metadata: dict[str, Any] | None) -> None:
-    """`registration_metadata` may be null or empty: no deployment speaks."""
+def test_a_message_without_metadata_comes_from_a_legacy_agent(metadata: dict[str, Any] | None) -> None:
+    """`registration_metadata` may be null or empty; then there is no deployment id."""
     assert read(registration_metadata=metadata).deployment_id is None
 
 
-def test_facts_about_a_version_are_kept_as_they_are() -> None:
-    """Git and build facts that Podium does not know survive, nested ones too; what was not said is not invented."""
+def test_unknown_metadata_is_kept_unchanged() -> None:
+    """Unknown fields survive, also nested ones, and fields that were not sent are not added."""
     facts = {"deployment_id": "v1", "git": {"commit": "abc", "dirty": False}, "built": 1.5, "none": None}
     metadata = read(registration_metadata=facts).registration_metadata
     assert metadata is not None
@@ -79,8 +79,8 @@ def test_facts_about_a_version_are_kept_as_they_are() -> None:
     ],
     ids=str,
 )
-def test_a_bad_value_is_refused_with_its_field(fields: dict[str, Any]) -> None:
-    """The complaint names the field that is wrong."""
+def test_the_error_names_the_invalid_field(fields: dict[str, Any]) -> None:
+    """The error location starts with the field."""
     (field,) = fields
     with pytest.raises(ValidationError) as refused:
         read(**fields)
@@ -89,20 +89,20 @@ def test_a_bad_value_is_refused_with_its_field(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "9" * 5000])
 def test_numbers_that_cannot_be_stored_are_refused(number: str) -> None:
-    """Infinite and not-a-number values, and integers without end, never reach the database."""
+    """Infinity, NaN and huge integers are refused before they reach the database."""
     body = to_json({**a_body(), "registration_metadata": {"x": 0}}).replace(b'{"x":0}', b'{"x":%s}' % number.encode())
     with pytest.raises(ValidationError):
         RegisterAgent.model_validate_json(body)
 
 
 def test_a_build_is_checked_as_a_registration_is() -> None:
-    """What PostgreSQL cannot hold is refused in a build's metadata too."""
+    """A build's metadata is refused if PostgreSQL cannot store it."""
     assert RegisterBuildRequest(name="bot", registration_metadata=None).registration_metadata is None
     with pytest.raises(ValidationError, match="NUL"):
         RegisterBuildRequest(name="bot", registration_metadata={"x": ["\x00"]})
 
 
-def test_a_message_survives_its_own_json() -> None:
-    """What a pod publishes is what the registrar reads."""
+def test_a_message_survives_a_json_round_trip() -> None:
+    """The registrar reads the same message that a pod published."""
     message = a_registration(deployment_id="v1", docker_image="bot:1", description="Ünï", git={"commit": "a"})
     assert RegisterAgent.model_validate_json(message.model_dump_json(exclude_unset=True)) == message

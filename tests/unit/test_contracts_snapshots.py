@@ -85,22 +85,22 @@ def on_the_wire(data: EventData) -> dict[str, Any]:
 
 
 def matches_snapshot(name: str, content: object, *, renew: bool) -> None:
-    """Compare with the committed file; with the variable set, write it instead."""
+    """Compare with the committed file; with `renew`, write the file first."""
     path = SNAPSHOTS / f"{name}.json"
     text = json.dumps(json.loads(to_json(content)), indent=2, sort_keys=True) + "\n"
     if renew:
         path.write_text(text)
     stored = path.read_text() if path.exists() else "(no snapshot)"
     assert text == stored, (
-        f"\nThe wire changed: tests/snapshots/{path.name} no longer holds. Pods and consumers in the field speak the "
-        f"old form.\nIf that is intended, write it anew and have it reviewed:\n\n"
+        f"\nThe wire format changed: tests/snapshots/{path.name} does not match. Deployed pods and consumers use the "
+        f"committed form.\nIf the change is intended, renew the snapshot and have it reviewed:\n\n"
         f"    {RENEW}=1 .venv/bin/pytest {Path(__file__).relative_to(SNAPSHOTS.parent.parent)}\n"
     )
 
 
 @pytest.fixture
 def renew() -> bool:
-    """Whether the developer asks for new snapshots."""
+    """Whether to write new snapshots."""
     # The suite's conftest takes PODIUM_* out of the environment, and keeps what it took.
     from tests.conftest import EXTERNAL  # noqa: PLC0415 - a conftest is importable only while tests run
 
@@ -108,24 +108,24 @@ def renew() -> bool:
 
 
 @pytest.mark.parametrize("model", [RegisterAgent, RegisterAgentRequest, RegisterBuildRequest, CloudEvent])
-def test_the_schema_of_what_crosses_the_wire_changes_on_purpose_only(model: type[BaseModel], *, renew: bool) -> None:
-    """The JSON schema of each message and of the envelope is the committed one."""
+def test_message_schemas_match_their_snapshots(model: type[BaseModel], *, renew: bool) -> None:
+    """The JSON schema of each message and of the envelope equals the committed one."""
     matches_snapshot(f"schema.{model.__name__}", model.model_json_schema(), renew=renew)
 
 
 @pytest.mark.parametrize("data", EXAMPLES, ids=lambda data: type(data).__name__)
-def test_the_json_of_each_event_changes_on_purpose_only(data: EventData, *, renew: bool) -> None:
-    """Every event reads as the committed one does, field by field."""
+def test_event_json_matches_its_snapshot(data: EventData, *, renew: bool) -> None:
+    """The JSON of every event equals the committed one."""
     matches_snapshot(f"event.{type(data).__name__}", on_the_wire(data), renew=renew)
 
 
 def test_every_event_type_has_a_snapshot() -> None:
-    """No event can be added without its form being reviewed."""
+    """No event type can be added without a snapshot."""
     assert {type(data) for data in EXAMPLES} == EVENT_TYPES.keys()
 
 
-def test_the_broker_s_names_and_arguments_change_on_purpose_only(*, renew: bool) -> None:
-    """A queue declared with other arguments is refused by the broker, so they are the committed ones."""
+def test_broker_names_and_arguments_match_their_snapshot(*, renew: bool) -> None:
+    """RabbitMQ refuses to redeclare a queue with other arguments, so they must not change unnoticed."""
     declared = {
         "exchanges": [topology.REGISTRATIONS_EXCHANGE, topology.EVENTS_EXCHANGE],
         "queues": {

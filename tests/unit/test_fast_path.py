@@ -10,7 +10,7 @@ from api.gateway.fast_path import FastPath
 from api.gateway.routes import ROUTES
 from services.settings import Settings
 
-Way = tuple[str, dict[str, Any]]
+Matched = tuple[str, dict[str, Any]]
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def app() -> Litestar:
     return create_app(Settings(secret_key=SecretStr("a secret")))
 
 
-def routed(app: Litestar, method: str, path: str) -> Way | None:
-    """The route and its parameters where Litestar's own routing leads to an RPC."""
+def routed(app: Litestar, method: str, path: str) -> Matched | None:
+    """The route template and parameters by Litestar's routing; None if the route is not an RPC."""
     try:
         _, handler, _, parameters, template = app.asgi_router.handle_routing(path=path, method=method)
     except HTTPException:
@@ -29,21 +29,21 @@ def routed(app: Litestar, method: str, path: str) -> Way | None:
     return (template, parameters) if getattr(handler, "handler_name", None) in names else None
 
 
-async def shortened(app: Litestar, method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> Way | None:
-    """The same by the short way; None if it is not taken."""
-    taken: list[Way] = []
-    way = FastPath(app)
+async def by_fast_path(app: Litestar, method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> Matched | None:
+    """The route template and parameters by the fast path; None if the fast path does not take the request."""
+    taken: list[Matched] = []
+    fast_path = FastPath(app)
 
     async def forward(_scope: object, _receive: object, _send: object, parameters: dict[str, str]) -> None:
-        taken.append((way._routes[frozenset(parameters)].path_format, parameters))
+        taken.append((fast_path._routes[frozenset(parameters)].path_format, parameters))
 
     async def elsewhere(*_: object) -> Any:
         pass
 
-    monkeypatch.setattr(way, "_forward", forward)
-    monkeypatch.setattr(way, "_app", elsewhere)
+    monkeypatch.setattr(fast_path, "_forward", forward)
+    monkeypatch.setattr(fast_path, "_app", elsewhere)
     scope: Any = {"type": "http", "method": method, "path": path}
-    await way(scope, elsewhere, elsewhere)
+    await fast_path(scope, elsewhere, elsewhere)
     return taken[0] if taken else None
 
 
@@ -52,11 +52,11 @@ async def shortened(app: Litestar, method: str, path: str, monkeypatch: pytest.M
     "path",
     ["/agents/1/rpc", "/agents/name/bot/rpc", "/agents/1/deployments/v1/rpc", "/agents/ü /rpc", "/agents/name/rpc/rpc"],
 )
-async def test_calls_take_the_short_way(app: Litestar, monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
-    """To where routing would have led them."""
+async def test_rpcs_take_the_fast_path(app: Litestar, monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
+    """With the same route and parameters as full routing."""
     expected = routed(app, method, path)
     assert expected is not None
-    assert await shortened(app, method, path, monkeypatch) == expected
+    assert await by_fast_path(app, method, path, monkeypatch) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,8 @@ async def test_calls_take_the_short_way(app: Litestar, monkeypatch: pytest.Monke
         ("GET", "/agents/1/.well-known/agent-card.json"),
     ],
 )
-async def test_nothing_else_does(app: Litestar, monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
-    """Routing decides about it, as ever."""
-    assert await shortened(app, method, path, monkeypatch) is None
+async def test_other_requests_take_full_routing(
+    app: Litestar, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    """The fast path leaves them to the Litestar application."""
+    assert await by_fast_path(app, method, path, monkeypatch) is None

@@ -19,7 +19,7 @@ from tests.support.factories import (
     moment,
     told,
 )
-from tests.unit.test_health import REFUSED, target_of
+from tests.unit.test_health_policy import REFUSED, target_of
 
 
 def announced(state: AgentSnapshot, deployment_id: str = "v1", **fields: Any) -> AgentSnapshot:

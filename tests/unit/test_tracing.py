@@ -1,7 +1,6 @@
 import pytest
 
-from api.gateway.headers import request_headers
-from api.gateway.tracing import child_of
+from api.gateway.headers import child_of, request_headers
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -13,11 +12,11 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
         (f"00-{TRACE}-{PARENT}-00", 0),
         (f"00-{TRACE}-{PARENT}-ff", 1),
         (f"cc-{TRACE}-{PARENT}-01", 1),
-        (f"cc-{TRACE}-{PARENT}-01-what-the-future-brings", 1),
+        (f"cc-{TRACE}-{PARENT}-01-a-later-field", 1),
     ],
 )
 def test_a_trace_is_continued(given: str, flags: int) -> None:
-    """The same trace, a span of the gateway's own, and no flag that this version does not know."""
+    """The trace id stays, the span id is new, and flags that version 00 does not define are dropped."""
     span = child_of([given.encode()])
     assert span.continued
     assert (span.trace_id, span.flags) == (TRACE, flags)
@@ -42,8 +41,8 @@ def test_a_trace_is_continued(given: str, flags: int) -> None:
         [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-01"],
     ],
 )
-def test_a_trace_that_is_none_begins_anew(given: list[str]) -> None:
-    """With fresh ids each time, and without the state of the other one."""
+def test_an_invalid_trace_starts_a_new_one(given: list[str]) -> None:
+    """The new trace has new ids each time, and no tracestate of the invalid one."""
     first, second = (child_of([each.encode() for each in given]) for _ in range(2))
     assert not first.continued
     assert len({first.trace_id, second.trace_id, TRACE}) == 3
@@ -53,8 +52,8 @@ def test_a_trace_that_is_none_begins_anew(given: list[str]) -> None:
     assert len(headers.getall("traceparent")) == 1
 
 
-def test_the_state_of_a_trace_goes_with_it() -> None:
-    """As it was given, in as many headers."""
+def test_tracestate_is_forwarded_with_its_trace() -> None:
+    """Unchanged, in as many headers as it had."""
     given = [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode()), (b"tracestate", b"a=b"), (b"tracestate", b"c=d")]
     headers, span = request_headers(given)
     assert headers.getall("tracestate") == ["a=b", "c=d"]

@@ -13,7 +13,7 @@ Serve = Callable[..., Awaitable[Api]]
 
 @pytest_asyncio.fixture
 async def serve(settings: Settings) -> AsyncIterator[Serve]:
-    """Starts an API on this test's database, with the settings that it is given; each call starts another one."""
+    """A function that starts an API on this test's database with changed settings; each call starts another API."""
     async with AsyncExitStack() as stack:
 
         async def start(**changes: Any) -> Api:
@@ -24,12 +24,12 @@ async def serve(settings: Settings) -> AsyncIterator[Serve]:
 
 @pytest_asyncio.fixture
 async def api(serve: Serve) -> Api:
-    """An API as it runs on one's own machine: loopback, no key."""
+    """An API on loopback without a key."""
     return await serve()
 
 
 @pytest_asyncio.fixture
 async def pod() -> AsyncIterator[Pod]:
-    """A pod that answers everything alike."""
+    """A pod with the same answer to every request."""
     async with running_pod() as pod:
         yield pod

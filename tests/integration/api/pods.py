@@ -1,4 +1,4 @@
-"""Agents' pods as the gateway meets them: real HTTP servers that remember what they were asked."""
+"""Agents' pods: real HTTP servers that record the requests they receive."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +12,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     target: str
@@ -33,13 +33,27 @@ class Pod:
 
 
 async def plain_answer(_: web.BaseRequest) -> web.StreamResponse:
-    """The simplest answer."""
+    """A JSON-RPC result."""
     return web.json_response({"jsonrpc": "2.0", "id": 1, "result": "ok"})
+
+
+def pausing(first: bytes, resume: asyncio.Event, rest: bytes) -> Handler:
+    """A handler that sends `first`, waits for `resume`, and then sends `rest`."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(first)
+        await resume.wait()
+        await response.write(rest)
+        return response
+
+    return answer
 
 
 @asynccontextmanager
 async def running_pod(handler: Handler = plain_answer) -> AsyncIterator[Pod]:
-    """A pod that answers every path by this handler."""
+    """A pod that answers every path with this handler."""
     pod = Pod("")
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -89,7 +103,7 @@ async def raw_pod(answer: bytes | None, *, close: bool = True) -> AsyncIterator[
 
 @asynccontextmanager
 async def silent_port() -> AsyncIterator[int]:
-    """A port that accepts connections and says nothing on them."""
+    """A port that accepts connections and never sends anything."""
     writers: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _reader, writer: writers.append(writer), "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
@@ -100,7 +114,7 @@ async def silent_port() -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def refused_address() -> AsyncIterator[str]:
-    """An address at which nothing listens, and nothing will."""
+    """An address that refuses connections."""
     server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     server.close()

@@ -1,4 +1,4 @@
-"""Clients of event streams, who read Server-Sent Events as they come over the wire."""
+"""Clients of event streams that parse raw Server-Sent Events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ _NEXT = text("UPDATE agents SET event_seq = event_seq + 1 WHERE name = :name RET
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two empty lines."""
+    """One block of a stream, between two empty lines."""
 
     fields: dict[str, str]
     comments: tuple[str, ...]
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass
 class Listener:
-    """A client that stays and keeps what it gets."""
+    """A client that keeps all blocks that it receives."""
 
     response: aiohttp.ClientResponse
     blocks: list[Block] = field(default_factory=list)
@@ -52,21 +52,21 @@ class Listener:
 
     @property
     def cursor(self) -> str:
-        """What a browser would send as Last-Event-ID now."""
+        """The last id, which a browser would send as Last-Event-ID."""
         return [block.fields["id"] for block in self.blocks if "id" in block.fields][-1]
 
     @property
     def sequences(self) -> list[int]:
-        """Of the events."""
+        """In the order of the events."""
         return [int(block.event["sequence"]) for block in self.events]
 
     @property
     def subjects(self) -> list[str]:
-        """Of the events."""
+        """In the order of the events."""
         return [block.event["subject"] for block in self.events]
 
     async def until(self, count: int, *, seconds: float = 20) -> list[Block]:
-        """The events as soon as there are that many."""
+        """Wait for that many events; returns all of them."""
 
         async def enough() -> bool:
             return len(self.events) >= count
@@ -75,7 +75,7 @@ class Listener:
         return self.events
 
     async def until_subject(self, subject: str, *, seconds: float = 20) -> None:
-        """Return once an event with this subject has come."""
+        """Wait for an event with this subject."""
 
         async def there() -> bool:
             return subject in self.subjects
@@ -83,7 +83,7 @@ class Listener:
         await eventually(there, f"an event of {subject}", seconds=seconds)
 
     async def until_end(self) -> None:
-        """Return once the stream has ended as it should."""
+        """Wait for the regular end of the stream."""
 
         async def ended() -> bool:
             return self.ended
@@ -91,7 +91,7 @@ class Listener:
         await eventually(ended, "the stream's end")
 
     async def read(self) -> None:
-        """Take in blocks until the stream ends."""
+        """Read blocks until the stream ends."""
         loop = asyncio.get_running_loop()
         rest = b""
         async for chunk in self.response.content.iter_any():
@@ -127,7 +127,7 @@ async def listening(
 
 
 async def write_event(session: AsyncSession, agent_name: str, subject: str, size: int = 0) -> int:
-    """Write an event of this agent as every transition does, under its lock; its sequence."""
+    """Write an event of this agent under its row lock, as every transition does; returns its sequence."""
     agent = (await session.execute(_NEXT, {"name": agent_name})).one()
     event = {
         "event_id": f"00000000-0000-4000-8000-{next(_NUMBERS):012x}",

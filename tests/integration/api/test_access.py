@@ -1,4 +1,4 @@
-"""Who is let in: a key wherever others can reach the API, and no web page of somewhere else without one."""
+"""Access: an API that others can reach needs a key, and one without a key refuses web pages from elsewhere."""
 
 import re
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from pydantic import SecretStr
 
-from services.egress_rules import LOOPBACK
+from services.egress import LOOPBACK
 from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
@@ -24,8 +24,8 @@ async def keyed(serve: Serve) -> Api:
     return await serve(api_key=SecretStr(KEY))
 
 
-async def test_a_key_is_needed_everywhere_but_where_machines_look(serve: Serve) -> None:
-    """401 with the way to authenticate, on RPC routes as a JSON-RPC error."""
+async def test_every_route_but_the_public_ones_needs_a_key(serve: Serve) -> None:
+    """401 with WWW-Authenticate, on RPC routes as a JSON-RPC error."""
     api = await keyed(serve)
     await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)
     public = {"/health/live", "/health/ready", "/metrics", "/asyncapi"}
@@ -60,13 +60,13 @@ async def test_a_key_is_needed_everywhere_but_where_machines_look(serve: Serve) 
     ],
 )
 async def test_how_a_key_is_given(serve: Serve, headers: Mapping[str, str], status: int) -> None:
-    """As a bearer token or as x-api-key, whole, and in no other way."""
+    """The complete key as a bearer token or in x-api-key is accepted, and nothing else."""
     api = await keyed(serve)
     assert (await api.get("/agents", headers=headers)).status == status
 
 
 async def test_an_agents_own_key_lets_its_pods_register_again(serve: Serve) -> None:
-    """Its own pods, nothing else, and only as long as the agent lives; the API's key works in its place."""
+    """The key of an agent registers pods of that agent only, until the agent is deleted; the API's key works too."""
     api = await keyed(serve)
     bot = (await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)).json
     other = (await api.post("/agents/register", a_body("other"), headers=BEARER)).json
@@ -96,7 +96,7 @@ async def test_an_agents_own_key_lets_its_pods_register_again(serve: Serve) -> N
 
 
 async def test_the_same_key_on_every_process(serve: Serve) -> None:
-    """An agent's key is derived, so that every API process gives out and knows the same one."""
+    """An agent's key is derived, so every API process returns and accepts the same one."""
     one, two = await keyed(serve), await keyed(serve)
     key = (await one.post("/agents/register", a_body("bot"), headers=BEARER)).json["agent_api_key"]
     again = await two.post("/agents/register", a_body("bot"), headers={"x-agent-api-key": key})
@@ -116,8 +116,8 @@ async def test_the_same_key_on_every_process(serve: Serve) -> None:
         {"origin": "null"},
     ],
 )
-async def test_no_page_of_elsewhere_drives_a_keyless_api(api: Api, headers: Mapping[str, str]) -> None:
-    """Neither by a name that resolves to this machine nor by a blind post; nothing happens."""
+async def test_web_pages_from_elsewhere_cannot_use_an_api_without_a_key(api: Api, headers: Mapping[str, str]) -> None:
+    """Neither through a name that resolves to this machine nor with a blind POST; nothing is changed."""
     (await api.post("/agents/register", a_body("bot"), headers=headers)).problem(403, "not-local")
     (await api.get("/agents", headers=headers)).problem(403, "not-local")
     (await api.post("/agents/name/bot/rpc", {}, headers=headers)).rpc_error(403, "not-local")
@@ -136,20 +136,20 @@ async def test_no_page_of_elsewhere_drives_a_keyless_api(api: Api, headers: Mapp
         {"origin": "http://[::1]"},
     ],
 )
-async def test_this_machine_drives_a_keyless_api(api: Api, headers: Mapping[str, str]) -> None:
-    """By any of its own names."""
+async def test_this_machine_can_use_an_api_without_a_key(api: Api, headers: Mapping[str, str]) -> None:
+    """Under any name of loopback."""
     assert (await api.get("/agents", headers=headers)).status == 200
 
 
 async def test_with_a_key_any_host_and_origin_is_served(serve: Serve) -> None:
-    """A proxy or a console elsewhere has the key to show."""
+    """Host and Origin are not checked for callers with the key."""
     api = await keyed(serve)
     headers = {**BEARER, "host": "podium.example", "origin": "https://console.example"}
     assert (await api.get("/agents", headers=headers)).status == 200
 
 
-async def test_who_it_was(serve: Serve, sessions: Sessions) -> None:
-    """The ledger says that it was the key's holder."""
+async def test_the_ledger_names_the_actor(serve: Serve, sessions: Sessions) -> None:
+    """With an API key the actor is `api-key`."""
     api = await keyed(serve)
     agent = (await api.post("/agents/register", a_body("bot", deployment_id="v1"), headers=BEARER)).json
     await api.post("/agents/register", a_body("bot", deployment_id="v2"), headers=BEARER)
@@ -159,7 +159,7 @@ async def test_who_it_was(serve: Serve, sessions: Sessions) -> None:
 
 
 async def test_served_beyond_this_machine_with_a_key(serve: Serve, pod: Pod) -> None:
-    """A bind for everybody works as long as there is a key; the key never reaches an agent."""
+    """An API that listens on all addresses works with a key; the key never reaches an agent."""
     api = await serve(host="0.0.0.0", api_key=SecretStr(KEY), dial_networks=LOOPBACK)  # noqa: S104 - its subject
     local = Api(api.url.replace("0.0.0.0", socket.gethostbyname("localhost")), api.session)  # noqa: S104 - as above
     registered = await local.post("/agents/register", a_body("bot", acp_url=pod.url), headers=BEARER)

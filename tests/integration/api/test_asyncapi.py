@@ -5,8 +5,8 @@ from pydantic import SecretStr
 from tests.integration.api.conftest import Serve
 
 
-async def test_anybody_may_read_what_goes_over_the_broker(serve: Serve) -> None:
-    """The committed AsyncAPI document is served as JSON, without a key where one is needed otherwise."""
+async def test_the_asyncapi_document_is_public(serve: Serve) -> None:
+    """The committed AsyncAPI document is served as JSON, also without a key."""
     api = await serve(api_key=SecretStr("a test's key"))
     answer = await api.get("/asyncapi")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")

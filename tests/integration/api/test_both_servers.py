@@ -1,4 +1,4 @@
-"""The gateway on uvicorn, as `podium api` runs it, and on granian: the same promises on each."""
+"""The gateway behaves the same on uvicorn, which `podium api` uses, and on granian."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ from tests.support.processes import api_process, environment, program
 from tests.support.waiting import eventually
 
 FIRST_BYTE_SECONDS = 0.05
-# Of so many streams one must be that quick: a busy machine delays some, a gateway that holds bytes back delays all.
+# One of these streams must be this quick: a busy machine delays some, a gateway that buffers delays all.
 STREAMS = 20
 
 
@@ -32,7 +32,7 @@ STREAMS = 20
 async def url(
     request: pytest.FixtureRequest, servers: TestServers, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[str]:
-    """The base URL of an API process under one of the servers, on a database of its own."""
+    """The base URL of an API process under one of the servers, with its own database."""
     folder = tmp_path_factory.mktemp(request.param)
     async with a_database(servers.database_url, template) as database:
         settings = Settings(
@@ -72,7 +72,7 @@ async def client(url: str) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def register(client: aiohttp.ClientSession, address: str) -> str:
-    """A fresh agent with a pod in production; the path of its calls."""
+    """Register a new agent with a pod in production; returns the path of its RPC route."""
     name = f"bot-{uuid4()}"
     async with client.post("/agents/register", json=a_body(name, deployment_id=name, acp_url=address)) as response:
         assert response.status == 200
@@ -107,7 +107,7 @@ async def test_calls_pass_and_are_refused(client: aiohttp.ClientSession) -> None
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["before the first byte", "in the middle of a stream"])
-async def test_a_caller_that_leaves_ends_the_call_to_the_agent(
+async def test_a_disconnect_of_the_caller_ends_the_call_to_the_agent(
     url: str, client: aiohttp.ClientSession, *, started: bool
 ) -> None:
     """Within a second."""
@@ -140,7 +140,7 @@ async def test_a_caller_that_leaves_ends_the_call_to_the_agent(
 
 
 async def test_the_first_byte_of_a_stream_is_not_held_back(client: aiohttp.ClientSession) -> None:
-    """It is there within 50 ms of the agent's, long before the second one."""
+    """It arrives within 50 ms after the agent sends it, long before the second byte."""
     sent: list[float] = []
     finish = asyncio.Event()
 
@@ -165,7 +165,7 @@ async def test_the_first_byte_of_a_stream_is_not_held_back(client: aiohttp.Clien
 
 
 def breaking(*, length: bool) -> Handler:
-    """A pod that dies in the middle of its answer."""
+    """A pod that closes the connection in the middle of its answer."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"} if length else {})
@@ -180,10 +180,8 @@ def breaking(*, length: bool) -> Handler:
 
 
 @pytest.mark.parametrize("length", [True, False], ids=["known length", "chunked"])
-async def test_an_answer_that_breaks_off_is_no_whole_one(
-    url: str, client: aiohttp.ClientSession, *, length: bool
-) -> None:
-    """Its end is not forged."""
+async def test_a_broken_answer_does_not_look_complete(url: str, client: aiohttp.ClientSession, *, length: bool) -> None:
+    """The caller sees that the end is missing."""
     async with running_pod(breaking(length=length)) as pod:
         path = await register(client, pod.url)
         host, port = url.removeprefix("http://").split(":")
@@ -196,8 +194,8 @@ async def test_an_answer_that_breaks_off_is_no_whole_one(
     assert not received.endswith(b"0\r\n\r\n")
 
 
-async def test_an_answer_that_is_no_http(client: aiohttp.ClientSession) -> None:
-    """502 that says it was sent."""
+async def test_an_answer_that_is_not_http(client: aiohttp.ClientSession) -> None:
+    """502 with `sent`."""
     async with raw_pod(b"SSH-2.0\r\n\r\n") as pod:
         path = await register(client, pod.url)
         async with client.post(path, json={"id": 1}) as response:

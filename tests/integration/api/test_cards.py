@@ -1,4 +1,4 @@
-"""Agent cards beside the RPC routes: of which deployment, with which addresses, and what if there is none."""
+"""Agent cards beside the RPC routes: the deployment, the addresses in the card, and failures."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ BOT = f"/agents/name/bot{CARD}"
 
 
 def a_card(name: str = "v1", **more: object) -> dict[str, Any]:
-    """What an agent says of itself, addresses included that are none of its callers' business."""
+    """An agent card with the agent's own address."""
     return {"name": name, "url": "http://internal.example/evil", "preferredTransport": "JSONRPC", **more}
 
 
 def serving(card: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Handler:
-    """A pod that serves this card at its place, and says elsewhere that it was called."""
+    """A handler that serves this card at its path, and a plain answer at every other path."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         if request.path != CARD:
@@ -49,7 +49,7 @@ async def status_line(api: Api, request: str) -> bytes:
 
 
 async def test_the_card_names_the_route_beside_it(api: Api) -> None:
-    """By id, by name and of a deployment: a caller that follows it reaches what it has asked for."""
+    """By id, by name and for a deployment: the address in the card is the RPC route of the same resource."""
     async with running_pod(serving(a_card("v1"))) as one, running_pod(serving(a_card("v2"))) as two:
         agent = await api.register("bot", "v1", acp_url=f"{one.url}/base", rpc_path="/a2a")
         await api.register("bot", "v2", acp_url=two.url)
@@ -70,12 +70,12 @@ async def test_the_card_names_the_route_beside_it(api: Api) -> None:
         await api.promote(agent, "v2")
         assert (await api.get(BOT)).json["name"] == "v2"
         assert [seen.target for seen in one.seen] == [CARD] * 3
-        # Calls go where the pod has registered, not where its card says.
+        # Calls go to the registered address, not to the address in the agent's card.
         assert (await api.post(f"{deployments}/v1/rpc", {})).json == {"called": "/base/a2a"}
 
 
 async def test_the_card_of_a_legacy_agent(api: Api) -> None:
-    """Comes from its own address, and no deployment is named."""
+    """It is read from the legacy address, and the answer names no deployment."""
     async with running_pod(serving(a_card("old"))) as pod:
         await api.register("bot", acp_url=pod.url)
         answer = await api.get(BOT)
@@ -84,7 +84,7 @@ async def test_the_card_of_a_legacy_agent(api: Api) -> None:
 
 
 async def test_the_address_in_a_card(serve: Serve) -> None:
-    """The one that was set; else the one by which the caller has come, if it is one at all."""
+    """The configured URL; otherwise the Host header of the request, if it is valid."""
     key = {"x-api-key": "k"}
     async with running_pod(serving(a_card())) as pod:
         public = await serve(public_url="https://podium.example/base/")
@@ -103,8 +103,8 @@ async def test_the_address_in_a_card(serve: Serve) -> None:
             assert line == b"HTTP/1.1 400 Bad Request"
 
 
-async def test_what_the_agent_sees(api: Api) -> None:
-    """The protocol's own headers and those of traces; nothing that would make its card another one."""
+async def test_the_headers_of_a_card_request(api: Api) -> None:
+    """The agent receives A2A and trace headers, and no headers that could change its card."""
     async with running_pod(serving(a_card())) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         passed = {"a2a-version": "0.3", "a2a-extensions": "x", "x-request-id": "me", "tracestate": "a=b"}
@@ -120,7 +120,7 @@ async def test_what_the_agent_sees(api: Api) -> None:
 
 
 async def test_cards_of_agents_that_cannot_be_called(api: Api, sessions: Sessions, pod: Pod) -> None:
-    """404, 410 and 503 as for calls, and nobody is asked."""
+    """404, 410 and 503 as for calls, without a request to the agent."""
     (await api.get(BOT)).problem(404, "agent-not-found")
     (await api.get(f"/agents/no-uuid{CARD}")).problem(404, "agent-not-found")
     agent = (await api.post("/agents/register-build", {"name": "bot"})).json
@@ -153,8 +153,8 @@ async def test_cards_of_agents_that_cannot_be_called(api: Api, sessions: Session
         (serving(b'{"url": "http://a", "x": "%s"}' % (b"x" * CARD_MAX_BYTES)), 502, "agent-card-invalid"),
     ],
 )
-async def test_cards_that_cannot_be_passed_on(api: Api, handler: Handler, status: int, reason: str) -> None:
-    """Callers are told why; what an agent sends is not passed on unread."""
+async def test_invalid_cards_are_refused(api: Api, handler: Handler, status: int, reason: str) -> None:
+    """The error says why; an unchecked card never reaches the caller."""
     async with running_pod(handler) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         (await api.get(BOT)).problem(status, reason)
@@ -162,7 +162,7 @@ async def test_cards_that_cannot_be_passed_on(api: Api, handler: Handler, status
 
 
 async def test_agents_that_do_not_send_their_card(serve: Serve) -> None:
-    """502 if nobody is there, 504 if it takes too long: before the first byte, or between bytes."""
+    """502 if the agent cannot be reached, 504 if it is too slow, before the first byte or between bytes."""
     api = await serve(card_timeout=timedelta(milliseconds=300))
 
     async def dripping(request: web.BaseRequest) -> web.StreamResponse:
@@ -187,7 +187,7 @@ async def test_agents_that_do_not_send_their_card(serve: Serve) -> None:
 
 
 async def test_cards_count_among_the_calls_of_an_agent(serve: Serve) -> None:
-    """One that cannot be reached is left alone for a while, whoever asks it for what."""
+    """Failed card requests and failed calls share one circuit breaker."""
     api = await serve(breaker_failures=2)
     async with refused_address() as nowhere:
         await api.register("bot", "v1", acp_url=nowhere)
@@ -200,7 +200,7 @@ async def test_cards_count_among_the_calls_of_an_agent(serve: Serve) -> None:
 
 
 async def test_cards_are_described(api: Api) -> None:
-    """Each of the three routes stands in the OpenAPI document, with what it refuses."""
+    """The OpenAPI document contains the three routes with their errors."""
     paths = (await api.get("/openapi.json")).json["paths"]
     cards = {path: operations["get"] for path, operations in paths.items() if path.endswith(CARD)}
     assert sorted(cards) == [

@@ -1,4 +1,4 @@
-"""Failures of the gateway as an agent wants its callers to get them: HTTP errors, or answers to their calls."""
+"""Error styles: errors of the gateway as HTTP errors, or as JSON-RPC answers with status 200."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,29 +23,29 @@ CALL = {"jsonrpc": "2.0", "id": 7, "method": "x"}
 
 
 def assert_told(answer: Answer, reason: str, *, sent: bool = False, call_id: object = 7) -> None:
-    """The failure is the answer to the call."""
+    """Assert that the answer is a JSON-RPC error with status 200."""
     assert answer.rpc_error(200, reason, sent=sent)["id"] == call_id
 
 
 @pytest_asyncio.fixture
 async def quick(serve: Serve) -> Api:
-    """An API that waits for no agent for long."""
+    """An API with short timeouts."""
     return await serve(first_byte_timeout=timedelta(milliseconds=300), rpc_max_bytes=1000)
 
 
 @pytest_asyncio.fixture
 async def nowhere() -> AsyncIterator[str]:
-    """An address that refuses."""
+    """An address that refuses connections."""
     async with refused_address() as url:
         yield url
 
 
 @pytest.mark.parametrize("deployment_id", ["v1", None], ids=["deployment", "legacy agent"])
 async def test_failures_as_answers_to_calls(quick: Api, nowhere: str, deployment_id: str | None) -> None:
-    """HTTP 200 with the call's own id, whether it was refused, not reached, or not answered in time."""
+    """HTTP 200 with the id of the call, for refused calls, failed connections and timeouts."""
     where: dict[str, Any] = {"deployment_id": deployment_id, "error_style": "jsonrpc"}
     agent = await quick.register("bot", acp_url=nowhere, **where)
-    # The first call of all: nothing has been read of the agent yet.
+    # The first call: nothing about the agent is cached yet.
     assert_told(await quick.post(RPC, {**CALL, "filling": "x" * 1000}), "message-too-large", call_id=None)
     for path in (RPC, f"/agents/{agent['id']}/rpc"):
         assert_told(await quick.post(path, CALL), "agent-unreachable")
@@ -59,7 +59,7 @@ async def test_failures_as_answers_to_calls(quick: Api, nowhere: str, deployment
 
 
 async def test_deployments_that_cannot_be_called(api: Api, sessions: Sessions, nowhere: str) -> None:
-    """Failed and deleted ones are refused in the style that they were registered with, each in its own."""
+    """Failed and deleted deployments are refused in the style of their own registration."""
     agent = await api.register("bot", "v1", acp_url=nowhere, error_style="jsonrpc")
     await api.register("bot", "v2", acp_url=nowhere, error_style="jsonrpc")
     await api.register("bot", "v3", acp_url=nowhere)
@@ -78,14 +78,14 @@ async def test_deployments_that_cannot_be_called(api: Api, sessions: Sessions, n
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_what_is_no_call_keeps_its_status(api: Api, nowhere: str, method: str) -> None:
-    """200 to a GET would be a stream that ends at once, to a DELETE a session that is gone."""
+async def test_get_and_delete_keep_their_status(api: Api, nowhere: str, method: str) -> None:
+    """200 to a GET would mean an empty stream, 200 to a DELETE a closed session."""
     await api.register("bot", "v1", acp_url=nowhere, error_style="jsonrpc")
     (await api.call(method, RPC)).rpc_error(502, "agent-unreachable")
 
 
 async def test_the_agent_s_own_errors_stay_what_they_are(api: Api) -> None:
-    """The style is about what the gateway has to say, not about what the agent says."""
+    """The style applies to errors of the gateway only."""
 
     async def failing(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=500, text="mine")
@@ -96,8 +96,8 @@ async def test_the_agent_s_own_errors_stay_what_they_are(api: Api) -> None:
     assert (answer.status, answer.body) == (500, b"mine")
 
 
-async def test_the_style_is_that_of_the_newest_announcement(api: Api, nowhere: str) -> None:
-    """Registering anew without it ends it."""
+async def test_the_style_is_that_of_the_newest_registration(api: Api, nowhere: str) -> None:
+    """A registration without a style restores the default."""
     await api.register("bot", "v1", acp_url=nowhere, error_style="jsonrpc")
     assert_told(await api.post(RPC, CALL), "agent-unreachable")
     await api.register("bot", "v1", acp_url=nowhere)
@@ -105,7 +105,7 @@ async def test_the_style_is_that_of_the_newest_announcement(api: Api, nowhere: s
 
 
 async def test_the_style_is_known_while_the_database_is_away(serve: Serve, engine: AsyncEngine, pod: Pod) -> None:
-    """Sessions outlive an outage: the style that was read last counts, each path for itself."""
+    """The last known style of each path applies, so clients keep their sessions during an outage."""
     api = await serve(route_timeout=timedelta(milliseconds=300))
     await api.register("bot", "v1", acp_url=pod.url, error_style="jsonrpc")
     await api.register("other", "o1", acp_url=pod.url)
@@ -120,7 +120,7 @@ async def test_the_style_is_known_while_the_database_is_away(serve: Serve, engin
 
 
 def test_what_is_remembered_is_for_agents_that_are_still_there() -> None:
-    """A name that is free again is answered by 404, whatever the agent that had it wanted."""
+    """A free name is answered with 404, whatever style its former agent had."""
     styles = ErrorStyles()
     styles.learn(RPC, "jsonrpc")
     assert styles.status_of(AgentNotFound(), "POST", RPC) == 404
@@ -128,7 +128,7 @@ def test_what_is_remembered_is_for_agents_that_are_still_there() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """The paths that were used last stay; what an agent wants no more is forgotten at once."""
+    """The most recent paths stay; a path whose style changed back is removed at once."""
     styles = ErrorStyles()
     for number in range(REMEMBERED_PATHS):
         styles.learn(f"/{number}", "jsonrpc")

@@ -18,8 +18,8 @@ from tests.support.waiting import eventually
 PROMOTED = "podium.deployment.promoted.v1"
 
 
-async def test_a_stream_looks_as_clients_expect(api: Api, sessions: Sessions) -> None:
-    """Retry and cursor first, then the events byte for byte as consumers get them from the broker."""
+async def test_the_format_of_a_stream(api: Api, sessions: Sessions) -> None:
+    """First `retry` and a cursor, then the events, byte for byte as on the broker."""
     agent = await api.register("bot", "v1")
     async with (
         listening(api, "/events", since="oldest") as all_events,
@@ -46,7 +46,7 @@ async def test_a_stream_looks_as_clients_expect(api: Api, sessions: Sessions) ->
 
 
 async def test_a_stream_without_cursor_starts_when_its_headers_arrive(api: Api, sessions: Sessions) -> None:
-    """Whatever is committed after them comes, nothing that was there before."""
+    """Events committed after the headers arrive are sent, earlier events are not."""
     agent = await api.register("bot", "v1")
     for number in range(20):
         async with (
@@ -60,8 +60,8 @@ async def test_a_stream_without_cursor_starts_when_its_headers_arrive(api: Api, 
             assert own.subjects == [f"s{number}"]
 
 
-async def test_a_client_that_leaves_before_the_first_event_can_come_back(api: Api) -> None:
-    """The cursor of where it began is sent at once."""
+async def test_a_client_that_disconnects_before_the_first_event_can_resume(api: Api) -> None:
+    """The cursor of the start is sent at once."""
     agent = await api.register("bot", "v1")
     for path in (f"/agents/{agent['id']}/events", "/events"):
         async with listening(api, path) as gone:
@@ -77,7 +77,7 @@ async def test_a_client_that_leaves_before_the_first_event_can_come_back(api: Ap
 
 
 async def test_the_list_of_agents_and_the_stream_at_its_cursor_miss_nothing(api: Api, sessions: Sessions) -> None:
-    """Also what a transaction that was open meanwhile commits later."""
+    """Including events of a transaction that was open while the list was read."""
     await api.register("bot", "v1")
     await api.register("slow", "s1")
     async with sessions() as session, session.begin():
@@ -91,7 +91,7 @@ async def test_the_list_of_agents_and_the_stream_at_its_cursor_miss_nothing(api:
 
 
 async def test_both_ways_to_name_a_cursor(api: Api) -> None:
-    """The header goes before the query; sequences may be zero-padded; an empty header is none."""
+    """The header wins over the query, an empty header is ignored, and sequences may be zero-padded."""
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}/events"
     for cursor, query, expected in [
@@ -109,8 +109,8 @@ async def test_both_ways_to_name_a_cursor(api: Api) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1.", "1.2.3", "1 2", "٣", "9" * 20, "1" * 21, "+1"])
-async def test_what_is_no_cursor_is_refused_by_name(api: Api, cursor: str) -> None:
-    """In the header and in the query, of one agent and of all."""
+async def test_an_invalid_cursor_is_refused(api: Api, cursor: str) -> None:
+    """In the header and in the query, for one agent and for all; the error names which one."""
     agent = await api.register("bot", "v1")
     for path in (f"/agents/{agent['id']}/events", "/events"):
         refused = await api.get(path, params={"since": cursor})
@@ -121,7 +121,7 @@ async def test_what_is_no_cursor_is_refused_by_name(api: Api, cursor: str) -> No
 
 
 async def test_a_cursor_of_other_events_is_refused(api: Api) -> None:
-    """A sequence is no place among all events, nor the other way round; nothing is known of what lies ahead."""
+    """A sequence is not valid for all events, nor the reverse; a cursor after the newest event is not valid either."""
     agent = await api.register("bot", "v1")
     own = f"/agents/{agent['id']}/events"
     for path, cursor in [("/events", "4"), (own, "1.2"), (own, "5"), ("/events", f"{2**62}.0"), (own, f"{2**63 - 1}")]:
@@ -129,8 +129,8 @@ async def test_a_cursor_of_other_events_is_refused(api: Api) -> None:
         refused.problem(400, "invalid-request", "Last-Event-ID")
 
 
-async def test_only_the_types_asked_for_come(api: Api) -> None:
-    """Exact types, any number of them; one that does not exist is refused."""
+async def test_only_the_requested_types_are_sent(api: Api) -> None:
+    """Types match exactly, several may be given, and an unknown type is refused."""
     agent = await api.register("bot", "v1")
     created = "podium.deployment.created.v1"
     for path in (f"/agents/{agent['id']}/events", "/events"):
@@ -140,8 +140,8 @@ async def test_only_the_types_asked_for_come(api: Api) -> None:
         (await api.get(path, params={"type": "podium.deployment.*"})).problem(400, "invalid-request", "type")
 
 
-async def test_a_silent_stream_gives_signs_of_life(serve: Serve) -> None:
-    """With the cursor, where that has moved past events that the client does not want."""
+async def test_a_stream_without_events_sends_heartbeats(serve: Serve) -> None:
+    """With the cursor, if it has moved past events of other types."""
     api = await serve(sse_heartbeat=timedelta(milliseconds=100))
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}/events"
@@ -164,8 +164,8 @@ async def test_a_silent_stream_gives_signs_of_life(serve: Serve) -> None:
         assert not back.events
 
 
-async def test_a_deleted_agent_tells_of_its_end(api: Api) -> None:
-    """To those who follow it and to those who come later; an agent that never was has no stream."""
+async def test_the_deletion_of_an_agent_is_an_event(api: Api) -> None:
+    """Present and later clients of its stream receive it; an agent that never existed has no stream."""
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}/events"
     async with listening(api, path) as listener:
@@ -179,15 +179,15 @@ async def test_a_deleted_agent_tells_of_its_end(api: Api) -> None:
         (await api.get(f"/agents/{unknown}/events")).problem(404, "agent-not-found")
 
 
-async def test_a_key_is_needed_as_everywhere(serve: Serve) -> None:
-    """Before anything is said of the agent or the cursor."""
+async def test_the_streams_need_a_key(serve: Serve) -> None:
+    """The key is checked before the agent and the cursor."""
     api = await serve(api_key=SecretStr("key"))
     for path in (f"/agents/{uuid4()}/events", "/events"):
         (await api.get(path, params={"since": "x"})).problem(401, "unauthorized")
 
 
 async def test_the_streams_are_described(api: Api) -> None:
-    """What comes, and how to ask for it."""
+    """The OpenAPI document describes their content and parameters."""
     paths = (await api.get("/openapi.json")).json["paths"]
     for path in ("/events", "/agents/{agent_id}/events"):
         described = paths[path]["get"]

@@ -1,4 +1,4 @@
-"""Many clients of one process, slow ones, ones that leave; a database that is away, a process that stops."""
+"""Clients of event streams: many, slow and disconnecting ones; outages of the database; shutdown."""
 
 import asyncio
 import resource
@@ -33,7 +33,7 @@ OPEN_FILES = 4096
 
 @asynccontextmanager
 async def a_server(settings: Settings) -> AsyncIterator[tuple[ApiServer, Api]]:
-    """A server that one can look into."""
+    """A running server whose state the test can read."""
     server = make_server(settings.model_copy(update={"port": 0}))
     running = asyncio.create_task(server.serve())
 
@@ -49,14 +49,14 @@ async def a_server(settings: Settings) -> AsyncIterator[tuple[ApiServer, Api]]:
 
 
 def clients_of(server: ApiServer) -> int:
-    """How many streams the process believes it has."""
+    """How many clients the process counts."""
     assert isinstance(server.config.app, Litestar)
     return provide_resources(server.config.app.state).events.clients
 
 
 @pytest.fixture
 def open_files() -> Any:
-    """Room for many connections."""
+    """Raise the limit of file descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(OPEN_FILES, hard)), hard))
     yield
@@ -70,7 +70,7 @@ async def test_five_hundred_clients_get_each_event_within_a_second(
     tmp_path: Path,
     record_property: Any,
 ) -> None:
-    """Half of them follow everything, half of them one agent, on one process."""
+    """Half of them follow all events, half one agent, on one process."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     loop = asyncio.get_running_loop()
     async with (
@@ -95,10 +95,10 @@ async def test_five_hundred_clients_get_each_event_within_a_second(
     assert worst < 1, worst
 
 
-async def test_a_client_that_does_not_read_loses_nothing_and_slows_nobody(
+async def test_a_client_that_stops_reading_loses_nothing_and_delays_no_others(
     settings: Settings, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is sent what it missed once it reads again, from the database if need be, in order and once."""
+    """When it reads again it receives every event once and in order, from the database if necessary."""
     monkeypatch.setattr("api.events.fanout.AGENT_BYTES", 200_000)
     events, size = 120, 100_000
     async with a_server(settings) as (_, api):
@@ -125,8 +125,8 @@ async def test_a_client_that_does_not_read_loses_nothing_and_slows_nobody(
     assert sequences == list(range(1, events + 2))
 
 
-async def test_clients_that_leave_leave_nothing_behind(settings: Settings) -> None:
-    """No task, no follower, no connection of the database."""
+async def test_disconnected_clients_leave_no_resources_behind(settings: Settings) -> None:
+    """No task, no topic client, no database connection."""
     async with a_server(settings) as (server, api):
         agent = await api.register("bot", "v1")
         before = len(asyncio.all_tasks())
@@ -147,7 +147,7 @@ async def test_clients_that_leave_leave_nothing_behind(settings: Settings) -> No
 
 
 async def test_a_server_that_stops_ends_its_streams_at_once(settings: Settings) -> None:
-    """Cleanly, so that clients come back with their cursors, and within a second."""
+    """Within a second and without an error, so that clients reconnect with their cursors."""
     async with a_server(settings) as (server, api):
         agent = await api.register("bot", "v1")
         async with listening(api, f"/agents/{agent['id']}/events") as own, listening(api, "/events") as all_events:
@@ -159,8 +159,8 @@ async def test_a_server_that_stops_ends_its_streams_at_once(settings: Settings) 
             assert loop.time() - stopped < 1
 
 
-async def test_streams_outlive_a_database_that_is_away(settings: Settings, sessions: Sessions) -> None:
-    """They stay open with signs of life, and what was committed meanwhile comes once the database is back."""
+async def test_streams_survive_an_outage_of_the_database(settings: Settings, sessions: Sessions) -> None:
+    """They stay open and send heartbeats; events committed meanwhile arrive when the database is back."""
     url = make_url(settings.database_url.get_secret_value())
     admin = create_async_engine(
         async_url(settings.database_url.get_secret_value()).set(database="postgres"), isolation_level="AUTOCOMMIT"

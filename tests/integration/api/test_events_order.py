@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing out of order, however slow a transaction is and however often a client comes back."""
+"""Streams lose no event and keep the order, despite slow transactions and reconnecting clients."""
 
 import asyncio
 from collections import defaultdict
@@ -23,19 +23,19 @@ FLOW_SECONDS = 5
 
 
 async def there_now(api: Api, cursor: str) -> tuple[list[str], str]:
-    """The subjects of all events behind this cursor that can be seen now, and the cursor behind them."""
+    """The subjects of all visible events after this cursor, and the cursor after them."""
     async with listening(api, "/events", cursor, follow="false") as listener:
         await listener.until_end()
     return listener.subjects, listener.cursor
 
 
 async def where_it_stands(api: Api) -> str:
-    """The cursor behind all events that can be seen now."""
+    """The cursor after all visible events."""
     return (await there_now(api, "0.0"))[1]
 
 
-async def test_a_slow_transaction_is_not_passed_by(api: Api, sessions: Sessions) -> None:
-    """Its events were numbered before others that are committed; on the stream of all events those wait for it."""
+async def test_later_events_wait_for_a_slow_transaction(api: Api, sessions: Sessions) -> None:
+    """On the stream of all events, committed events wait for an open transaction with earlier numbers."""
     await api.register("slow", "s1")
     await api.register("bot", "v1")
     start = await where_it_stands(api)
@@ -52,8 +52,8 @@ async def test_a_slow_transaction_is_not_passed_by(api: Api, sessions: Sessions)
     assert set(live.subjects) == {"late", "meanwhile"}
 
 
-async def test_an_event_numbered_first_and_committed_last_comes(api: Api, sessions: Sessions) -> None:
-    """Others that were numbered after it were read before it was committed: a serial number would lose it."""
+async def test_an_event_numbered_first_and_committed_last_is_sent(api: Api, sessions: Sessions) -> None:
+    """Events with later numbers were read before its commit; a cursor of serial numbers would skip it."""
     await api.register("slow", "s1")
     await api.register("bot", "v1")
     cursor = await where_it_stands(api)
@@ -73,7 +73,7 @@ async def test_an_event_numbered_first_and_committed_last_comes(api: Api, sessio
 
 
 async def test_all_events_keep_the_order_of_each_agent(api: Api, sessions: Sessions) -> None:
-    """Also where a transaction that is older than another one changes the same agent after it."""
+    """Also if an older transaction changes the agent after a younger one."""
     await api.register("bot", "v1")
     cursor = await where_it_stands(api)
     async with sessions() as session, session.begin():
@@ -85,8 +85,8 @@ async def test_all_events_keep_the_order_of_each_agent(api: Api, sessions: Sessi
     assert listener.subjects == ["first", "second"]
 
 
-async def test_the_events_of_an_agent_wait_for_nobody_else(api: Api, sessions: Sessions) -> None:
-    """Whatever else is open on the server: its own sequence says that none is missing."""
+async def test_the_events_of_an_agent_do_not_wait_for_other_agents(api: Api, sessions: Sessions) -> None:
+    """Its own sequence shows that none is missing, whatever other transactions are open."""
     agent = await api.register("bot", "v1")
     await api.register("slow", "s1")
     async with listening(api, f"/agents/{agent['id']}/events") as listener, sessions() as session, session.begin():
@@ -96,7 +96,7 @@ async def test_the_events_of_an_agent_wait_for_nobody_else(api: Api, sessions: S
 
 
 async def write_for_a_while(sessions: Sessions, agent: str, hold_seconds: float) -> None:
-    """One event after the other, each committed only after a while."""
+    """Write events one after another, each committed after a pause."""
     loop = asyncio.get_running_loop()
     until = loop.time() + FLOW_SECONDS
     for number in count():
@@ -108,12 +108,12 @@ async def write_for_a_while(sessions: Sessions, agent: str, hold_seconds: float)
 
 
 async def has_read(listener: Listener, events: int, writing: asyncio.Future[list[None]]) -> bool:
-    """Whether that many events have come, or no more will."""
+    """Whether that many events have arrived, or the writers are done."""
     return len(listener.events) >= events or writing.done()
 
 
 async def read_in_pieces(apis: Sequence[Api], path: str, writing: asyncio.Future[list[None]]) -> list[Block]:
-    """Everything behind the first cursor, read by a client that leaves after every few events and comes back."""
+    """All events after the first cursor, read by a client that reconnects after every few events."""
     events: list[Block] = []
     cursor = "0.0" if path == "/events" else "0"
     for api in cycle(apis):
@@ -129,10 +129,10 @@ async def read_in_pieces(apis: Sequence[Api], path: str, writing: asyncio.Future
     raise AssertionError
 
 
-async def test_who_comes_back_again_and_again_misses_nothing(
+async def test_a_client_that_reconnects_often_misses_nothing(
     settings: Settings, sessions: Sessions, tmp_path: Path
 ) -> None:
-    """While events flow from quick and slow transactions, now at one API process, now at the other."""
+    """While quick and slow transactions write events, and with a different API process each time."""
     connector = aiohttp.TCPConnector(force_close=True)
     async with (
         api_process(settings, tmp_path) as one,

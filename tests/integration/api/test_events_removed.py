@@ -1,4 +1,4 @@
-"""What retention removes: told to those who have not read it, and to nobody else."""
+"""Events that retention removed: only clients that have not read them get an error."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,15 +16,15 @@ A_WEEK_AGO = timedelta(days=-7)
 
 
 async def remove(sessions: Sessions, *, published_up_to: int, limit: int = 1000) -> int:
-    """Have events up to this sequence published eight days ago, and remove what is older than a week."""
+    """Date the publishing of events up to this sequence eight days back, and remove events older than a week."""
     async with sessions() as session, session.begin():
         await session.execute(_PUBLISH, {"sequence": published_up_to})
     before = datetime.now(UTC) + A_WEEK_AGO
     return await in_transaction(sessions, partial(remove_published, before=before, limit=limit))
 
 
-async def test_only_a_cursor_before_what_was_removed_is_refused(api: Api, sessions: Sessions) -> None:
-    """Of an agent and of all events; everything after the mark is still there for everybody."""
+async def test_only_a_cursor_before_removed_events_is_refused(api: Api, sessions: Sessions) -> None:
+    """For one agent and for all events; all events after the mark can still be read."""
     agent = await api.register("bot", "v1")
     own = f"/agents/{agent['id']}/events"
     async with listening(api, "/events", since="oldest", follow="false") as before:
@@ -44,8 +44,8 @@ async def test_only_a_cursor_before_what_was_removed_is_refused(api: Api, sessio
         assert oldest.sequences == [3, 4]
 
 
-async def test_an_agent_none_of_whose_events_was_removed_is_not_touched(api: Api, sessions: Sessions) -> None:
-    """Marks belong to an agent each; a stream of all events has that of the latest."""
+async def test_the_stream_of_an_agent_without_removed_events_is_not_affected(api: Api, sessions: Sessions) -> None:
+    """Each agent has its own mark; the stream of all events uses the latest."""
     bot, other = await api.register("bot", "v1"), await api.register("other", "o1")
     async with sessions() as session, session.begin():
         await session.execute(text("UPDATE outbox SET published_at = now() - interval '8 days' WHERE subject = 'o1'"))
@@ -58,8 +58,8 @@ async def test_an_agent_none_of_whose_events_was_removed_is_not_touched(api: Api
     (await api.get("/events", params={"since": "0.0"})).problem(410, "events-removed")
 
 
-async def test_removal_goes_in_steps_and_spares_what_the_broker_has_not_got(api: Api, sessions: Sessions) -> None:
-    """The oldest first; marks only ever rise; young and unpublished events stay."""
+async def test_removal_works_in_batches_and_keeps_unpublished_events(api: Api, sessions: Sessions) -> None:
+    """The oldest events go first, marks never decrease, and recent or unpublished events stay."""
     await api.register("bot", "v1")
     assert await remove(sessions, published_up_to=0) == 0
     assert await remove(sessions, published_up_to=3, limit=2) == 2
@@ -70,8 +70,8 @@ async def test_removal_goes_in_steps_and_spares_what_the_broker_has_not_got(api:
     assert [row.sequence for row in await rows(sessions, "SELECT sequence FROM outbox")] == [4]
 
 
-async def test_marks_and_removal_stand_or_fall_together(api: Api, sessions: Sessions) -> None:
-    """Nobody sees the one without the other."""
+async def test_marks_and_removal_commit_together(api: Api, sessions: Sessions) -> None:
+    """No reader sees the mark without the removal, or the reverse."""
     agent = await api.register("bot", "v1")
     async with sessions() as session:
         await session.execute(_PUBLISH, {"sequence": 2})
@@ -82,8 +82,8 @@ async def test_marks_and_removal_stand_or_fall_together(api: Api, sessions: Sess
     assert listener.sequences == [1, 2, 3, 4]
 
 
-async def test_events_that_the_broker_does_not_take_hold_up_no_others(api: Api, sessions: Sessions) -> None:
-    """An agent's events that wait are passed over, however many of them are the oldest."""
+async def test_unpublished_events_of_one_agent_do_not_block_removal_of_others(api: Api, sessions: Sessions) -> None:
+    """Unpublished events are skipped, however many of the oldest there are."""
     await api.register("waiting", "w1")
     await api.register("bot", "v1")
     async with sessions() as session, session.begin():

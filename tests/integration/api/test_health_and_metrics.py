@@ -1,4 +1,4 @@
-"""What probes and Prometheus see."""
+"""Health routes, metrics and the OpenAPI document."""
 
 import asyncio
 from uuid import uuid4
@@ -11,7 +11,7 @@ from tests.integration.api.pods import refused_address, silent_port
 
 
 async def test_live_and_ready(api: Api) -> None:
-    """200 for both with every part named."""
+    """200 for both; readiness names every part."""
     assert (await api.get("/health/live")).status == 200
     ready = await api.get("/health/ready")
     assert ready.status == 200
@@ -21,7 +21,7 @@ async def test_live_and_ready(api: Api) -> None:
 
 
 async def test_ready_without_broker(serve: Serve) -> None:
-    """The broker is the workers' concern: reported, with neither user nor password, and no more."""
+    """The broker is reported, without user and password; it does not change readiness."""
     async with refused_address() as nowhere:
         amqp_url = SecretStr(nowhere.replace("http://", "amqp://user:secret@"))
         api = await serve(amqp_url=amqp_url)
@@ -33,7 +33,7 @@ async def test_ready_without_broker(serve: Serve) -> None:
 
 
 async def test_not_ready_without_database(serve: Serve) -> None:
-    """503 that says which part is down; the process lives all the same."""
+    """503 names the part that is down; the process is still live."""
     async with refused_address() as nowhere:
         api = await serve(database_url=SecretStr(f"{nowhere.replace('http', 'postgresql')}/podium"))
         ready = await api.get("/health/ready")
@@ -45,7 +45,7 @@ async def test_not_ready_without_database(serve: Serve) -> None:
 
 
 async def test_a_database_that_does_not_answer(serve: Serve) -> None:
-    """Not ready after two seconds, however long the database stays silent."""
+    """Not ready after two seconds if the database does not answer."""
     async with silent_port() as port:
         api = await serve(database_url=SecretStr(f"postgresql://u@127.0.0.1:{port}/podium"))
         async with asyncio.timeout(4):
@@ -55,7 +55,7 @@ async def test_a_database_that_does_not_answer(serve: Serve) -> None:
 
 
 async def test_metrics_by_route_and_never_by_path(api: Api) -> None:
-    """Requests are counted by method, route template and status, strangers' paths and methods in one place."""
+    """Requests are counted by method, route template and status; unknown paths and methods share one label."""
     agent = await api.register("some-bot", "v1")
     await api.get(f"/agents/{agent['id']}")
     await api.get(f"/agents/{uuid4()}")
@@ -79,14 +79,14 @@ async def test_metrics_by_route_and_never_by_path(api: Api) -> None:
 
 
 async def test_each_application_counts_for_itself(serve: Serve) -> None:
-    """Two in one process do not mix."""
+    """Two applications in one process have separate metrics."""
     one, two = await serve(), await serve()
     await one.get("/agents")
     assert 'route="/agents"' not in (await two.get("/metrics")).body.decode()
 
 
 async def test_every_route_is_described(api: Api) -> None:
-    """The OpenAPI document names what is answered, refusals included, and needs nothing from elsewhere."""
+    """The OpenAPI document contains every answer including errors, and refers to no other host."""
     document = (await api.get("/openapi.json")).json
     assert (await api.get("/schema/openapi.json")).json == document
     for path, operations in document["paths"].items():

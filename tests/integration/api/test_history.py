@@ -1,4 +1,4 @@
-"""History over HTTP: what served when, for how long, and when each version was in production."""
+"""History over HTTP: what served when and for how long, and the production periods of each version."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from tests.integration.api.client import Api
 
 
 async def test_the_ledger_and_what_served_when(api: Api) -> None:
-    """One row per generation, newest first, with who and why; `at` gives the row that held then."""
+    """One row per generation, newest first, with actor and reason; `at` selects the row of that time."""
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}"
     before = datetime.now(UTC)
@@ -35,7 +35,7 @@ async def test_the_ledger_and_what_served_when(api: Api) -> None:
 
 
 async def test_deployments_say_when_they_were_in_production(api: Api) -> None:
-    """In every answer alike: of a promote, alone, found by its id, in a list, created again."""
+    """Every answer contains them: promote, read, lookup by id, list and repeated creation."""
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}"
     await api.register("bot", "v2")

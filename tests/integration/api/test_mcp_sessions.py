@@ -1,4 +1,4 @@
-"""Sessions of MCP over HTTP through the gateway: on every process, across promotes, and at no cost to other calls."""
+"""MCP sessions through the gateway: on every process, across promotes, and without cost for other calls."""
 
 import asyncio
 from datetime import timedelta
@@ -22,7 +22,7 @@ KEPT = "SELECT deployment_id, session_sha256, last_seen_at FROM mcp_sessions ORD
 
 
 def speaking_mcp(version: str) -> Handler:
-    """A server that opens a session for who has none, and knows only its own; like the SDK's it always names it."""
+    """An MCP server that knows only its own sessions; like the SDK's it sends the session id in every answer."""
     numbers, known = count(1), set[str]()
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -40,20 +40,20 @@ def speaking_mcp(version: str) -> Handler:
 
 
 async def opened(api: Api, path: str = RPC) -> dict[str, str]:
-    """The headers of a client that has opened a session."""
+    """Open a session; returns the client's headers for it."""
     answer = await api.post(path, {"id": 1, "method": "initialize"})
     assert answer.status == 200
     return {"mcp-session-id": answer.headers["mcp-session-id"]}
 
 
 def said_by(answer: Answer, version: str, status: int = 200) -> None:
-    """The answer is this version's, and the gateway says so."""
+    """Assert that this version answered, by body and by header."""
     assert (answer.status, answer.body.decode()) == (status, version)
     assert answer.headers["x-podium-deployment-id"] == version
 
 
 async def test_a_session_keeps_its_version_on_every_process(serve: Serve, sessions: Sessions) -> None:
-    """Across a promote, by id and by name, until it ends; new ones begin with the new version."""
+    """After a promote, by id and by name, until it ends; new sessions start on the new version."""
     one, two = await serve(), await serve()
     async with running_pod(speaking_mcp("v1")) as old, running_pod(speaking_mcp("v2")) as new:
         agent = await one.register("bot", "v1", acp_url=old.url)
@@ -79,8 +79,8 @@ async def test_a_session_keeps_its_version_on_every_process(serve: Serve, sessio
         assert digest_of(fresh["mcp-session-id"].encode()) in kept
 
 
-async def test_a_session_is_known_everywhere_before_its_client_has_it(serve: Serve, sessions: Sessions) -> None:
-    """It is committed when the answer's head goes out, also where the answer is a stream without an end."""
+async def test_a_session_is_stored_before_its_client_receives_it(serve: Serve, sessions: Sessions) -> None:
+    """It is committed when the head of the answer is sent, also for an endless stream."""
     one, two = await serve(), await serve()
 
     async def streaming(request: web.BaseRequest) -> web.StreamResponse:
@@ -102,7 +102,7 @@ async def test_a_session_is_known_everywhere_before_its_client_has_it(serve: Ser
 
 
 async def test_a_session_opened_with_a_preview_stays_there(api: Api) -> None:
-    """Before its promote, after it, and after the next one."""
+    """Before its promote, after it, and after the next promote."""
     async with running_pod(speaking_mcp("v1")) as one, running_pod(speaking_mcp("v2")) as two:
         agent = await api.register("bot", "v1", acp_url=one.url)
         await api.register("bot", "v2", acp_url=two.url)
@@ -110,12 +110,12 @@ async def test_a_session_opened_with_a_preview_stays_there(api: Api) -> None:
         for version in ("v2", "v1"):
             await api.promote(agent, version)
             said_by(await api.post(RPC, {}, headers=session), "v2")
-        # Who asks for a deployment by its id gets that one.
+        # A call to a deployment by its id reaches that deployment.
         said_by(await api.post(f"/agents/{agent['id']}/deployments/v1/rpc", {}, headers=session), "v1", 404)
 
 
-async def test_one_agent_s_session_is_nothing_to_another(api: Api) -> None:
-    """Its id leads to the other agent's own production, which does not know it."""
+async def test_a_session_id_has_no_effect_on_other_agents(api: Api) -> None:
+    """A call with it reaches the other agent's production, which does not know the session."""
     async with running_pod(speaking_mcp("v1")) as one, running_pod(speaking_mcp("o2")) as other:
         await api.register("bot", "v1", acp_url=one.url)
         agent = await api.register("other", "o1", acp_url=one.url)
@@ -127,7 +127,7 @@ async def test_one_agent_s_session_is_nothing_to_another(api: Api) -> None:
 
 
 async def test_a_session_of_a_deployment_that_is_gone(api: Api) -> None:
-    """Production answers: it does not know the session, and its client opens another one."""
+    """Production answers that the session is unknown, and the client opens another one."""
     async with running_pod(speaking_mcp("v1")) as old, running_pod(speaking_mcp("v2")) as new:
         agent = await api.register("bot", "v1", acp_url=old.url)
         await api.register("bot", "v2", acp_url=new.url)
@@ -138,7 +138,7 @@ async def test_a_session_of_a_deployment_that_is_gone(api: Api) -> None:
 
 
 async def test_what_a_session_costs(api: Api, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One write when it begins, one when it ends, one an hour in between; calls without one cost nothing."""
+    """One write at its start, one at its end, one per hour in between; calls without a session write nothing."""
     writes: list[str] = []
 
     async def counted(*given: Any) -> Any:
@@ -172,7 +172,7 @@ async def test_what_a_session_costs(api: Api, sessions: Sessions, monkeypatch: p
 
 
 async def test_what_opens_no_session(api: Api, sessions: Sessions) -> None:
-    """Errors, several ids at once, an agent without deployments; and a request with two ids belongs to neither."""
+    """Errors, answers with several ids, agents without deployments; a request with two ids belongs to neither."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(status=int(request.headers["x-status"]))
@@ -195,8 +195,8 @@ async def test_what_opens_no_session(api: Api, sessions: Sessions) -> None:
     assert [row.session_sha256 for row in await rows(sessions, KEPT)] == [digest_of(b"a")]
 
 
-async def test_a_session_that_was_forgotten_is_remembered_by_its_next_answer(api: Api, sessions: Sessions) -> None:
-    """As after a restore of a backup: whoever answers in it has it."""
+async def test_an_unknown_session_is_stored_with_its_next_answer(api: Api, sessions: Sessions) -> None:
+    """As after a restored backup: the session belongs to the deployment that answers in it."""
     async with running_pod(speaking_mcp("v1")) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         session = await opened(api)
@@ -206,8 +206,8 @@ async def test_a_session_that_was_forgotten_is_remembered_by_its_next_answer(api
     assert [row.deployment_id for row in await rows(sessions, KEPT)] == ["v1"]
 
 
-async def test_a_session_that_cannot_be_remembered_is_not_handed_out(serve: Serve, engine: AsyncEngine) -> None:
-    """503 instead of an id that another process would not know; calls without a session go on."""
+async def test_a_session_that_cannot_be_stored_is_refused(serve: Serve, engine: AsyncEngine) -> None:
+    """503 instead of a session id that other processes would not know; calls without a session work."""
     api = await serve(lock_timeout=timedelta(milliseconds=300))
     closed = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Messages that could not be applied: found, read, sent again and dropped."""
+"""Parked messages: listed, read, sent again and dropped."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from pydantic_core import from_json, to_json
 from sqlalchemy import text
 
-from api.routes.republishing import republish
+from api.routes.parked import republish
 from contracts import topology
 from services.registration import parked as parking
 from services.registration.batch import read_message, register_batch
@@ -28,19 +28,19 @@ from workers.runner import run_registrar
 
 
 async def park(sessions: Sessions, body: bytes, key: str = "agent.bot", **headers: Any) -> None:
-    """Have this message refused, as a registrar does."""
+    """Park this message, as a registrar does."""
     await in_transaction(sessions, partial(register_batch, batch=[read_message(Envelope(key, body, headers))]))
 
 
 async def only_one(api: Api) -> dict[str, Any]:
-    """The one message that is parked."""
+    """The only parked message."""
     (found,) = (await api.get("/parked")).json
     message: dict[str, Any] = found
     return message
 
 
 async def test_parked_messages_are_listed_and_read(api: Api, sessions: Sessions) -> None:
-    """Newest first, by agent and in pages, whole one by one: text as text, anything else as base64."""
+    """Lists are newest first, by agent and in pages; a single message has its body as text or base64."""
     await park(sessions, b"no JSON", traceparent="00-1-2-3")
     await park(sessions, b"\xff", key="agent.other")
     listed = (await api.get("/parked")).json
@@ -53,10 +53,10 @@ async def test_parked_messages_are_listed_and_read(api: Api, sessions: Sessions)
     assert (bot["body"], bot["body_encoding"], bot["headers"]) == ("no JSON", "utf-8", {"traceparent": "00-1-2-3"})
 
 
-async def test_a_retry_goes_through_the_front_door_and_the_message_stays(
+async def test_a_retry_is_published_and_the_message_stays_parked(
     api: Api, sessions: Sessions, settings: Settings, broker: AbstractConnection
 ) -> None:
-    """Under a new message id, at its own time and with its own trace; parked until somebody drops it."""
+    """It has a new message id, the original time and trace; the message stays parked until it is dropped."""
     body = a_body("bot", deployment_id="v1")
     lost = dead_letter(Envelope("agent.bot", to_json(body), {"traceparent": "00-1-2-3", "x-delivery-count": 7}))
     await in_transaction(sessions, partial(parking.park, refusals=[lost]))
@@ -80,7 +80,7 @@ async def test_a_retry_goes_through_the_front_door_and_the_message_stays(
 async def test_a_retry_whose_answer_is_lost_may_be_repeated(
     api: Api, sessions: Sessions, broker: AbstractConnection
 ) -> None:
-    """The same message id until it is marked as sent, so that it has one effect; a new one after that."""
+    """Until it is marked as sent, every retry has the same message id, so it has one effect; later a new one."""
     await park(sessions, b"{}")
     found = await only_one(api)
     ids = []
@@ -95,10 +95,10 @@ async def test_a_retry_whose_answer_is_lost_may_be_repeated(
     assert [from_json(message.body)["message_id"] for message in sent] == ids
 
 
-async def test_a_message_that_is_dropped_while_it_is_sent_again_was_sent(
+async def test_a_message_dropped_during_its_retry_is_still_sent(
     api: Api, sessions: Sessions, broker: AbstractConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both callers did what they wanted: the answer names the message on its way, and nothing is parked."""
+    """Both requests succeed: the answer names the sent message, and nothing is parked."""
     await park(sessions, b"{}")
     found = await only_one(api)
 
@@ -117,7 +117,7 @@ async def test_a_message_that_is_dropped_while_it_is_sent_again_was_sent(
 async def test_a_retry_without_a_time_is_dated_by_its_parking(
     api: Api, sessions: Sessions, broker: AbstractConnection
 ) -> None:
-    """A pod that sent no time has its message applied as of when it came."""
+    """A message without a time is applied with the time at which it was received."""
     await park(sessions, b'{"name": "bot", "acp_url": "http://10.0.0.7"}')
     found = await only_one(api)
     assert (await api.post(f"/parked/{found['id']}/retry")).status == 200
@@ -127,7 +127,7 @@ async def test_a_retry_without_a_time_is_dated_by_its_parking(
 
 
 async def test_a_retry_is_refused_where_it_cannot_be_sent(serve: Serve, sessions: Sessions) -> None:
-    """No JSON object: 409. No broker, or none that is known: 503; the message is not marked as sent."""
+    """409 if the body is not a JSON object; 503 without a broker, and the message is not marked as sent."""
     async with refused_address() as nowhere:
         api = await serve(amqp_url=SecretStr(nowhere.replace("http", "amqp")))
         await park(sessions, b"[]")
@@ -145,7 +145,7 @@ async def test_a_retry_is_refused_where_it_cannot_be_sent(serve: Serve, sessions
 
 
 async def test_a_retry_that_no_queue_takes_is_refused(api: Api, sessions: Sessions, broker: AbstractConnection) -> None:
-    """Mandatory: what the broker cannot route is not gone."""
+    """The message is published as mandatory, so an unroutable one is not lost."""
     await park(sessions, b"{}")
     parked = await only_one(api)
     await (await broker.channel()).queue_delete(topology.REGISTRATIONS_QUEUE)
@@ -154,7 +154,7 @@ async def test_a_retry_that_no_queue_takes_is_refused(api: Api, sessions: Sessio
 
 
 async def test_only_dropping_removes_a_message(api: Api, sessions: Sessions) -> None:
-    """Once; after that, and for what never was, 404."""
+    """A second drop, and a drop of an unknown message, are 404."""
     await park(sessions, b"{}")
     parked = await only_one(api)
     assert (await api.delete(f"/parked/{parked['id']}")).status == 200

@@ -1,4 +1,4 @@
-"""What serves an agent, changed over HTTP: conditions, repetition, ways back, and the ledger."""
+"""Promoting and changing agents over HTTP: conditions, repetition, lists and policies."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 async def promote(api: Api, agent_id: str, deployment_id: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """Promote, whatever comes of it."""
+    """Promote; returns the answer, success or not."""
     return await api.post(f"/agents/{agent_id}/deployments/{deployment_id}/promote", headers=headers or {})
 
 
 async def test_promote_answers_the_deployment_and_the_new_generation(api: Api) -> None:
-    """The header is what to send as If-Match next time; the agent's own answers carry it too."""
+    """The header is the next If-Match; answers about the agent contain it too."""
     agent = await api.register("bot", "v1")
     await api.register("bot", "v2", acp_url="http://10.0.0.2:8000")
     answer = await promote(api, agent["id"], "v2", {"If-Match": '"1"'})
@@ -36,7 +36,7 @@ async def test_promote_answers_the_deployment_and_the_new_generation(api: Api) -
 
 
 async def test_promoting_what_is_in_production_changes_nothing(api: Api, sessions: Sessions) -> None:
-    """200 at the same generation, without an event, even under a condition that no longer holds."""
+    """200 with the same generation and no event, even with an outdated condition."""
     agent = await api.register("bot", "v1")
     before = (await api.get(f"/agents/{agent['id']}/deployments/v1")).json
     for headers in ({}, {"If-Match": '"77"'}, {"If-Match": '"1"'}):
@@ -48,7 +48,7 @@ async def test_promoting_what_is_in_production_changes_nothing(api: Api, session
 
 
 async def test_a_condition_that_does_not_hold(api: Api) -> None:
-    """412, and nothing changes; what is not there or gone comes first, what is not Ready last."""
+    """412, and nothing changes; 404 and 410 are checked before the condition, Ready after it."""
     agent = await api.register("bot", "v1")
     await api.register("bot", "v2")
     await api.register("bot", "gone")
@@ -83,7 +83,7 @@ MALFORMED_CONDITIONS = [
 
 
 async def test_a_malformed_condition(api: Api, subtests: pytest.Subtests) -> None:
-    """400 before anything is looked up."""
+    """400 before the agent is looked up."""
     agent = await api.register("bot", "v1")
     await api.register("bot", "v2")
     for value in MALFORMED_CONDITIONS:
@@ -97,7 +97,7 @@ async def test_a_malformed_condition(api: Api, subtests: pytest.Subtests) -> Non
 
 
 async def test_promotes_at_once_with_the_same_condition(api: Api) -> None:
-    """Exactly one of them changes anything; the others are told so."""
+    """Exactly one succeeds; the others get 412."""
     agent = await api.register("bot", "v0")
     targets = [f"v{number}" for number in range(1, 21)]
     for target in targets:
@@ -110,7 +110,7 @@ async def test_promotes_at_once_with_the_same_condition(api: Api) -> None:
 
 
 async def test_changing_an_agent(api: Api) -> None:
-    """What is named is set, what is not stays."""
+    """Fields in the request are set, all others stay."""
     agent = await api.register("bot", "v1", description="first")
     path = f"/agents/{agent['id']}"
     await api.post(f"{path}/rollback", {"to": "v1"})
@@ -125,7 +125,7 @@ async def test_changing_an_agent(api: Api) -> None:
 
 
 async def test_lists_are_paged_and_ordered(api: Api) -> None:
-    """By page, and behind an id without gaps; the cursor of the event stream comes along."""
+    """By page, or after an id without gaps; the answer contains the cursor of the event stream."""
     names = ["a", "b", "c", "d", "e"]
     for name in names:
         await api.register(name)
@@ -142,7 +142,7 @@ async def test_lists_are_paged_and_ordered(api: Api) -> None:
 
 
 async def test_the_cursor_is_taken_before_the_first_row_is_read(api: Api, sessions: Sessions) -> None:
-    """A change that commits while the list is read lies behind the cursor, never before it."""
+    """A change that commits while the list is read has its event after the cursor."""
     await api.register("bot", "v1")
     answer = await api.get("/agents")
     cursor = int(answer.headers["x-podium-cursor"].split(".")[0])
@@ -154,7 +154,7 @@ async def test_the_cursor_is_taken_before_the_first_row_is_read(api: Api, sessio
 
 
 async def test_trace_context_reaches_the_events(api: Api, sessions: Sessions) -> None:
-    """A valid W3C traceparent travels on; anything else is left out."""
+    """A valid W3C traceparent is copied to the events; an invalid one is not."""
     agent = await api.register("bot", "v1")
     await api.register("bot", "v2")
     await promote(api, agent["id"], "v2", {"traceparent": TRACEPARENT})
@@ -164,7 +164,7 @@ async def test_trace_context_reaches_the_events(api: Api, sessions: Sessions) ->
 
 
 async def test_creating_a_deployment_again(api: Api) -> None:
-    """Idempotent by its id; once its pod registers it is Ready and keeps what it was created with."""
+    """Idempotent by its id; when its pod registers it becomes Ready and keeps its fields."""
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}/deployments"
     body = {"id": "v2", "docker_image": "image:2", "helm_release_name": "release-2"}
@@ -177,7 +177,7 @@ async def test_creating_a_deployment_again(api: Api) -> None:
 
 
 async def test_a_build_gets_its_first_pod(api: Api) -> None:
-    """BuildOnly until something serves; building again changes nothing."""
+    """BuildOnly until a pod registers; registering the build again changes nothing."""
     body = {"name": "bot", "description": "d", "docker_image": "image:1"}
     first, again = await api.post("/agents/register-build", body), await api.post("/agents/register-build", body)
     assert first.json == again.json
@@ -188,7 +188,7 @@ async def test_a_build_gets_its_first_pod(api: Api) -> None:
 
 
 async def test_setting_an_agent_s_policies(api: Api) -> None:
-    """What happens when production fails, and how it is probed; 'default' goes back to the settings."""
+    """The failure policy and the probe parameters; 'default' restores the settings."""
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}"
     names = ("on_failure", "probe_interval_seconds", "probe_threshold", "probe_timeout_seconds")
@@ -217,7 +217,7 @@ async def test_setting_an_agent_s_policies(api: Api) -> None:
 
 
 async def test_with_proof_a_registration_does_not_make_ready(serve: Serve) -> None:
-    """The setting holds over HTTP as on the queue: Pending, in production of nothing, refused with the reason."""
+    """With `ready_requires_probe` an HTTP registration stays Pending too, and a promote is refused with the reason."""
     api = await serve(ready_requires_probe=True)
     agent = await api.register("bot", "v1")
     path = f"/agents/{agent['id']}/deployments/v1"

@@ -1,4 +1,4 @@
-"""Each refusal: a problem document with a stable type and a sentence, never a 500."""
+"""Every refusal is a problem document with a stable type and a sentence, never a 500."""
 
 import asyncio
 import io
@@ -25,7 +25,7 @@ def urls(agent: dict[str, Any]) -> tuple[str, str]:
 
 
 async def test_unknown_agents_and_deployments(api: Api) -> None:
-    """404 for what does not exist and for what could not, whatever the route asks of it."""
+    """404 for unknown and malformed ids, on every route."""
     agent, deployments = urls(await api.register("bot", "v1"))
     for unknown in (str(uuid4()), "no-uuid", "%00", "{" + str(uuid4()) + "}", uuid4().hex):
         for method, suffix in (
@@ -50,8 +50,8 @@ async def test_unknown_agents_and_deployments(api: Api) -> None:
     assert (await api.get(agent)).status == 200
 
 
-async def test_other_agents_deployments_are_not_there(api: Api) -> None:
-    """Across agents everything is 404, so that nobody can find out by asking."""
+async def test_deployments_of_other_agents_are_not_found(api: Api) -> None:
+    """404 for a deployment of another agent, so that its existence is not revealed."""
     await api.register("other", "v1")
     _, deployments = urls(await api.register("bot", "v2"))
     (await api.get(f"{deployments}/v1")).problem(404, "deployment-not-found")
@@ -60,7 +60,7 @@ async def test_other_agents_deployments_are_not_there(api: Api) -> None:
 
 
 async def test_conflicts(api: Api, sessions: Sessions) -> None:
-    """409 names what is in the way; a refused registration changes nothing and is in the inbox with its reason."""
+    """409 names the conflict; a rejected registration changes nothing and is in the inbox with its reason."""
     agent, deployments = urls(await api.register("bot", "v1", docker_image="image:1"))
     await api.register("other", "o1")
     before = (await api.get(agent)).json
@@ -86,7 +86,7 @@ async def test_conflicts(api: Api, sessions: Sessions) -> None:
 
 
 async def test_what_was_deleted_is_gone(api: Api) -> None:
-    """410, and nothing comes back to life; reading it, and deleting it again, still works."""
+    """410, and nothing is restored; reading and repeated deletion still work."""
     agent, deployments = urls(await api.register("bot", "v1"))
     await api.register("bot", "v2")
     assert [(await api.delete(f"{deployments}/v2")).status for _ in range(2)] == [200, 200]
@@ -127,7 +127,7 @@ BAD_PAGES = [
 
 
 async def test_bad_pages_and_orders(api: Api, subtests: pytest.Subtests) -> None:
-    """400 with the parameter named."""
+    """400 names the parameter."""
     _, deployments = urls(await api.register("bot", "v1"))
     for query, field in BAD_PAGES:
         with subtests.test(query[:100]):
@@ -139,7 +139,7 @@ BAD_CURSORS = ["after=nobody", "after=%00", "after=", "after=1"]
 
 
 async def test_bad_cursors(api: Api, subtests: pytest.Subtests) -> None:
-    """400 with the parameter named."""
+    """400 names the parameter."""
     for query in BAD_CURSORS:
         with subtests.test(query):
             (await api.get(f"/agents?{query}")).problem(400, "invalid-request", "after")
@@ -149,7 +149,7 @@ BAD_TIMES = ["yesterday", "%00", "2026-01-31T12:00:00", "99999-01-01T00:00:00Z",
 
 
 async def test_bad_times(api: Api, subtests: pytest.Subtests) -> None:
-    """A time without its zone is not one."""
+    """A time without a time zone is invalid."""
     agent, _ = urls(await api.register("bot", "v1"))
     for at in BAD_TIMES:
         with subtests.test(at):
@@ -198,7 +198,7 @@ BAD_REGISTRATIONS = [
 
 
 async def test_bad_registrations(api: Api, subtests: pytest.Subtests) -> None:
-    """400 with the field named where there is one, and no agent comes of it."""
+    """400 names the field if there is one, and no agent is created."""
     for body, field in BAD_REGISTRATIONS:
         with subtests.test(body=body[:200]):
             for path in ("/agents/register", "/agents/register-build"):
@@ -210,7 +210,7 @@ async def test_bad_registrations(api: Api, subtests: pytest.Subtests) -> None:
 
 
 async def test_registrations_are_read_leniently_where_nothing_is_lost(api: Api) -> None:
-    """Unknown fields and any content type, or none, are fine; numbers come back as they went in."""
+    """Unknown fields and any content type are accepted; numbers are returned unchanged."""
     body = b'{"name": "bot", "acp_url": "http://A:1", "who": "knows", "registration_metadata": {"deployment_id": "v1",'
     body += b'"big": 123456789012345678901234567890, "nested": {"a": [1, null, "\xc3\xa9"]}, "dup": 1, "dup": 2}}'
     for content_type in ("application/json", "text/plain", "application/octet-stream", "multipart/form-data", ""):
@@ -228,7 +228,7 @@ async def test_registrations_are_read_leniently_where_nothing_is_lost(api: Api) 
 
 
 async def test_too_large_bodies(api: Api) -> None:
-    """413, announced or not, without reading them whole."""
+    """413 with or without Content-Length, before the body is read completely."""
     large = b'{"name": "bot", "description": "' + b"x" * 5 * 1024 * 1024 + b'"}'
 
     async def in_chunks() -> Any:
@@ -240,7 +240,7 @@ async def test_too_large_bodies(api: Api) -> None:
     host, port = api.host_and_port
     reader, writer = await asyncio.open_connection(host, port)
     head = f"POST /agents/register HTTP/1.1\r\nHost: {host}\r\nContent-Length: {REGISTRATION_MAX_BYTES + 1}\r\n\r\n"
-    writer.write(head.encode())  # and not one byte of the body
+    writer.write(head.encode())  # without any byte of the body
     async with asyncio.timeout(5):
         assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
     writer.close()
@@ -273,7 +273,7 @@ BAD_COMMANDS = [
 
 
 async def test_bad_commands(api: Api, subtests: pytest.Subtests) -> None:
-    """400 with the field named, and nothing changes."""
+    """400 names the field, and nothing changes."""
     agent, _ = urls(await api.register("bot", "v1"))
     before = (await api.get(agent)).json
     for method, path, body, field in BAD_COMMANDS:
@@ -283,7 +283,7 @@ async def test_bad_commands(api: Api, subtests: pytest.Subtests) -> None:
 
 
 async def test_methods_and_paths_that_do_not_exist(api: Api) -> None:
-    """405 says what the path takes; 404 for all other paths."""
+    """405 lists the methods of the path; 404 for unknown paths."""
     answer = await api.call("PUT", "/agents")
     answer.problem(405, "method-not-allowed")
     assert "GET" in answer.headers["allow"]
@@ -292,7 +292,7 @@ async def test_methods_and_paths_that_do_not_exist(api: Api) -> None:
 
 
 async def test_without_database(serve: Serve) -> None:
-    """503 that says when to come again; on RPC routes as a JSON-RPC error."""
+    """503 with Retry-After, on RPC routes as a JSON-RPC error."""
     async with refused_address() as nowhere:
         database_url = SecretStr(f"{nowhere.replace('http', 'postgresql')}/podium")
         api = await serve(database_url=database_url)
@@ -314,7 +314,7 @@ async def test_without_database(serve: Serve) -> None:
 
 
 async def test_defects_leak_nothing(api: Api, sessions: Sessions) -> None:
-    """500 without a word of what went wrong inside."""
+    """500 without internal details."""
     async with sessions.begin() as session:
         connection = await session.connection()
         await connection.exec_driver_sql("ALTER TABLE agents RENAME TO agents_away")

@@ -1,4 +1,4 @@
-"""Rolling back over HTTP: nothing goes back to what does not answer, unless it is forced to."""
+"""Rollback over HTTP: a target must answer a probe, unless the caller forces it."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -10,7 +10,7 @@ from tests.integration.api.pods import Pod, refused_address, running_pod
 
 
 async def served_in_turn(api: Api, **urls: str) -> str:
-    """The rollback path of an agent whose versions at these addresses served one after another."""
+    """Register and promote versions at these addresses in turn; returns the agent's rollback path."""
     for version, url in urls.items():
         agent = await api.register("bot", version, acp_url=url)
         await api.promote(agent, version)
@@ -18,7 +18,7 @@ async def served_in_turn(api: Api, **urls: str) -> str:
 
 
 async def test_rolling_back(api: Api, pod: Pod) -> None:
-    """Twice goes back twice, down to the legacy address; a target can be named; it pauses automatic promotion."""
+    """Each rollback goes one step back, down to the legacy address; a target can be given. It pauses promotion."""
     await api.register("bot", acp_url=pod.url)
     path = await served_in_turn(api, v1=pod.url, v2=pod.url)
     first = await api.post(path, {"reason": "it is slow"})
@@ -36,7 +36,7 @@ async def test_rolling_back(api: Api, pod: Pod) -> None:
 
 
 async def test_a_target_that_does_not_answer_is_refused_and_the_nearest_that_does_is_named(api: Api, pod: Pod) -> None:
-    """409, nothing changes; `force` goes there all the same, and what serves already needs no answer."""
+    """409, and nothing changes; `force` skips the probe, and a target that already serves needs none."""
     async with refused_address() as nowhere:
         path = await served_in_turn(api, v1=pod.url, v2=pod.url, v3=nowhere, v4=nowhere, v5=pod.url)
         for body in ({}, {"to": "v4"}):
@@ -54,15 +54,15 @@ async def test_a_target_that_does_not_answer_is_refused_and_the_nearest_that_doe
 
 
 async def test_where_nothing_earlier_answers_the_refusal_says_so(api: Api) -> None:
-    """Nobody is sent from one dead version to the next."""
+    """The error names no target that does not answer."""
     async with refused_address() as nowhere:
         path = await served_in_turn(api, v1=nowhere, v2=nowhere, v3=nowhere)
         refused = (await api.post(path)).problem(409, "rollback-target-does-not-answer")
         assert "No earlier one does" in refused["detail"]
 
 
-async def test_the_target_is_still_the_one_that_was_asked(api: Api) -> None:
-    """No lock is held while it is asked; when somebody promotes meanwhile, the new target is asked as well."""
+async def test_the_target_is_the_one_that_was_probed(api: Api) -> None:
+    """No lock is held during the probe; after a promote meanwhile, the new target is probed too."""
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(_: web.BaseRequest) -> web.StreamResponse:

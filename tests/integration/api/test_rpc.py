@@ -1,4 +1,4 @@
-"""What the gateway passes on, in both directions: bytes, headers, chunks, and to which deployment."""
+"""What the gateway forwards in both directions (bytes, headers, chunks), and to which deployment."""
 
 import asyncio
 import gzip
@@ -10,10 +10,10 @@ from aiohttp import web
 
 from services.storage.database import Sessions
 from tests.integration.api.client import Api
-from tests.integration.api.pods import Handler, Pod, running_pod
+from tests.integration.api.pods import Handler, Pod, pausing, running_pod
 from tests.support.waiting import eventually
 
-# What parsing and writing anew would change: order, duplicates, spaces, a number beyond 64 bits, escapes, no UTF-8.
+# Bytes that parsing and serializing would change: order, duplicates, spaces, large numbers, escapes, invalid UTF-8.
 STRANGE_BODIES = (
     b'{"id":1,"id":"1","a":9007199254740993,"a":1e400}',
     b'{"lone":"\\ud800","id":-0.0,"big":-123456789012345678901234567890}',
@@ -28,7 +28,7 @@ STRANGE_BODY = b' {"id":1,"id":"1", "n": 123456789012345678901234567890.10,"e":"
 
 
 async def test_bodies_pass_byte_for_byte(api: Api) -> None:
-    """In both directions, whatever they are, in one piece or in many, up to the limit."""
+    """Any bytes in both directions, in one piece or in many, up to the limit."""
 
     async def echo(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=io.BytesIO(pod.seen[-1].body))
@@ -53,7 +53,7 @@ async def test_bodies_pass_byte_for_byte(api: Api) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_methods_and_queries_pass(api: Api, pod: Pod, method: str) -> None:
-    """With no body where there was none, and the query as it was written."""
+    """The query is unchanged, and a request without a body stays without one."""
     await api.register("bot", "v1", acp_url=f"{pod.url}/base/", rpc_path="/mcp/x%2Fy")
     answer = await api.call(method, "/agents/name/bot/rpc?a=%2F&a=b+c&%C3%A9=%00&d")
     assert answer.status == 200
@@ -63,7 +63,7 @@ async def test_methods_and_queries_pass(api: Api, pod: Pod, method: str) -> None
 
 
 async def test_request_headers(api: Api, pod: Pod) -> None:
-    """End-to-end ones pass, repeated ones too; credentials, hops and where the call came from do not."""
+    """End-to-end headers pass, also repeated; credentials, hop-by-hop and origin headers do not."""
     await api.register("bot", "v1", acp_url=pod.url)
     stripped = {
         "Authorization": "Bearer secret",
@@ -114,8 +114,8 @@ async def test_request_headers(api: Api, pod: Pod) -> None:
     assert arrived == sorted(expected)
 
 
-async def test_nothing_is_added_but_what_finds_a_call_again(api: Api, pod: Pod) -> None:
-    """A caller that says nothing is passed on as one that says nothing, with a request id and a trace."""
+async def test_only_a_request_id_and_a_trace_are_added(api: Api, pod: Pod) -> None:
+    """A request without headers reaches the agent with a request id and a traceparent only."""
     await api.register("bot", "v1", acp_url=pod.url)
     host, port = api.host_and_port
     reader, writer = await asyncio.open_connection(host, port)
@@ -130,7 +130,7 @@ async def test_nothing_is_added_but_what_finds_a_call_again(api: Api, pod: Pod) 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 302, 401, 404, 418, 500, 503])
 async def test_answers_pass_verbatim(api: Api, status: int) -> None:
-    """Status, repeated headers and encoded bodies; no redirect is followed; the gateway names who answered."""
+    """Status, repeated headers and encoded bodies pass, redirects too; headers name the deployment that answered."""
     packed = b"" if status == 204 else gzip.compress(b'{"result": 1}', mtime=0)
 
     async def answer(_: web.BaseRequest) -> web.StreamResponse:
@@ -168,7 +168,7 @@ async def test_answers_pass_verbatim(api: Api, status: int) -> None:
 
 
 async def test_every_status_passes(api: Api) -> None:
-    """As it is, with its body where it has one; none is taken for the gateway's own."""
+    """Unchanged, with its body if it has one."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         status = int(request.query_string)
@@ -184,7 +184,7 @@ async def test_every_status_passes(api: Api) -> None:
 
 
 async def test_chunks_pass_at_once(api: Api) -> None:
-    """Each piece of an answer is there before the agent has made the next one."""
+    """Each piece of an answer arrives before the agent sends the next one."""
     go_on = asyncio.Event()
 
     async def stream(request: web.BaseRequest) -> web.StreamResponse:
@@ -199,7 +199,7 @@ async def test_chunks_pass_at_once(api: Api) -> None:
     async with running_pod(stream) as pod, asyncio.timeout(10):
         await api.register("bot", "v1", acp_url=pod.url)
         async with api.session.post(f"{api.url}/agents/name/bot/rpc", json={}) as response:
-            assert response.content_type == "text/event-stream"  # the head is here before the first piece
+            assert response.content_type == "text/event-stream"  # the head arrives before the first piece
             for number in range(3):
                 go_on.set()
                 assert await response.content.readany() == f": comment {number}\n\n".encode()
@@ -207,7 +207,7 @@ async def test_chunks_pass_at_once(api: Api) -> None:
 
 
 async def test_every_call_after_a_promote_reaches_the_new_version(api: Api) -> None:
-    """Back and forth many times, with calls under way all the time: none fails, none goes astray."""
+    """With many promotes back and forth and calls in flight: no call fails or reaches a wrong version."""
 
     def named(name: str) -> Handler:
         async def answer(_: web.BaseRequest) -> web.StreamResponse:
@@ -237,8 +237,8 @@ async def test_every_call_after_a_promote_reaches_the_new_version(api: Api) -> N
         assert statuses == {200}
 
 
-async def test_previews_are_reached_by_their_own_route_alone(api: Api, sessions: Sessions, pod: Pod) -> None:
-    """Only while they are Ready, only under their agent; production is not touched by any of it."""
+async def test_previews_are_reached_only_by_their_own_route(api: Api, sessions: Sessions, pod: Pod) -> None:
+    """Only while they are Ready, only under their agent; production does not change."""
     async with running_pod() as preview:
         agent = await api.register("bot", "v1", acp_url=pod.url)
         await api.register("bot", "v2", acp_url=preview.url, rpc_path="/preview")
@@ -268,7 +268,7 @@ async def test_previews_are_reached_by_their_own_route_alone(api: Api, sessions:
 
 
 async def test_legacy_agents_are_served_without_a_deployment(api: Api, pod: Pod) -> None:
-    """By the address they registered; a preview beside them takes nothing."""
+    """At the registered address; a preview gets none of their calls."""
     await api.register("bot", acp_url=pod.url, rpc_path="/legacy")
     await api.register("bot", "v1", acp_url="http://127.0.0.1:1")
     answer = await api.post("/agents/name/bot/rpc", {})
@@ -279,18 +279,10 @@ async def test_legacy_agents_are_served_without_a_deployment(api: Api, pod: Pod)
 
 
 async def test_a_running_stream_outlives_a_promote(api: Api, pod: Pod) -> None:
-    """What was begun with one version ends with it."""
+    """A stream that started on one version ends on it."""
     finish = asyncio.Event()
 
-    async def slow(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"begun ")
-        await finish.wait()
-        await response.write(b"ended")
-        return response
-
-    async with running_pod(slow) as old, asyncio.timeout(10):
+    async with running_pod(pausing(b"begun ", finish, b"ended")) as old, asyncio.timeout(10):
         agent = await api.register("bot", "v1", acp_url=old.url)
         await api.register("bot", "v2", acp_url=pod.url)
         call = asyncio.create_task(api.post("/agents/name/bot/rpc", {}))

@@ -1,4 +1,4 @@
-"""What the gateway refuses to dial, judged by the address that is dialled and not by what is written."""
+"""Addresses that the gateway refuses to dial; the resolved address counts, not the name."""
 
 import socket
 from ipaddress import IPv4Network
@@ -30,22 +30,22 @@ RPC = "/agents/name/bot/rpc"
     ],
 )
 async def test_addresses_that_are_not_dialled(api: Api, pod: Pod, url: str) -> None:
-    """502 that says so, before anything was sent."""
+    """502 with the reason, before anything is sent."""
     await api.register("bot", "v1", acp_url=url.format(port=URL(pod.url).port))
     (await api.post(RPC, {"id": 1})).rpc_error(502, "destination-denied")
     assert not pod.seen
 
 
 @pytest.mark.parametrize("host", ["999.999.999.999", "127.1", "2130706433", "017700000001", "x" * 63 + "." + "y" * 63])
-async def test_hosts_that_are_none(api: Api, pod: Pod, host: str) -> None:
-    """A clean 502 as for any name without an address, whatever the system's resolver makes of it."""
+async def test_invalid_host_names(api: Api, pod: Pod, host: str) -> None:
+    """502 as for any name without an address, whatever error the system's resolver raises."""
     await api.register("bot", "v1", acp_url=f"http://{host}:{URL(pod.url).port}")
     (await api.post(RPC, {"id": 1})).rpc_error(502, "agent-unreachable")
     assert not pod.seen
 
 
 async def test_podium_s_own_servers_are_not_dialled(serve: Serve, settings: Settings) -> None:
-    """Neither PostgreSQL nor the broker nor the API, by whichever address of their machine."""
+    """Neither PostgreSQL nor the broker nor the API, under any address of their machine."""
     api = await serve()
     database, broker = make_url(settings.database_url.get_secret_value()), URL(settings.amqp_url.get_secret_value())
     for port in (database.port, broker.port):
@@ -54,10 +54,10 @@ async def test_podium_s_own_servers_are_not_dialled(serve: Serve, settings: Sett
             (await api.post(RPC, {"id": 1})).rpc_error(502, "destination-denied")
 
 
-async def test_a_name_that_leads_elsewhere_the_second_time(
+async def test_a_name_is_checked_each_time_it_is_resolved(
     serve: Serve, pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address is judged each time it is dialled: a name that was harmless once is not trusted."""
+    """A name that resolved to an allowed address once can resolve to a denied one later."""
     answers = ["127.0.0.1", "169.254.169.254"]
 
     async def rebinding(_: Resolver, host: str, port: int = 0, family: Any = 0) -> list[Any]:
@@ -70,7 +70,7 @@ async def test_a_name_that_leads_elsewhere_the_second_time(
     port = URL(pod.url).port
     await api.register("bot", "v1", acp_url=f"http://rebinding.test:{port}")
     assert (await api.post(RPC, {})).status == 200
-    # Another port, so that neither a kept connection nor the memory for names answers.
+    # Another port, so that neither a kept connection nor the name cache is used.
     async with silent_port() as other:
         await api.register("bot", "v2", acp_url=f"http://rebinding.test:{other}")
         agent = (await api.get("/agents/name/bot")).json
@@ -79,7 +79,7 @@ async def test_a_name_that_leads_elsewhere_the_second_time(
 
 
 async def test_the_lists_of_the_settings_hold(serve: Serve, pod: Pod) -> None:
-    """Networks, hosts and ports, each by itself."""
+    """The settings for networks, hosts and ports apply independently."""
     port = URL(pod.url).port
     assert port is not None
     open_api = await serve()

@@ -1,4 +1,4 @@
-"""What callers are told when their agent cannot answer: which timer, whether it was sent, and never a forged ending."""
+"""Errors for callers when the agent cannot answer: which timeout, whether the call was sent, and no forged endings."""
 
 import asyncio
 import io
@@ -20,8 +20,8 @@ SHORT = timedelta(milliseconds=300)
 RPC = "/agents/name/bot/rpc"
 
 
-async def test_nobody_to_call(api: Api, sessions: Sessions) -> None:
-    """404, 503 with a time to come again, or 410: by id and by name, with the call's own id."""
+async def test_agents_that_nothing_serves(api: Api, sessions: Sessions) -> None:
+    """404, 503 with Retry-After, or 410, by id and by name, with the id of the call."""
     for unknown in (str(uuid4()), "no-uuid"):
         (await api.post(f"/agents/{unknown}/rpc", {"id": 1})).rpc_error(404, "agent-not-found")
     for name in ("nobody", "Bad_Name", "a%00b"):
@@ -47,7 +47,7 @@ async def test_nobody_to_call(api: Api, sessions: Sessions) -> None:
 
 
 async def test_methods_that_are_not_forwarded(api: Api, pod: Pod) -> None:
-    """405 that says which are."""
+    """405 lists the methods that are."""
     await api.register("bot", "v1", acp_url=pod.url)
     for method in ("PUT", "PATCH", "PROPFIND"):
         answer = await api.call(method, RPC)
@@ -73,22 +73,22 @@ async def test_methods_that_are_not_forwarded(api: Api, pod: Pod) -> None:
     ],
 )
 async def test_errors_carry_the_id_of_the_call(api: Api, body: bytes, call_id: object) -> None:
-    """As it was written, number or text; null where there is none."""
+    """Unchanged, number or string; null if there is none."""
     answer = await api.call("POST", RPC, data=body)
     error = answer.rpc_error(404, "agent-not-found")
     assert error["id"] == call_id
     assert type(error["id"]) is type(call_id)
 
 
-async def test_a_pod_that_refuses(api: Api) -> None:
-    """502: nothing was sent, so the caller may try again."""
+async def test_a_pod_that_refuses_connections(api: Api) -> None:
+    """502: nothing was sent, so the caller may retry."""
     async with refused_address() as nowhere:
         await api.register("bot", "v1", acp_url=nowhere)
         (await api.post(RPC, {"id": 1})).rpc_error(502, "agent-unreachable")
 
 
 async def test_a_pod_that_is_just_starting(api: Api) -> None:
-    """A refused connection is tried again for a moment: nothing was sent yet."""
+    """A refused connection is retried for a moment, since nothing was sent."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     port = listening.getsockname()[1]
@@ -103,7 +103,7 @@ async def test_a_pod_that_is_just_starting(api: Api) -> None:
 
     await api.register("bot", "v1", acp_url=f"http://127.0.0.1:{port}")
     call = asyncio.create_task(api.post(RPC, {}))
-    await asyncio.sleep(0.05)  # the moment in which it refuses
+    await asyncio.sleep(0.05)  # the pod refuses connections during this time
     async with await asyncio.start_server(handle, sock=listening):
         assert (await call).body == b"ok"
     assert arrivals == 1
@@ -111,19 +111,19 @@ async def test_a_pod_that_is_just_starting(api: Api) -> None:
 
 @pytest.mark.parametrize("url", ["http://no-such-host.invalid:80", "https://127.0.0.1:{port}"])
 async def test_a_pod_that_is_not_there(api: Api, pod: Pod, url: str) -> None:
-    """502: neither a name without address nor a failed TLS handshake was a call."""
+    """502 for a name without an address and for a failed TLS handshake; nothing was sent."""
     await api.register("bot", "v1", acp_url=url.format(port=pod.url.rsplit(":", 1)[1]))
     (await api.post(RPC, {"id": 1})).rpc_error(502, "agent-unreachable")
 
 
 async def test_a_pod_that_does_not_accept(serve: Serve) -> None:
-    """504 that names the connect timer; nothing was sent."""
+    """504 names the connect timeout; nothing was sent."""
     api = await serve(connect_timeout=SHORT)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         waiting = [socket.socket() for _ in range(4)]
-        for each in waiting:  # fills the queue that nobody accepts from
+        for each in waiting:  # fills the accept queue
             each.settimeout(0)
             each.connect_ex(listening.getsockname())
         await api.register("bot", "v1", acp_url=f"http://127.0.0.1:{listening.getsockname()[1]}")
@@ -134,7 +134,7 @@ async def test_a_pod_that_does_not_accept(serve: Serve) -> None:
 
 
 async def test_a_pod_that_does_not_answer(serve: Serve) -> None:
-    """504 that names the first-byte timer: it may have acted, so nobody should repeat the call blindly."""
+    """504 names the first-byte timeout; the call was sent, so a retry may repeat its effects."""
     api = await serve(first_byte_timeout=SHORT)
     async with raw_pod(None, close=False) as pod, asyncio.timeout(5):
         await api.register("bot", "v1", acp_url=pod.url)
@@ -153,8 +153,8 @@ async def test_a_pod_that_does_not_answer(serve: Serve) -> None:
         (b"HTTP/1.1 799 Odd\r\nContent-Length: 0\r\n\r\n", "agent-protocol-error"),
     ],
 )
-async def test_a_pod_that_answers_no_http(api: Api, method: str, answer: bytes, reason: str) -> None:
-    """502, sent exactly once, whatever the method."""
+async def test_a_pod_whose_answer_is_not_http(api: Api, method: str, answer: bytes, reason: str) -> None:
+    """502; the call is sent exactly once, whatever the method."""
     async with raw_pod(answer) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         (await api.call(method, RPC)).rpc_error(502, reason, sent=True)
@@ -163,7 +163,7 @@ async def test_a_pod_that_answers_no_http(api: Api, method: str, answer: bytes, 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_kept_connection_that_was_closed_meanwhile(api: Api, method: str) -> None:
-    """The call that was sent on it may have arrived: it is not sent again."""
+    """The call may have arrived on it, so it is not sent again."""
     connections: list[int] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -184,7 +184,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile(api: Api, method: str
 
 
 async def read_raw(api: Api) -> bytes:
-    """Everything that comes over the wire for one call, until the connection is closed."""
+    """All raw bytes of the answer to one call, until the connection is closed."""
     host, port = api.host_and_port
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(f"POST {RPC} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -196,7 +196,7 @@ async def read_raw(api: Api) -> bytes:
 
 
 def breaking(*, length: bool, reset: bool) -> Handler:
-    """A pod that dies in the middle of its answer."""
+    """A pod that closes the connection in the middle of its answer."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"} if length else {})
@@ -215,8 +215,8 @@ def breaking(*, length: bool, reset: bool) -> Handler:
 
 @pytest.mark.parametrize("length", [True, False], ids=["known length", "chunked"])
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
-async def test_an_answer_that_breaks_off_is_passed_on_as_one(api: Api, *, length: bool, reset: bool) -> None:
-    """The caller sees a stream without its end, never a forged one."""
+async def test_a_broken_answer_is_forwarded_as_broken(api: Api, *, length: bool, reset: bool) -> None:
+    """The caller sees that the end of the stream is missing."""
     async with running_pod(breaking(length=length, reset=reset)) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         received = await read_raw(api)
@@ -227,13 +227,13 @@ async def test_an_answer_that_breaks_off_is_passed_on_as_one(api: Api, *, length
 
 
 async def test_an_answer_that_stops(serve: Serve) -> None:
-    """After the idle time it is broken off in the same way."""
+    """After the idle timeout it ends in the same way."""
     api = await serve(idle_timeout=SHORT)
 
     async def stopping(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(3):  # each pause is shorter than the idle time, all of them together are longer
+        for _ in range(3):  # each pause is shorter than the idle timeout, their sum is longer
             await response.write(b"a piece")
             await asyncio.sleep(0.15)
         await asyncio.sleep(60)
@@ -248,7 +248,7 @@ async def test_an_answer_that_stops(serve: Serve) -> None:
 
 @pytest.mark.parametrize("pieces", [0, 1])
 async def test_an_answer_that_stops_after_its_head(serve: Serve, pieces: int) -> None:
-    """The idle time runs from the head on, however long the first byte could have taken."""
+    """The idle timeout applies as soon as the head has arrived."""
     api = await serve(idle_timeout=SHORT, first_byte_timeout=timedelta(seconds=60))
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"a piece" * pieces
     async with raw_pod(answer, close=False) as pod:
@@ -259,7 +259,7 @@ async def test_an_answer_that_stops_after_its_head(serve: Serve, pieces: int) ->
 
 
 async def test_a_slow_answer_may_take_longer_than_its_first_byte(serve: Serve) -> None:
-    """Once it has begun, only its pauses count."""
+    """Once it has started, only the time between two chunks is limited."""
     api = await serve(first_byte_timeout=SHORT, idle_timeout=timedelta(seconds=60))
 
     async def pausing(request: web.BaseRequest) -> web.StreamResponse:
@@ -276,7 +276,7 @@ async def test_a_slow_answer_may_take_longer_than_its_first_byte(serve: Serve) -
 
 
 async def test_bodies_that_are_too_large(serve: Serve, pod: Pod) -> None:
-    """413 without a call to the agent, announced or not, and before all of it is read."""
+    """413 without a call to the agent, with or without Content-Length, before the whole body is read."""
     api = await serve(rpc_max_bytes=1000)
     await api.register("bot", "v1", acp_url=pod.url)
 
@@ -299,7 +299,7 @@ async def test_bodies_that_are_too_large(serve: Serve, pod: Pod) -> None:
     await writer.wait_closed()
 
 
-async def test_a_caller_that_leaves_in_the_middle_of_its_body(api: Api, pod: Pod) -> None:
+async def test_a_caller_that_disconnects_in_the_middle_of_its_body(api: Api, pod: Pod) -> None:
     """Nothing is sent to the agent; the next caller is served."""
     await api.register("bot", "v1", acp_url=pod.url)
     host, port = api.host_and_port
@@ -313,7 +313,7 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body(api: Api, pod: Pod
 
 
 async def test_many_calls_to_a_silent_pod_do_not_hold_up_others(api: Api, pod: Pod) -> None:
-    """Each agent's calls wait for that agent alone; no database connection is held meanwhile."""
+    """Calls wait only for their own agent, and hold no database connection."""
     async with raw_pod(None, close=False) as silent, asyncio.timeout(20):
         await api.register("silent", "s1", acp_url=silent.url)
         await api.register("bot", "v1", acp_url=pod.url)

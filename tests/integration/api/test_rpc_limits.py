@@ -1,4 +1,4 @@
-"""What callers and agents may send before the gateway says that it is enough."""
+"""Limits of what callers and agents may send."""
 
 import asyncio
 import io
@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 async def test_one_byte_more_than_four_mebibytes(api: Api, pod: Pod) -> None:
-    """The default limit to the byte; what is larger is refused before the agent is dialled."""
+    """The default body limit is exact; a larger body is refused before the agent is dialled."""
     await api.register("bot", "v1", acp_url=pod.url)
     assert (await api.call("POST", RPC, data=io.BytesIO(b"x" * 4 * MIB))).status == 200
     assert len(pod.seen[0].body) == 4 * MIB
@@ -28,7 +28,7 @@ async def test_one_byte_more_than_four_mebibytes(api: Api, pod: Pod) -> None:
 
 
 async def test_headers_that_are_too_large(api: Api, pod: Pod) -> None:
-    """All of them together, the path and the query too; what agents' servers take passes."""
+    """Headers, path and query count together; headers that agents' servers accept pass."""
     await api.register("bot", "v1", acp_url=pod.url)
     pieces = {f"x-{number}": "v" * 7000 for number in range(8)}
     assert (await api.post(RPC, {}, headers=pieces)).status == 200
@@ -37,8 +37,8 @@ async def test_headers_that_are_too_large(api: Api, pod: Pod) -> None:
     assert len(pod.seen) == 1
 
 
-async def test_a_head_without_end(api: Api) -> None:
-    """Nobody fills the memory with a header that never ends."""
+async def test_an_endless_header(api: Api) -> None:
+    """The connection is closed when the head exceeds its limit."""
     reader, writer = await asyncio.open_connection(*api.host_and_port)
     writer.write(b"GET / HTTP/1.1\r\nx-endless: ")
     async with asyncio.timeout(20):
@@ -49,8 +49,8 @@ async def test_a_head_without_end(api: Api) -> None:
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nx-slow: "])
-async def test_a_head_that_does_not_come(serve: Serve, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
-    """A connection is closed on which no request arrives in time."""
+async def test_a_head_that_does_not_arrive(serve: Serve, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    """A connection is closed if no complete head arrives in time."""
     monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.3)
     api = await serve()
     reader, writer = await asyncio.open_connection(*api.host_and_port)
@@ -61,7 +61,7 @@ async def test_a_head_that_does_not_come(serve: Serve, monkeypatch: pytest.Monke
 
 
 async def test_a_slow_request_on_a_kept_connection(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time for a head counts for each, not from the connection's beginning."""
+    """The time limit applies to each head, not to the connection."""
     monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.5)
     api = await serve()
     request = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -77,8 +77,8 @@ async def test_a_slow_request_on_a_kept_connection(serve: Serve, monkeypatch: py
     writer.close()
 
 
-async def test_a_body_that_does_not_come(serve: Serve, pod: Pod) -> None:
-    """408 after the time for requests; the agent is not called."""
+async def test_a_body_that_does_not_arrive(serve: Serve, pod: Pod) -> None:
+    """408 after the body timeout; the agent is not called."""
     api = await serve(body_timeout=timedelta(milliseconds=300))
     await api.register("bot", "v1", acp_url=pod.url)
     reader, writer = await asyncio.open_connection(*api.host_and_port)
@@ -91,7 +91,7 @@ async def test_a_body_that_does_not_come(serve: Serve, pod: Pod) -> None:
 
 @pytest.mark.parametrize("header", [b"x-long: %b\r\n" % (b"v" * 100_000), b"x-many: v\r\n" * 10_000])
 async def test_an_agent_s_headers_have_a_limit_too(api: Api, header: bytes) -> None:
-    """502: it was sent, and what came back is no answer."""
+    """502: the call was sent, and the answer is invalid."""
     async with raw_pod(b"HTTP/1.1 200 OK\r\n%bcontent-length: 0\r\n\r\n" % header) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         (await api.post(RPC, {"id": 1})).rpc_error(502, "agent-protocol-error", sent=True)

@@ -1,4 +1,4 @@
-"""What is kept of each call: one line in the log, numbers without strangers' words, the gateway's span of a trace."""
+"""Telemetry of each call: one log line, metrics without callers' words, and the gateway's span of the trace."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 async def lines(logged: list[Any], count: int = 1) -> list[Any]:
-    """What was logged of calls, once it is so many lines."""
+    """Wait for that many log lines of calls; returns them."""
 
     def found() -> list[Any]:
         return [line for line in logged if line["action"].startswith("rpc.")]
@@ -32,8 +32,8 @@ async def lines(logged: list[Any], count: int = 1) -> list[Any]:
     return found()
 
 
-async def test_one_line_tells_of_a_call(api: Api, pod: Pod) -> None:
-    """At its end, with the ids by which it is found in the logs of others."""
+async def test_a_call_has_one_log_line(api: Api, pod: Pod) -> None:
+    """It is written at the end of the call, with the ids that find the call in other logs."""
     agent = await api.register("bot", "v1", acp_url=pod.url)
     headers = {"x-request-id": "me-1", "traceparent": f"00-{TRACE}-{PARENT}-01", "authorization": "Bearer secret"}
     with capture_logs() as logged:
@@ -61,8 +61,8 @@ async def test_one_line_tells_of_a_call(api: Api, pod: Pod) -> None:
     }
 
 
-async def test_a_refused_call_is_told_of_with_its_reason(api: Api) -> None:
-    """Its answer names the request's id, by which it is found in the log."""
+async def test_the_log_line_of_a_refused_call_has_its_reason(api: Api) -> None:
+    """The answer contains the request id, which finds the line in the log."""
     async with refused_address() as nowhere:
         await api.register("bot", "v1", acp_url=nowhere)
         with capture_logs() as logged:
@@ -79,7 +79,7 @@ async def test_a_refused_call_is_told_of_with_its_reason(api: Api) -> None:
 
 @pytest.mark.parametrize("given", ["日本", "grüße", "x" * 5000])
 async def test_a_request_id_of_any_kind(api: Api, given: str) -> None:
-    """It is the caller's own word: what no header of ours can hold is not echoed, what is long is cut in the log."""
+    """An id that is not ASCII is not echoed, and a long one is truncated in the log."""
     with capture_logs() as logged:
         answer = await api.post("/agents/name/nobody/rpc", {"id": 1}, headers={"x-request-id": given})
         [line] = await lines(logged)
@@ -88,8 +88,8 @@ async def test_a_request_id_of_any_kind(api: Api, given: str) -> None:
     assert line["request_id"] == given[:200]
 
 
-async def test_how_calls_ended_is_counted(api: Api, pod: Pod) -> None:
-    """By route and outcome; bytes both ways; the time to the first byte; and nothing that a stranger has named."""
+async def test_calls_are_counted_by_outcome(api: Api, pod: Pod) -> None:
+    """By route and outcome, with bytes in both directions and time to first byte, and without labels from callers."""
 
     async def stuck(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -135,8 +135,8 @@ async def test_how_calls_ended_is_counted(api: Api, pod: Pod) -> None:
         assert stranger not in text
 
 
-async def test_a_trace_begins_where_there_is_none(serve: Serve, pod: Pod) -> None:
-    """And what was no trace is not passed on."""
+async def test_a_call_without_a_valid_trace_starts_one(serve: Serve, pod: Pod) -> None:
+    """An invalid traceparent is not forwarded."""
     api = await serve()
     await api.register("bot", "v1", acp_url=pod.url)
     await api.call("POST", RPC, data=b"{}", headers={"traceparent": "nonsense", "tracestate": "a=b"})

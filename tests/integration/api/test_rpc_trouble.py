@@ -1,4 +1,4 @@
-"""One agent in trouble: it is left alone for a moment, and no other agent notices."""
+"""One failing agent: its circuit breaker opens, and other agents are not affected."""
 
 import asyncio
 from datetime import timedelta
@@ -16,8 +16,8 @@ OTHER = "/agents/name/other/rpc"
 LONG = timedelta(seconds=60)
 
 
-async def test_an_agent_that_refuses_is_left_alone(serve: Serve, pod: Pod) -> None:
-    """502 while it is tried, then 503 at once with a time to come again; another agent does not notice."""
+async def test_refused_connections_open_the_circuit_breaker(serve: Serve, pod: Pod) -> None:
+    """502 for each attempt, then 503 at once with Retry-After; another agent is not affected."""
     api = await serve(breaker_failures=3, breaker_pause=LONG)
     await api.register("other", "o1", acp_url=pod.url)
     async with refused_address() as nowhere:
@@ -31,8 +31,8 @@ async def test_an_agent_that_refuses_is_left_alone(serve: Serve, pod: Pod) -> No
         assert "podium_rpc_breakers_open 1.0" in (await api.get("/metrics")).body.decode()
 
 
-async def test_an_agent_that_hangs_is_left_alone(serve: Serve) -> None:
-    """After so many calls without a first byte; each of them says that it was sent."""
+async def test_timeouts_open_the_circuit_breaker(serve: Serve) -> None:
+    """After several calls without a first byte, each of which reports that it was sent."""
     api = await serve(breaker_failures=2, breaker_pause=LONG, first_byte_timeout=timedelta(milliseconds=200))
     async with raw_pod(None, close=False) as silent:
         await api.register("bot", "v1", acp_url=silent.url)
@@ -42,8 +42,8 @@ async def test_an_agent_that_hangs_is_left_alone(serve: Serve) -> None:
     assert len(silent.seen) == 2
 
 
-async def test_an_agent_that_comes_back_is_tried_again(serve: Serve, pod: Pod) -> None:
-    """By one call after the pause, or at once if it announces itself."""
+async def test_an_open_circuit_breaker_tests_the_agent_again(serve: Serve, pod: Pod) -> None:
+    """With one call after the pause, or at once after a new registration."""
     api = await serve(breaker_failures=1, breaker_pause=timedelta(milliseconds=300))
     async with refused_address() as nowhere:
         await api.register("bot", "v1", acp_url=nowhere)
@@ -62,8 +62,8 @@ async def test_an_agent_that_comes_back_is_tried_again(serve: Serve, pod: Pod) -
     assert (await patient.post(RPC, {})).status == 200
 
 
-async def test_answers_of_any_kind_are_answers(serve: Serve) -> None:
-    """An agent that says 500, or hangs up, is there: the breaker is no judge of what it says."""
+async def test_any_answer_counts_as_success(serve: Serve) -> None:
+    """An agent that answers 500 or closes the connection can be reached, so its breaker stays closed."""
 
     async def failing(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=500)
@@ -77,8 +77,8 @@ async def test_answers_of_any_kind_are_answers(serve: Serve) -> None:
             (await api.post(OTHER, {})).rpc_error(502, "agent-hung-up", sent=True)
 
 
-async def test_one_slow_agent_does_not_starve_the_others(serve: Serve, pod: Pod) -> None:
-    """It gets so many calls at a time, the one too many is told at once, and others are served as ever."""
+async def test_a_slow_agent_does_not_starve_the_others(serve: Serve, pod: Pod) -> None:
+    """Its calls in flight are limited, a further call is refused at once, and other agents are served."""
     finish = asyncio.Event()
 
     async def slow(_: web.BaseRequest) -> web.StreamResponse:
@@ -107,7 +107,7 @@ async def test_one_slow_agent_does_not_starve_the_others(serve: Serve, pod: Pod)
 
 
 async def one_after_another(api: Api, count: int) -> list[Answer]:
-    """Calls of the other agent, each of which must be quick."""
+    """Calls to the other agent, each of which must be quick."""
     answers = []
     for _ in range(count):
         began = perf_counter()

@@ -1,4 +1,4 @@
-"""The existing client's calls, by its documented shapes: HTTP 200 for each, also where something is made."""
+"""The requests of the existing client: HTTP 200 for each, also for creation."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import pytest
 from tests.integration.api.client import Api
 from tests.integration.api.pods import Pod
 
-# What the client's models need of an answer, and what its words may be.
+# Fields that the client's models require, and the words that it accepts.
 AGENT_FIELDS = {"id", "acp_type", "created_at", "description", "name", "updated_at"}
 DEPLOYMENT_FIELDS = {"id", "agent_id", "docker_image", "is_production", "status"}
-# As the client sends them with each request, bodies or not.
+# The client sends these with each request, with or without a body.
 HEADERS = {
     "Accept": "application/json",
     "Content-Type": "application/json",
@@ -20,7 +20,7 @@ HEADERS = {
 
 
 def pod_body(url: str, **fields: Any) -> dict[str, Any]:
-    """What a pod built on the SDK posts."""
+    """The body that a pod built on the SDK posts."""
     return {
         "name": "sdk-bot",
         "description": "Generic description for agent: sdk-bot",
@@ -40,7 +40,7 @@ async def test_a_pod_reads_the_contract_version_first(api: Api) -> None:
 
 
 async def test_a_pod_registers_without_deployment_and_again(api: Api) -> None:
-    """It gets its id, name and key; the second time the same ones."""
+    """It gets its id, name and key; the second registration returns the same ones."""
     first = await api.post("/agents/register", pod_body("http://10.0.0.1:8000"))
     again = await api.post("/agents/register", pod_body("http://10.0.0.1:8000", agent_id=first.json["id"]))
     assert (first.status, again.status) == (200, 200)
@@ -51,8 +51,8 @@ async def test_a_pod_registers_without_deployment_and_again(api: Api) -> None:
     assert first.json["acp_url"] == "http://10.0.0.1:8000"
 
 
-async def test_a_pod_registers_a_deployment_with_facts_of_its_own(api: Api) -> None:
-    """The deployment keeps all of them; the agent row stays untouched."""
+async def test_a_pod_registers_a_deployment_with_metadata(api: Api) -> None:
+    """The deployment stores all of it; the agent row does not change."""
     metadata = {"deployment_id": "v1", "commit_sha": "a" * 40, "agent_card": {"skills": [{"id": 1}]}}
     agent = (await api.post("/agents/register", pod_body("http://a:1", registration_metadata=metadata))).json
     deployment = (await api.get(f"/agents/{agent['id']}/deployments/v1")).json

@@ -1,4 +1,4 @@
-"""The process around the application: it starts, and it ends in order."""
+"""The API process: start and graceful shutdown."""
 
 import asyncio
 import os
@@ -10,10 +10,9 @@ from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from services.settings import Settings
-from tests.integration.api.pods import running_pod
+from tests.integration.api.pods import pausing, running_pod
 from tests.support.factories import a_body
 from tests.support.waiting import eventually
 
@@ -26,7 +25,7 @@ asyncio.run(serve(Settings()))
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -35,7 +34,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def api_process(settings: Settings, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`serve` in a process of its own."""
+    """`serve` in a separate process."""
     environment = {
         **os.environ,
         "PODIUM_DATABASE_URL": settings.database_url.get_secret_value(),
@@ -52,22 +51,13 @@ async def api_process(settings: Settings, port: int) -> AsyncIterator[asyncio.su
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_call_under_way_ends_before_the_process_does(settings: Settings, number: signal.Signals) -> None:
-    """Told to stop, it takes no more calls, finishes those it has, and ends with 0."""
+async def test_a_call_in_flight_ends_before_the_process(settings: Settings, number: signal.Signals) -> None:
+    """After a signal it accepts no calls, finishes those in flight, and exits with 0."""
     finish = asyncio.Event()
-
-    async def slow(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"begun ")
-        await finish.wait()
-        await response.write(b"ended")
-        return response
-
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with (
-        running_pod(slow) as pod,
+        running_pod(pausing(b"begun ", finish, b"ended")) as pod,
         api_process(settings, port) as process,
         aiohttp.ClientSession() as session,
         asyncio.timeout(30),

@@ -1,4 +1,4 @@
-"""What an answer to a probe means, and what becomes of one that is none; on real sockets."""
+"""How the prober judges responses, timeouts and failed connections; on real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,18 +10,18 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from services.health.prober import BODY_MAX_BYTES, Prober, open_prober, verdict_of
+from services.health.prober import BODY_MAX_BYTES, Prober, failure_of, open_prober
 from services.settings import Settings
 from tests.integration.api.pods import raw_pod, refused_address, running_pod, silent_port
 
 AGENT = UUID("00000000-0000-4000-8000-00000000000a")
-PATIENCE = timedelta(seconds=20)
-IMPATIENCE = timedelta(seconds=0.3)
+TIMEOUT = timedelta(seconds=20)
+SHORT_TIMEOUT = timedelta(seconds=0.3)
 
 
 @pytest_asyncio.fixture
 async def prober() -> AsyncIterator[Prober]:
-    """A prober as a janitor on this machine has it."""
+    """A prober with default settings."""
     async with open_prober(Settings()) as prober:
         yield prober
 
@@ -48,35 +48,35 @@ async def prober() -> AsyncIterator[Prober]:
         (404, b'{"agent_id": "other"}', "the pod there belongs to another agent, other"),
     ],
 )
-def test_what_an_answer_means(status: int, body: bytes, failure: str | None) -> None:
-    """Any 2xx is alive, 404 and 405 have no health page, and who names another agent is somebody else."""
-    assert verdict_of(status, body, AGENT) == failure
+def test_a_response_passes_or_fails_the_probe(status: int, body: bytes, failure: str | None) -> None:
+    """2xx passes; 404 and 405 mean there is no health page and pass, too; a body that names another agent fails."""
+    assert failure_of(status, body, AGENT) == failure
 
 
 async def test_a_redirect_is_not_followed(prober: Prober) -> None:
-    """A pod answers for itself."""
+    """A redirect fails the probe, and its target gets no request."""
     async with running_pod() as elsewhere:
 
         async def redirects(_: web.BaseRequest) -> web.StreamResponse:
             raise web.HTTPFound(elsewhere.url)
 
         async with running_pod(redirects) as pod:
-            assert await prober.ask(pod.url, AGENT, PATIENCE) == "its health page answers with status 302"
+            assert await prober.ask(pod.url, AGENT, TIMEOUT) == "its health page answers with status 302"
         assert elsewhere.seen == []
 
 
-async def test_who_does_not_answer_in_time_has_failed(prober: Prober) -> None:
-    """Whether nothing is said at all or nobody is there."""
+async def test_a_pod_without_a_valid_response_in_time_fails(prober: Prober) -> None:
+    """The reason tells apart silence, a refused connection, and a response that is not HTTP."""
     async with silent_port() as port:
-        assert await prober.ask(f"http://127.0.0.1:{port}/", AGENT, IMPATIENCE) == "no answer within 0.3 s"
+        assert await prober.ask(f"http://127.0.0.1:{port}/", AGENT, SHORT_TIMEOUT) == "no answer within 0.3 s"
     async with refused_address() as address:
-        assert await prober.ask(address, AGENT, PATIENCE) == "cannot connect (Connection refused)"
+        assert await prober.ask(address, AGENT, TIMEOUT) == "cannot connect (Connection refused)"
     async with raw_pod(b"SSH-2.0\r\n\r\n") as pod:
-        assert "no valid answer" in (await prober.ask(pod.url, AGENT, PATIENCE) or "")
+        assert "no valid answer" in (await prober.ask(pod.url, AGENT, TIMEOUT) or "")
 
 
-async def test_the_status_counts_where_the_body_does_not_end(prober: Prober) -> None:
-    """A health page that is a stream, or larger than any health page, is alive and read no further."""
+async def test_the_status_decides_if_the_body_does_not_end(prober: Prober) -> None:
+    """A health page that streams, or is too large, passes by its status; the rest of the body is not read."""
 
     async def streams(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -94,13 +94,13 @@ async def test_the_status_counts_where_the_body_does_not_end(prober: Prober) -> 
     async with running_pod(streams) as pod:
         assert await prober.ask(pod.url, AGENT, timedelta(seconds=2)) is None
     async with running_pod(floods) as pod:
-        assert await prober.ask(pod.url, AGENT, PATIENCE) is None
+        assert await prober.ask(pod.url, AGENT, TIMEOUT) is None
 
 
-async def test_nothing_is_asked_that_may_not_be_dialled() -> None:
-    """The janitor is no way around the gateway's rules, and says so."""
+async def test_a_denied_address_is_not_probed() -> None:
+    """Probes obey the same egress rules as the gateway, and the reason says so."""
     async with running_pod() as pod:
         for change in ({"dial_networks": (IPv4Network("10.0.0.0/8"),)}, {"dial_hosts": (".internal",)}):
             async with open_prober(Settings().model_copy(update=change)) as prober:
-                assert "may not be dialled" in (await prober.ask(pod.url, AGENT, PATIENCE) or "")
+                assert "may not be dialled" in (await prober.ask(pod.url, AGENT, TIMEOUT) or "")
         assert pod.seen == []

@@ -1,4 +1,4 @@
-"""Cursors as clients send them, and what a process keeps for clients that come back."""
+"""Cursors of the event log, and the recent events that a process keeps for reconnecting clients."""
 
 from uuid import UUID
 
@@ -23,7 +23,7 @@ AGENT = UUID(int=1)
     ],
 )
 def test_a_cursor_names_a_position(cursor: str, agent_id: UUID | None, position: Position) -> None:
-    """A sequence among the events of an agent, two numbers among all."""
+    """A cursor of one agent is a sequence; a cursor of all events is `xid.id`."""
     assert parse_cursor(cursor, agent_id) == position
     assert parse_cursor(cursor_of(position), agent_id) == position
 
@@ -32,15 +32,15 @@ def test_a_cursor_names_a_position(cursor: str, agent_id: UUID | None, position:
 @pytest.mark.parametrize(
     "cursor", ["", " ", "x", "-1", "+1", "1.", ".1", "1.2.3", "1 ", "1\n", "٣", "1_0", "0x1", str(2**63), "0" * 21]
 )
-def test_anything_else_is_none(cursor: str, agent_id: UUID | None) -> None:
-    """Nothing that PostgreSQL could not store either."""
+def test_a_malformed_cursor_is_rejected(cursor: str, agent_id: UUID | None) -> None:
+    """This includes numbers that exceed a bigint."""
     with pytest.raises(ValueError, match=r".*"):
         parse_cursor(cursor, agent_id)
 
 
 @pytest.mark.parametrize(("cursor", "agent_id"), [("1", None), ("1.2", AGENT)])
-def test_a_cursor_of_the_other_kind_is_none(cursor: str, agent_id: UUID | None) -> None:
-    """A sequence says nothing among all events."""
+def test_a_cursor_of_the_other_kind_is_rejected(cursor: str, agent_id: UUID | None) -> None:
+    """Cursors of one agent and of all events are not interchangeable."""
     with pytest.raises(ValueError, match=cursor):
         parse_cursor(cursor, agent_id)
 
@@ -50,9 +50,9 @@ def frames(*numbers: int) -> list[Frame]:
     return [Frame((number,), "type", b"0123456789") for number in numbers]
 
 
-def test_a_topic_gives_each_client_what_it_has_not_seen() -> None:
-    """A few at a time; who has seen everything stands where the topic stands."""
-    topic = Topic((5,), most_bytes=1000)
+def test_a_topic_gives_each_client_the_events_after_its_position() -> None:
+    """At most `limit` at a time; after the last event, the position is the topic's."""
+    topic = Topic((5,), max_bytes=1000)
     topic.add(frames(6, 7, 8), (8,))
     assert topic.after((5,), 10) == Step(frames(6, 7, 8), (8,))
     assert topic.after((6,), 10) == Step(frames(7, 8), (8,))
@@ -61,9 +61,9 @@ def test_a_topic_gives_each_client_what_it_has_not_seen() -> None:
     assert topic.after((9,), 10) == Step([], (9,)), "another process was ahead of this one"
 
 
-def test_a_topic_keeps_no_more_than_it_may() -> None:
-    """Who is behind that is told so, and reads for itself."""
-    topic = Topic((0,), most_bytes=25)
+def test_a_topic_keeps_at_most_its_byte_limit() -> None:
+    """A client behind the kept events gets None, and must read the database."""
+    topic = Topic((0,), max_bytes=25)
     topic.add(frames(1, 2), (2,))
     assert topic.after((0,), 10) is not None
     topic.add(frames(3, 4), (4,))
@@ -74,9 +74,9 @@ def test_a_topic_keeps_no_more_than_it_may() -> None:
     assert topic.after((5,), 10) == Step([], (5,))
 
 
-def test_a_topic_that_starts_anew_has_everybody_look() -> None:
-    """Something was removed that it had not read: nobody may be handed what comes after as if nothing were missing."""
-    topic = Topic((0,), most_bytes=1000)
+def test_a_restarted_topic_sends_its_clients_to_the_database() -> None:
+    """After a gap, no client may get the later events as if none were missing."""
+    topic = Topic((0,), max_bytes=1000)
     topic.add(frames(1), (1,))
     changed = topic.changed
     topic.restart((7,))

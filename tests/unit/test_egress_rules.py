@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from services.egress_rules import Destinations
+from services.egress import EgressRules
 from services.errors import DestinationDenied
 from services.settings import Settings
 
@@ -41,15 +41,15 @@ LOOPBACK = ["127.0.0.1", "127.8.9.10", "::1"]
 PUBLIC = ["8.8.8.8", "172.32.0.1", "2606:4700::1"]
 
 
-def rules(**settings: Any) -> Destinations:
-    """What these settings allow."""
-    return Destinations.of(Settings.model_validate(settings))
+def rules(**settings: Any) -> EgressRules:
+    """The egress rules of these settings."""
+    return EgressRules.of(Settings.model_validate(settings))
 
 
-def allows(destinations: Destinations, address: str, port: int = 8000) -> bool:
+def allows(egress: EgressRules, address: str, port: int = 8000) -> bool:
     """Whether the address may be dialled."""
     try:
-        destinations.check_endpoint(ip_address(address), port)
+        egress.check_endpoint(ip_address(address), port)
     except DestinationDenied:
         return False
     return True
@@ -64,29 +64,29 @@ def allows(destinations: Destinations, address: str, port: int = 8000) -> bool:
         ("10.0.0.1", PRIVATE, [*LOOPBACK, *PUBLIC]),
     ],
 )
-def test_what_is_allowed_by_default(host: str, allowed: list[str], denied: list[str]) -> None:
-    """Pods live on private addresses; on loopback only where whoever calls does too."""
-    destinations = rules(host=host)
-    assert [each for each in allowed if not allows(destinations, each)] == []
-    assert [each for each in denied if allows(destinations, each)] == []
+def test_private_addresses_are_allowed_by_default(host: str, allowed: list[str], denied: list[str]) -> None:
+    """Loopback addresses are allowed only if the API itself listens on loopback only."""
+    egress = rules(host=host)
+    assert [each for each in allowed if not allows(egress, each)] == []
+    assert [each for each in denied if allows(egress, each)] == []
 
 
 @pytest.mark.parametrize("networks", ["", "0.0.0.0/0,::/0"])
 def test_some_addresses_are_never_dialled(networks: str) -> None:
-    """Whatever the settings say: link-local, metadata, unspecified, multicast, and IPv4 in any disguise."""
-    destinations = rules(dial_networks=networks)
-    assert [each for each in NEVER if allows(destinations, each)] == []
+    """No setting allows link-local, metadata, unspecified, multicast, or embedded IPv4 addresses."""
+    egress = rules(dial_networks=networks)
+    assert [each for each in NEVER if allows(egress, each)] == []
 
 
-def test_networks_take_the_place_of_the_default() -> None:
-    """Only what is listed, with or without blanks."""
-    destinations = rules(dial_networks="10.1.0.0/16, 2606:4700::/32")
-    assert [each for each in ("10.1.2.3", "2606:4700::1") if not allows(destinations, each)] == []
-    assert [each for each in ("10.2.0.1", "127.0.0.1", "8.8.8.8") if allows(destinations, each)] == []
+def test_configured_networks_replace_the_default() -> None:
+    """Only the listed networks are allowed; spaces in the list are ignored."""
+    egress = rules(dial_networks="10.1.0.0/16, 2606:4700::/32")
+    assert [each for each in ("10.1.2.3", "2606:4700::1") if not allows(egress, each)] == []
+    assert [each for each in ("10.2.0.1", "127.0.0.1", "8.8.8.8") if allows(egress, each)] == []
 
 
-def test_ports() -> None:
-    """Any where none is listed."""
+def test_ports_limit_the_destination() -> None:
+    """An empty list allows every port."""
     assert allows(rules(), "10.0.0.7", 1)
     assert allows(rules(dial_ports="80, 8000"), "10.0.0.7", 8000)
     assert not allows(rules(dial_ports="80, 8000"), "10.0.0.7", 8001)
@@ -105,19 +105,19 @@ def test_ports() -> None:
         (".a,.b", ["x.a", "x.b"], ["x.c"]),
     ],
 )
-def test_hosts(suffixes: str, allowed: list[str], denied: list[str]) -> None:
-    """Whole labels from the right; a literal address ends in none of them."""
-    destinations = rules(dial_hosts=suffixes)
+def test_hosts_are_matched_by_suffix(suffixes: str, allowed: list[str], denied: list[str]) -> None:
+    """Suffixes match whole labels, so they never match an IP address."""
+    egress = rules(dial_hosts=suffixes)
     for host in allowed:
-        destinations.check_host(host)
+        egress.check_host(host)
     for host in denied:
         with pytest.raises(DestinationDenied):
-            destinations.check_host(host)
+            egress.check_host(host)
 
 
 @pytest.mark.parametrize("name", ["dial_networks", "dial_ports"])
 @pytest.mark.parametrize("value", ["10.0.0.7/8", "x", "0", "70000", "10.0.0.0/33"])
-def test_lists_that_are_not_valid(name: str, value: str) -> None:
-    """Podium does not start with a rule that it would not keep."""
+def test_invalid_lists_are_rejected(name: str, value: str) -> None:
+    """The error names the setting."""
     with pytest.raises(ValueError, match=name):
         rules(**{name: value})
