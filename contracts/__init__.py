@@ -1,4 +1,4 @@
-"""What crosses a process boundary: messages, events and the names of the broker's parts.
+"""The public contracts: messages, events, and the names of exchanges and queues.
 
-Needs pydantic and the standard library alone, so that a pod or a consumer can take it without the rest.
+Depends on pydantic and the standard library only, so a pod or a consumer can use it alone.
 """

@@ -1,6 +1,7 @@
-"""What Podium tells the world: CloudEvents 1.0 in structured JSON, one type per fact.
+"""The events that Podium publishes: CloudEvents 1.0 in structured JSON mode.
 
-Consumers keep the last `sequence` per `source` and drop what is not greater: delivery is at least once, in order.
+Delivery is at least once and in order. Consumers keep the last `sequence` per `source` and drop events that are not
+greater.
 Specification: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 """
 
@@ -17,7 +18,7 @@ SEQUENCE_DIGITS = 20
 
 
 class EventData(BaseModel):
-    """What every event says: whose it is."""
+    """The fields that all events share: the agent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,29 +27,31 @@ class EventData(BaseModel):
 
 
 class AgentRegistered(EventData):
-    """An agent came to be, or what it says of itself changed; never sent for a repetition."""
+    """An agent was created, or its announced properties changed; not sent for a repeated announcement."""
 
     description: str
     acp_type: AcpType
-    acp_url: str | None = Field(description="What serves after this event; null while nothing does.")
+    acp_url: str | None = Field(
+        description="Address that serves the agent after this event; null if nothing serves it."
+    )
 
 
 class AgentDeleted(EventData):
-    """An agent was deleted; its name is free."""
+    """An agent was deleted; its name can be registered again."""
 
-    acp_url: None = Field(default=None, description="Nothing serves any more.")
+    acp_url: None = Field(default=None, description="Always null: nothing serves a deleted agent.")
     deleted_at: datetime
 
 
 class DeploymentCreated(EventData):
-    """A version is known, by announcement or because it was created ahead of its pod."""
+    """A version was created, by an announcement or by a request before its pod started."""
 
     deployment_id: str
     docker_image: str | None
 
 
 class DeploymentReady(EventData):
-    """A version can be reached, or a serving version can be reached at a new address."""
+    """A version became reachable, or a version in production moved to a new address."""
 
     deployment_id: str
     docker_image: str | None
@@ -58,7 +61,7 @@ class DeploymentReady(EventData):
 
 
 class DeploymentFailed(EventData):
-    """A version was found not to work."""
+    """A version failed."""
 
     deployment_id: str
     reason: str
@@ -66,7 +69,7 @@ class DeploymentFailed(EventData):
 
 
 class Serving(BaseModel):
-    """What served before a change: a deployment, or the legacy address (`deployment_id` null)."""
+    """What served before a cutover: a deployment, or the legacy address (`deployment_id` is null)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,7 +79,7 @@ class Serving(BaseModel):
 
 
 class DeploymentPromoted(EventData):
-    """A version serves production from this generation on."""
+    """A version became production and serves the agent from this generation on."""
 
     deployment_id: str
     previous: Serving | None
@@ -90,7 +93,7 @@ class DeploymentPromoted(EventData):
 
 
 class DeploymentDemoted(EventData):
-    """A version stopped serving and no other took its place; `acp_url` is what serves now, if anything does."""
+    """The production version stopped serving and no version replaced it; `acp_url`: the legacy address if it serves."""
 
     deployment_id: str
     generation: int
@@ -102,14 +105,14 @@ class DeploymentDemoted(EventData):
 
 
 class DeploymentDeleted(EventData):
-    """A preview was deleted and can be reached no more."""
+    """A preview was deleted and is not reachable."""
 
     deployment_id: str
     expires_at: datetime
 
 
 class DeploymentPurged(EventData):
-    """A deleted version's data were removed; its id stays taken."""
+    """The data of a deleted version was removed; its id stays reserved."""
 
     deployment_id: str
     purged_at: datetime
@@ -147,23 +150,27 @@ class CloudEvent(BaseModel):
 
     specversion: Literal["1.0"] = "1.0"
     id: UUID
-    source: str = Field(description="/podium/agents/<agent id>: the scope of `sequence`.")
+    source: str = Field(description="/podium/agents/<agent id>; `sequence` counts within one source.")
     type: EventType
-    subject: str = Field(description="Deployment id, or agent id for agent events.")
+    subject: str = Field(description="Id of the deployment; for agent events, id of the agent.")
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
-    sequence: str = Field(description=f"+1 with each event of the agent, zero-padded to {SEQUENCE_DIGITS} digits.")
-    generation: int = Field(description="+1 with each change of what serves the agent.")
+    sequence: str = Field(
+        description=f"Increases by 1 with each event of the agent; zero-padded to {SEQUENCE_DIGITS} digits."
+    )
+    generation: int = Field(description="Increases by 1 with each cutover of the agent.")
     agentname: str
-    traceparent: str | None = Field(default=None, description="W3C trace context of what caused the event.")
+    traceparent: str | None = Field(
+        default=None, description="W3C trace context of the request or announcement that caused the event."
+    )
     data: dict[str, object]
 
 
 def event_source(agent_id: str) -> str:
-    """`source` of an agent's events."""
+    """The `source` of an agent's events."""
     return f"/podium/agents/{agent_id}"
 
 
 def event_sequence(sequence: int) -> str:
-    """`sequence` so that text order is number order."""
+    """The `sequence` as text, zero-padded so that text order equals numeric order."""
     return f"{sequence:0{SEQUENCE_DIGITS}d}"

@@ -1,4 +1,4 @@
-"""The shapes that names, ids and addresses must have, wherever they come from."""
+"""Validated types for names, ids, addresses and other fields, shared by messages and the HTTP API."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, StringConstraints
 
 AGENT_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DEPLOYMENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-# Printable ASCII without blanks; '?' and '#' would swallow whatever is joined behind them.
+# Printable ASCII without spaces; a path appended after '?' or '#' would become part of the query or fragment.
 PATH_PATTERN = r'^[!-"$->@-~]{1,512}$'
 # https://www.w3.org/TR/trace-context/#traceparent-header
 TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
@@ -25,17 +25,17 @@ DEFAULT_HEALTH_PATH = "/healthz"
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-# Host and port alone: what other readers of URLs take apart in another way is refused, since they dial it.
+# Host and port only. Forms that URL parsers split in different ways are refused, since another parser dials them.
 _AUTHORITY = re.compile(rf"(?P<host>\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|{_HOST_LABEL}(\.{_HOST_LABEL})*\.?)(:[0-9]*)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# Pods announce the same address again and again.
+# Pods announce the same address repeatedly.
 @lru_cache(maxsize=10_000)
 def check_service_address(address: str) -> str:
-    """The address itself, byte for byte: http or https, a host, no userinfo, query or fragment.
+    """Return the address unchanged. It must be http or https with a host, without userinfo, query or fragment.
 
-    pydantic's own URL type would add a slash to a bare origin; what a pod announced must come back unchanged.
+    Raises `ValueError`. Not pydantic's URL type, which would add a slash to an address without a path.
     """
     if not _PRINTABLE.fullmatch(address):
         raise ValueError("must be printable ASCII without blanks, such as http://10.0.0.7:8000")
@@ -52,19 +52,19 @@ def check_service_address(address: str) -> str:
     if authority is None or len(authority["host"]) > HOST_MAX_LENGTH:
         raise ValueError("must name a host as DNS or as an IP address, IPv6 in brackets")
     if authority["ipv6"] is not None:
-        IPv6Address(authority["ipv6"])  # says itself what is wrong
-    if parts.port == 0:  # .port raises ValueError itself past 65535
+        IPv6Address(authority["ipv6"])  # raises ValueError with the reason
+    if parts.port == 0:  # .port raises ValueError above 65535
         raise ValueError("must not name port 0")
     return address
 
 
 def joined(address: str, path: str) -> str:
-    """Address and path with exactly one slash between them."""
+    """Address and path, joined by exactly one slash."""
     return f"{address.rstrip('/')}/{path.lstrip('/')}"
 
 
 def check_storable(value: object) -> object:
-    """The value itself, if PostgreSQL can hold it as JSON: no NUL, no lone surrogate, no infinite number."""
+    """Return the value if PostgreSQL can store it as JSON; raises `ValueError` for NUL, lone surrogates, inf, NaN."""
     if isinstance(value, str):
         if "\x00" in value or _SURROGATE.search(value):
             raise ValueError("must not contain NUL characters or lone surrogates")

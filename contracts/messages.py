@@ -1,4 +1,4 @@
-"""What a pod says of itself: the body of `POST /agents/register` and of the message on the queue."""
+"""Announcements: the bodies of `POST /agents/register`, of the message on the queue, and of a build registration."""
 
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -25,19 +25,23 @@ Facts = Annotated[dict[str, Any], AfterValidator(check_storable)]
 
 
 class RegistrationMetadata(BaseModel):
-    """Facts about the version that announces itself; fields unknown here are kept as they are."""
+    """Properties of the announced version; unknown fields are stored unchanged."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     deployment_id: DeploymentId | None = Field(
-        default=None, description="The version that speaks. Without it the agent is a legacy agent."
+        default=None, description="Id of the announced version. Without it, the agent is a legacy agent."
     )
-    docker_image: Image | None = Field(default=None, description="The version's image: once named, it cannot change.")
-    rpc_path: UrlPath | None = Field(default=None, description="Where RPC goes below acp_url; /api if not named.")
-    health_path: UrlPath | None = Field(default=None, description="Health page below acp_url; /healthz if not named.")
+    docker_image: Image | None = Field(default=None, description="Image of the version; cannot change once set.")
+    rpc_path: UrlPath | None = Field(
+        default=None, description="Path of the JSON-RPC endpoint below acp_url; default /api."
+    )
+    health_path: UrlPath | None = Field(
+        default=None, description="Path of the health page below acp_url; default /healthz."
+    )
     error_style: ErrorStyle | None = Field(
         default=None,
-        description="'jsonrpc': the gateway's own failures reach this agent's callers as HTTP 200 + JSON-RPC error.",
+        description="'jsonrpc': callers get gateway errors as HTTP 200 with a JSON-RPC error.",
     )
 
     @model_validator(mode="after")
@@ -46,12 +50,12 @@ class RegistrationMetadata(BaseModel):
         return self
 
     def facts(self) -> dict[str, Any]:
-        """All that was announced, named fields and others alike, as JSON values."""
+        """All announced fields, known and unknown, as JSON values."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class RegisterAgentRequest(BaseModel):
-    """A pod's announcement over HTTP: the database's clock dates it, and it gets an id of its own there."""
+    """A pod's announcement over HTTP. The server assigns its id and its time, from the database's clock."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -60,26 +64,30 @@ class RegisterAgentRequest(BaseModel):
         description="Base address of the pod's JSON-RPC server, such as http://10.0.0.7:8000"
     )
     description: Text | None = None
-    acp_type: AcpType | None = Field(default=None, description="'async' for a new agent that names none.")
-    agent_id: Text | None = Field(default=None, description="If given, it must be the id of the named agent.")
+    acp_type: AcpType | None = Field(default=None, description="Default for a new agent: 'async'.")
+    agent_id: Text | None = Field(
+        default=None, description="Optional check: must be the id of the agent with this name."
+    )
     agent_input_type: InputType | None = None
     registration_metadata: RegistrationMetadata | None = None
 
     @property
     def deployment_id(self) -> str | None:
-        """The version that speaks; None for a legacy agent."""
+        """Id of the announced version; None for a legacy agent."""
         return self.registration_metadata.deployment_id if self.registration_metadata else None
 
 
 class RegisterAgent(RegisterAgentRequest):
-    """A pod's announcement on the queue, sent again under the same `message_id` until the broker confirms it."""
+    """A pod's announcement on the queue. Retries until the broker confirms it must keep the same `message_id`."""
 
     message_id: UUID
-    registered_at: Moment = Field(description="When the pod made this announcement; the newest one wins.")
+    registered_at: Moment = Field(
+        description="Time of the announcement by the pod's clock; the newest announcement wins."
+    )
 
 
 class RegisterBuildRequest(BaseModel):
-    """An agent that has been built but has no pod yet."""
+    """Registers an agent that was built but has no pod yet."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

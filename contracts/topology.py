@@ -1,6 +1,6 @@
-"""Names and arguments of everything Podium declares on the broker.
+"""Names and arguments of the exchanges and queues that Podium declares on RabbitMQ.
 
-Quorum queues are built to work alike on RabbitMQ 3.10 and 4.x, so every argument whose default differs is explicit.
+Every queue argument whose default differs between RabbitMQ 3.10 and 4.x is explicit, so queues behave the same on both.
 """
 
 import re
@@ -16,9 +16,9 @@ EVENTS_EXCHANGE = "podium.events"
 
 REGISTRATIONS_MAX_LENGTH = 1_000_000
 PARKED_MAX_LENGTH = 1_000_000
-# High, since a crash loop counts against every message in hand: restarts must not park innocent neighbours.
+# High, because a crash counts against every unacknowledged message: restarts must not park valid messages.
 DELIVERY_LIMIT = 100
-# RabbitMQ 4 applies 20 where nothing is said, and 3.10 knows no way to say "none".
+# RabbitMQ 4 defaults to 20, and 3.10 cannot express "no limit".
 PARKED_DELIVERY_LIMIT = 1_000_000_000
 
 _AGENT_KEY_PREFIX = "agent."
@@ -27,18 +27,18 @@ QueueArguments = dict[str, Any]
 
 
 def registration_key(agent_name: str) -> str:
-    """Routing key under which an agent's pods announce themselves."""
+    """The routing key of an agent's announcements."""
     return f"{_AGENT_KEY_PREFIX}{agent_name}"
 
 
 def agent_of_key(routing_key: str) -> str | None:
-    """The agent that a registration's routing key names; None if it names none that could exist."""
+    """The agent name in an announcement's routing key; None if the key is malformed."""
     name = routing_key.removeprefix(_AGENT_KEY_PREFIX)
     return name if name != routing_key and re.fullmatch(AGENT_NAME_PATTERN, name) else None
 
 
 def event_key(event_type: str, agent_name: str) -> str:
-    """Routing key of an event: `deployment.promoted.support-bot` for `podium.deployment.promoted.v1`."""
+    """The routing key of an event: `deployment.promoted.support-bot` for `podium.deployment.promoted.v1`."""
     entity, event = event_type.split(".")[1:3]
     return f"{entity}.{event}.{agent_name}"
 
@@ -46,7 +46,7 @@ def event_key(event_type: str, agent_name: str) -> str:
 def registrations_arguments(
     max_length: int = REGISTRATIONS_MAX_LENGTH, delivery_limit: int = DELIVERY_LIMIT
 ) -> QueueArguments:
-    """Arguments of the registrations queue: what the broker gives up on goes to the parked queue, at least once."""
+    """Arguments of the registrations queue. Messages over the delivery limit are dead-lettered to the parked queue."""
     return {
         "x-queue-type": "quorum",
         "x-max-length": max_length,
@@ -59,7 +59,7 @@ def registrations_arguments(
 
 
 def parked_arguments() -> QueueArguments:
-    """Arguments of the parked queue, whose delivery limit is out of reach: what is counted out here would be lost."""
+    """Arguments of the parked queue. Its delivery limit is unreachable, because a message over it would be lost."""
     return {
         "x-queue-type": "quorum",
         "x-max-length": PARKED_MAX_LENGTH,

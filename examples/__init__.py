@@ -1,1 +1,1 @@
-"""Small programs that run: an agent's pod and a consumer of events."""
+"""Runnable examples: an agent's pod, publishers of announcements, and consumers of events."""

@@ -1,4 +1,4 @@
-"""An agent's pod: answers JSON-RPC and announces itself. Needs aio-pika and aiohttp, and PODIUM_AMQP_URL.
+"""An agent's pod: serves JSON-RPC and announces itself. Needs aio-pika and aiohttp, and PODIUM_AMQP_URL.
 
 AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://127.0.0.1 ACP_PORT=8001 python -m examples.agent_pod
 """
@@ -15,7 +15,7 @@ from aiohttp import web
 
 
 def announcement(name: str, deployment_id: str) -> Message:
-    """What the pod says of itself; sent again under the same id until the broker has confirmed it."""
+    """The announcement of this version. Retries send the same message, with the same id."""
     body = {
         "name": name,
         "acp_url": f"{os.environ['ACP_URL']}:{os.environ['ACP_PORT']}",
@@ -28,7 +28,7 @@ def announcement(name: str, deployment_id: str) -> Message:
 
 
 async def announce(message: Message, name: str) -> None:
-    """Publish until confirmed: mandatory, so that a broker without Podium's queue is an error, not a silence."""
+    """Publish until the broker confirms. `mandatory` turns a missing queue into an error."""
     while True:
         try:
             async with await connect(os.environ["PODIUM_AMQP_URL"], timeout=5) as connection:
@@ -43,7 +43,7 @@ async def announce(message: Message, name: str) -> None:
 
 
 async def main() -> None:
-    """Serve first, announce then: whoever learns the address can use it."""
+    """Start the server, then announce it, so the address works as soon as Podium knows it."""
     name, deployment_id = os.environ["AGENT_NAME"], os.environ["AGENTEX_DEPLOYMENT_ID"]
 
     async def rpc(request: web.Request) -> web.Response:

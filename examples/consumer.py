@@ -1,4 +1,4 @@
-"""A downstream consumer: prints each event once and in order, however often it is delivered.
+"""A consumer of events: prints each event once and in order, also if it is redelivered.
 
 PODIUM_AMQP_URL=amqp://... python -m examples.consumer
 """
@@ -16,12 +16,12 @@ from contracts.topology import EVENTS_EXCHANGE
 broker = RabbitBroker(os.environ.get("PODIUM_AMQP_URL"), logger=None)
 exchange = RabbitExchange(EVENTS_EXCHANGE, type=ExchangeType.TOPIC, durable=True, declare=False)
 queue = RabbitQueue("example.consumer", routing_key="#", queue_type=QueueType.QUORUM, durable=True)
-last_sequence: dict[str, str] = {}  # a real consumer keeps this where it keeps its own state
+last_sequence: dict[str, str] = {}  # a real consumer stores this together with its own state
 
 
 @broker.subscriber(queue, exchange, ack_policy=AckPolicy.NACK_ON_ERROR)
 async def handle(message: RabbitMessage) -> None:
-    """Drop what was seen before: sequences only grow, and text order is number order."""
+    """Drop events seen before. Sequences only grow, and their text order equals numeric order."""
     event = CloudEvent.model_validate_json(message.body)
     if event.sequence <= last_sequence.get(event.source, ""):
         return

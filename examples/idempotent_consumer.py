@@ -1,4 +1,4 @@
-"""A consumer that may be killed at any moment: what it saw last and what it did are committed together, in SQLite.
+"""A crash-safe consumer: commits the last sequence and the effect of an event in one SQLite transaction.
 
 PODIUM_AMQP_URL=amqp://... CONSUMER_DB=cutovers.sqlite python -m examples.idempotent_consumer
 """
@@ -12,13 +12,13 @@ from typing import Any
 from aio_pika import connect_robust
 
 QUEUE = "example.idempotent-consumer"
-# Quorum queues drop what was delivered too often, RabbitMQ 4 after 20 times: no crash loop of ours gets this far.
+# Quorum queues drop messages over the delivery limit; RabbitMQ 4 defaults to 20. No crash loop reaches this one.
 ARGUMENTS: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS seen (source TEXT PRIMARY KEY, sequence TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cutovers (agent TEXT, generation INTEGER, deployment_id TEXT, cause TEXT);
 """
-# Text order is number order. No row comes back for an event that is not greater than the last one of its source.
+# Text order equals numeric order. Returns no row if the event is not greater than the last one of its source.
 ADVANCE = """
 INSERT INTO seen VALUES (:source, :sequence)
 ON CONFLICT (source) DO UPDATE SET sequence = excluded.sequence WHERE excluded.sequence > seen.sequence
@@ -27,7 +27,7 @@ RETURNING sequence
 
 
 def apply(db: sqlite3.Connection, event: dict[str, Any]) -> bool:
-    """Whether the event was new; then its effect, here one row per promotion, is there exactly once."""
+    """Apply the event once: one row per promotion. Returns whether the event was new."""
     with db:  # commits both or neither
         new = bool(db.execute(ADVANCE, event).fetchall())
         if new and event["type"] == "podium.deployment.promoted.v1":
@@ -37,7 +37,7 @@ def apply(db: sqlite3.Connection, event: dict[str, Any]) -> bool:
 
 
 async def main() -> None:
-    """Acknowledge after the commit, never before: whatever is lost in between comes again."""
+    """Acknowledge after the commit, so the broker redelivers an event whose commit is lost."""
     db = sqlite3.connect(os.environ["CONSUMER_DB"])
     db.executescript(SCHEMA)
     async with await connect_robust(os.environ["PODIUM_AMQP_URL"]) as connection:

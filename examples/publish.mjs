@@ -1,4 +1,4 @@
-// Announces one version of an agent and ends: all that a pod owes to Podium. Needs amqplib (npm ci).
+// Announces one version of an agent and exits: all that Podium requires of a pod. Needs amqplib (npm ci).
 //
 // PODIUM_AMQP_URL=amqp://... AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://10.0.0.7:8000 \
 // node publish.mjs
@@ -19,11 +19,11 @@ const content = Buffer.from(JSON.stringify(body));
 
 async function publish() {
   const connection = await amqp.connect(PODIUM_AMQP_URL, { timeout: 10_000 });
-  connection.on('error', () => {}); // told by what fails because of it
+  connection.on('error', () => {}); // publish() fails and reports it
   try {
     const channel = await connection.createConfirmChannel();
     let unroutable = false;
-    channel.on('error', () => {}); // as above
+    channel.on('error', () => {}); // publish() fails and reports it
     channel.on('return', () => { unroutable = true; });
     const options = { contentType: 'application/json', persistent: true, mandatory: true };
     channel.publish('podium.registrations', `agent.${name}`, content, options);
@@ -34,7 +34,7 @@ async function publish() {
   }
 }
 
-// Until the broker confirms: the same message each time, so that Podium counts it once.
+// Publish until the broker confirms. Retries send the same message, so Podium applies it once.
 for (let announced = false; !announced; ) {
   try {
     await publish();

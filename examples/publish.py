@@ -1,4 +1,4 @@
-"""Announces one version of an agent and ends: all that a pod owes to Podium. Needs aio-pika.
+"""Announces one version of an agent and exits: all that Podium requires of a pod. Needs aio-pika.
 
 PODIUM_AMQP_URL=amqp://... AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://10.0.0.7:8000 \
 python -m examples.publish
@@ -15,7 +15,7 @@ from aio_pika.exceptions import AMQPError
 
 
 async def main() -> None:
-    """Publish until the broker confirms: the same message each time, so that Podium counts it once."""
+    """Publish until the broker confirms. Retries send the same message, so Podium applies it once."""
     name = os.environ["AGENT_NAME"]
     body = {
         "name": name,

@@ -1,12 +1,17 @@
-"""Connections to agents: each address is checked as it is dialled, literal or resolved, so that no name can rebind."""
+"""Outbound connections to agents: which addresses may be dialled, the resolver, and the connector.
+
+Agents' addresses come from registrations, which Podium does not trust. Each IP address is checked when it is dialled,
+after name resolution, so DNS rebinding cannot bypass the rules.
+"""
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,66 +20,132 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from services.egress_rules import Address, Destinations
+from services.cancellation import background_task
 from services.errors import DestinationDenied
 from services.settings import Settings
 
-# Names whose lookup hangs must not hold up those of other agents.
-LOOKUPS_AT_ONCE = 32
-# Podium's own servers move at a failover.
-OWN_SERVERS_EVERY = timedelta(seconds=30)
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Server = tuple[str, int]
+
+LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+PRIVATE: tuple[Network, ...] = (
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv4Network("100.64.0.0/10"),  # shared address space (RFC 6598); some clusters use it for pods
+    IPv6Network("fc00::/7"),
+)
+# No setting can allow these. No agent runs there, and cloud metadata services hand out credentials to any client.
+NEVER: tuple[Network, ...] = (
+    IPv4Network("0.0.0.0/8"),
+    IPv4Network("169.254.0.0/16"),  # link-local; includes the metadata service of most clouds
+    IPv4Network("100.100.100.200/32"),  # metadata service of Alibaba Cloud
+    IPv4Network("168.63.129.16/32"),  # metadata service of Azure
+    IPv4Network("192.0.0.192/32"),  # metadata service of Oracle Cloud
+    IPv4Network("224.0.0.0/4"),  # multicast
+    IPv4Network("240.0.0.0/4"),  # reserved; includes broadcast
+    IPv6Network("fe80::/10"),
+    IPv6Network("fec0::/10"),
+    IPv6Network("fd00:ec2::254/128"),  # metadata service of AWS
+    IPv6Network("fd20:ce::254/128"),  # metadata service of Google Cloud
+    IPv6Network("ff00::/8"),
+    # IPv6 addresses that embed an IPv4 address, which the IPv4 rules would miss: mapped, translated, Teredo, 6to4, etc.
+    IPv6Network("::ffff:0:0/96"),
+    IPv6Network("::ffff:0:0:0/96"),
+    IPv6Network("64:ff9b::/96"),
+    IPv6Network("64:ff9b:1::/48"),
+    IPv6Network("2001::/32"),
+    IPv6Network("2002::/16"),
+    *IPv6Network("::/96").address_exclude(IPv6Network("::1/128")),
+)
+
+# A slow lookup of one agent's host must not delay the lookups of other agents.
+MAX_CONCURRENT_LOOKUPS = 32
+# The addresses of PostgreSQL and RabbitMQ change on a failover.
+OWN_SERVERS_REFRESH = timedelta(seconds=30)
 _POSTGRESQL_PORT = 5432
 _AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
-Server = tuple[str, int]
-
 
 class Denied(OSError):
-    """How a connector learns that an address may not be dialled; it goes on to the next one of the name."""
+    """The connector may not dial this address. aiohttp then tries the next address of the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRules:
+    """The allow lists. All three must allow a destination; empty `hosts` or `ports` allow every host or port."""
+
+    networks: tuple[Network, ...]
+    hosts: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "EgressRules":
+        """The rules from the settings. Default: private networks, plus loopback if the API listens on loopback only."""
+        default = (*PRIVATE, *LOOPBACK) if settings.on_loopback else PRIVATE
+        hosts = tuple(each.lower().rstrip(".") for each in settings.dial_hosts)
+        return cls(settings.dial_networks or default, hosts, settings.dial_ports)
+
+    def check_host(self, host: str) -> None:
+        """Raise `DestinationDenied` unless a suffix in `hosts` allows it: `a.b` includes `a.b`, `.a.b` does not."""
+        name = host.lower().rstrip(".")
+        if self.hosts and not any(name == each or name.endswith(f".{each.lstrip('.')}") for each in self.hosts):
+            raise DestinationDenied
+
+    def check_endpoint(self, address: Address, port: int) -> None:
+        """Raise `DestinationDenied` unless this IP address and port may be dialled."""
+        if _is_in(address, NEVER) or not _is_in(address, self.networks):
+            raise DestinationDenied
+        if self.ports and port not in self.ports:
+            raise DestinationDenied
 
 
 class OwnServers:
-    """Where PostgreSQL, the broker and the API are: no agent is there, whatever it says."""
+    """The endpoints of PostgreSQL, RabbitMQ and the API, which no agent address may point to."""
 
     def __init__(self, *servers: Server) -> None:
         self._addresses: dict[Server, set[Address] | None] = {server: _literal(server[0]) for server in servers}
 
     async def look_up(self, resolver: "Resolver") -> None:
-        """Find the addresses of those that have names; what cannot be found now stays as it was."""
+        """Resolve the servers that are given by name. If a lookup fails, the addresses found earlier stay in use."""
         for host, port in [server for server in self._addresses if _literal(server[0]) is None]:
             with suppress(OSError):
                 found = await resolver.resolve(host, port)
                 self._addresses[host, port] = {ip_address(each["host"]) for each in found}
 
     def check(self, address: Address, port: int) -> None:
-        """Raise `DestinationDenied` if one of them is there; until its name is known, anything at its port may be."""
+        """Raise `DestinationDenied` if this is one of Podium's own servers.
+
+        While a server's name is unresolved, every address is denied at its port.
+        """
         for (_, own_port), addresses in self._addresses.items():
             if port == own_port and (addresses is None or _reaches(address, addresses)):
                 raise DestinationDenied
 
 
 class Resolver(AbstractResolver):
-    """The system's resolver, on threads of its own."""
+    """The system resolver on a dedicated thread pool."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_LOOKUPS, thread_name_prefix="lookup")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The addresses of the name. Raises `OSError`, also for what is no name at all."""
+        """The IP addresses of the host. Raises `OSError` if the lookup fails or the name is malformed."""
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(self._threads, _lookup, host, port, family)
         except UnicodeError as exc:
-            raise OSError(f"no host name: {host}") from exc
+            raise OSError(f"malformed host name: {host}") from exc
         return [
             ResolveResult(hostname=host, host=address, port=port, family=each, proto=0, flags=socket.AI_NUMERICHOST)
             for each, address in found
         ]
 
     async def close(self) -> None:
-        """Take no more names."""
+        """Cancel queued lookups and accept no new ones."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -82,42 +153,41 @@ class Resolver(AbstractResolver):
 async def open_connector(
     settings: Settings,
     *own: Server,
-    **options: Any,  # noqa: ANN401 - what the connector takes
+    **options: Any,  # noqa: ANN401 - the options of aiohttp's connector
 ) -> AsyncGenerator[aiohttp.TCPConnector, None]:
-    """A connector that dials nothing but what the settings allow, and none of Podium's own servers.
+    """A connector that dials only addresses that the settings allow, and none of Podium's own servers.
 
-    A request to anywhere else ends in a `ClientConnectorError` whose `os_error` is `Denied`.
+    `own` lists servers beyond those in the settings. A request to a denied address raises `ClientConnectorError` whose
+    `os_error` is `Denied`.
     """
-    destinations, servers, resolver = Destinations.of(settings), OwnServers(*own, *_servers(settings)), Resolver()
+    rules, servers, resolver = EgressRules.of(settings), OwnServers(*own, *_servers(settings)), Resolver()
 
     def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, sockaddr = info
         address, port = ip_address(str(sockaddr[0])), int(sockaddr[1])
         try:
-            destinations.check_endpoint(address, port)
+            rules.check_endpoint(address, port)
             servers.check(address, port)
         except DestinationDenied as exc:
             raise Denied(exc.message) from exc
         return socket.socket(family, kind, protocol)
 
-    async def keep_looking() -> None:
+    async def refresh_own_servers() -> None:
         while True:
             await servers.look_up(resolver)
-            await asyncio.sleep(OWN_SERVERS_EVERY.total_seconds())
+            await asyncio.sleep(OWN_SERVERS_REFRESH.total_seconds())
 
-    looking = asyncio.create_task(keep_looking())
     connector = aiohttp.TCPConnector(resolver=resolver, socket_factory=checked_socket, **options)
     try:
-        yield connector
+        async with background_task(refresh_own_servers(), name="own servers"):
+            yield connector
     finally:
-        looking.cancel()
-        await asyncio.wait((looking,))
         await connector.close()
         await resolver.close()
 
 
 def _servers(settings: Settings) -> Iterator[Server]:
-    """PostgreSQL and the broker, as far as the settings name them."""
+    """PostgreSQL and RabbitMQ, if their URLs in the settings can be parsed."""
     with suppress(ArgumentError):
         database = make_url(settings.database_url.get_secret_value())
         yield database.host or "localhost", database.port or _POSTGRESQL_PORT
@@ -132,7 +202,7 @@ def _lookup(host: str, port: int, family: socket.AddressFamily) -> list[tuple[so
 
 
 def _literal(host: str) -> set[Address] | None:
-    """The address that the host is written as; None for a name."""
+    """The host as a set of one IP address; None if it is a name."""
     try:
         return {ip_address(host)}
     except ValueError:
@@ -140,16 +210,20 @@ def _literal(host: str) -> set[Address] | None:
 
 
 def _reaches(address: Address, own: set[Address]) -> bool:
-    """Whether dialling the address ends at a server at one of `own`; one of this machine mostly listens everywhere."""
-    return address in own or (_is_of_this_machine(address) and any(_is_of_this_machine(each) for each in own))
+    """Whether `address` reaches a server at one of `own`; a local server may listen on every local address."""
+    return address in own or (_is_local(address) and any(_is_local(each) for each in own))
 
 
-def _is_of_this_machine(address: Address) -> bool:
-    """Whether the address is one of this machine's own: nobody else's can be bound to."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - the version of IP
+def _is_local(address: Address) -> bool:
+    """Whether the address belongs to this machine: only local addresses can be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - the IP version
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
     except OSError:
         return False
     return True
+
+
+def _is_in(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address in network for network in networks)

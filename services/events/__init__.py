@@ -1,1 +1,1 @@
-"""Events: the outbox, the log that readers follow, and waking the relay."""
+"""Events: the outbox, the event log that clients follow, and the notification of the relay."""

@@ -1,8 +1,8 @@
-"""Reading events in an order that loses none, from a place that a reader names; and removing what is old.
+"""The event log: reads events from a cursor without loss, and removes old ones.
 
-An agent's events stand in the order of their sequence, which has no gaps. All events stand in the order of
-(xid, id), read only below the snapshot horizon: whoever is still at work there is older than nothing that was read,
-so that the rows of a slow transaction come late but are never passed by. A serial id alone loses them.
+The events of one agent are ordered by sequence, without gaps. All events are ordered by (xid, id) and read only below
+the snapshot's xmin: transactions in flight all have a higher xid than any row read, so a slow transaction's rows come
+later in the order and are never skipped. Ordering by a serial id alone would skip them.
 """
 
 import re
@@ -17,12 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from services.errors import AgentNotFound, PodiumError
 
-# (sequence,) in the events of an agent, (xid, id) in all events; what comes later is greater.
+# (sequence,) in the events of one agent, (xid, id) in all events. Later events have greater positions.
 Position = tuple[int, ...]
 EventRow = Row[*tuple[Any, ...]]
 Database = AsyncSession | AsyncConnection
 
-# The largest number that a bigint holds; nothing is ever numbered higher.
+# The largest bigint of PostgreSQL.
 _LARGEST = 2**63 - 1
 _CURSOR = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
@@ -42,7 +42,7 @@ LEFT JOIN LATERAL (
     ORDER BY outbox.xid, id LIMIT :limit
 ) AS e ON true
 ORDER BY e.xid, e.id
-"""  # noqa: S608 - no part of it comes from elsewhere
+"""  # noqa: S608 - built from constants only
 
 _OF_AGENT = f"""
 SELECT agents.event_seq AS now_sequence, coalesce(removed.sequence, 0) AS removed_sequence, e.*
@@ -54,7 +54,7 @@ LEFT JOIN LATERAL (
 ) AS e ON true
 WHERE agents.id = :agent
 ORDER BY e.sequence
-"""  # noqa: S608 - no part of it comes from elsewhere
+"""  # noqa: S608 - built from constants only
 
 _OF_AGENTS = f"""
 SELECT e.* FROM unnest(CAST(:agents AS uuid[]), CAST(:sequences AS bigint[])) AS seen(agent_id, sequence)
@@ -63,9 +63,9 @@ CROSS JOIN LATERAL (
     ORDER BY outbox.sequence LIMIT :limit
 ) AS e
 ORDER BY e.id LIMIT :limit
-"""  # noqa: S608 - no part of it comes from elsewhere
+"""  # noqa: S608 - built from constants only
 
-# Only the oldest are looked at, whatever their age: to look for age would be a walk through all, or one more index.
+# Checks the age of the oldest rows by id only: a search by age would need a scan of all rows or one more index.
 _REMOVE = text("""
 WITH oldest AS (
     SELECT id, published_at FROM outbox WHERE published_at IS NOT NULL ORDER BY id LIMIT :limit
@@ -81,14 +81,14 @@ WITH oldest AS (
 SELECT count(*) FROM removed
 """)
 
-# PostgreSQL takes 200 ms to compile a query over 400 agents that it then answers in 2.
-_INTERPRET = text("SET jit = off")
+# JIT takes 200 ms to compile the query for 400 agents, which then runs for 2 ms.
+_DISABLE_JIT = text("SET jit = off")
 
 _READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
 
 
 class EventsRemoved(PodiumError):
-    """Events after this cursor were removed: read what is there anew, then follow from its cursor."""
+    """Events after this cursor were removed. Read the current state again, then continue from its cursor."""
 
     status = 410
     reason = "events-removed"
@@ -96,7 +96,7 @@ class EventsRemoved(PodiumError):
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Some events behind a position, in order, and where the reader stands after them."""
+    """Events after a position, in order, and the reader's position after them."""
 
     rows: Sequence[EventRow]
     reached: Position
@@ -105,7 +105,7 @@ class Events:
 
 
 def parse_cursor(cursor: str, agent_id: UUID | None) -> Position:
-    """The position that a cursor names: a sequence, zero-padded or not, or `xid.id`. Raises `ValueError`."""
+    """Parse a cursor: a sequence (with or without leading zeros), or `xid.id`. Raises `ValueError`."""
     numbers = tuple(map(int, cursor.split("."))) if _CURSOR.fullmatch(cursor) else ()
     if len(numbers) != len(origin(agent_id)) or max(numbers) > _LARGEST:
         raise ValueError(cursor)
@@ -113,25 +113,25 @@ def parse_cursor(cursor: str, agent_id: UUID | None) -> Position:
 
 
 def origin(agent_id: UUID | None) -> Position:
-    """Before the first event: of an agent, or of all."""
+    """The position before the first event of an agent, or of all events."""
     return (0, 0) if agent_id is None else (0,)
 
 
 def cursor_of(position: Position) -> str:
-    """The position as readers name it."""
+    """The cursor of a position, as clients send it."""
     return ".".join(map(str, position))
 
 
 def position_of(row: EventRow, agent_id: UUID | None) -> Position:
-    """Where an event stands: among those of its agent, or among all."""
+    """The position of an event: within its agent, or among all events."""
     return (row.xid, row.id) if agent_id is None else (row.sequence,)
 
 
 async def read_events(database: Database, agent_id: UUID | None, after: Position, limit: int) -> Events:
-    """At most so many events behind a position: of one agent, or of all. Raises `AgentNotFound`.
+    """Up to `limit` events after a position, of one agent or of all agents. Raises `AgentNotFound`.
 
-    Committed is enough, whether or not the broker has them; of all, only what is below the snapshot horizon. Where
-    fewer than `limit` are left, the position reached is now. The caller compares `removed`.
+    Includes committed events that the broker does not have yet; a read of all events ends at the snapshot's xmin. If
+    fewer than `limit` are left, `reached` is the end of the log. The caller must compare `removed` with `after`.
     """
     now: Position
     removed: Position
@@ -151,20 +151,20 @@ async def read_events(database: Database, agent_id: UUID | None, after: Position
 
 
 async def make_reader(connection: AsyncConnection) -> None:
-    """Have this session read the events of many agents again and again at little cost."""
-    await connection.execute(_INTERPRET)
+    """Prepare a session for frequent `read_events_of_agents`: switches JIT compilation off."""
+    await connection.execute(_DISABLE_JIT)
 
 
 async def read_events_of_agents(database: Database, seen: Mapping[UUID, int], limit: int) -> Sequence[EventRow]:
-    """At most so many events of these agents behind the sequences seen, each agent's in order and without a gap."""
+    """Up to `limit` events of these agents after the sequences in `seen`, in order and without gaps per agent."""
     parameters = {"agents": list(seen), "sequences": list(seen.values()), "limit": limit}
     return (await database.execute(_READ_OF_AGENTS, parameters)).all()
 
 
 async def remove_published(session: AsyncSession, before: datetime, limit: int) -> int:
-    """Remove at most so many events that were published before then, and remember up to where; how many they were.
+    """Remove up to `limit` events published before `before`, and record the last one; returns how many it removed.
 
-    What the broker has not confirmed stays, however old. Readers who stand before what is gone are told so once
-    the transaction is committed.
+    Events that the broker has not confirmed stay, whatever their age. After the commit, reads from a position before
+    the removed events show the gap in `Events.removed`.
     """
     return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)

@@ -1,4 +1,4 @@
-"""Events that wait for the broker: written with the change they tell of, read in an order that keeps every agent's."""
+"""The outbox: events are committed together with their change and published in order per agent."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.events import CloudEvent, event_sequence, event_source
 
-# Any number; what counts is that every relay of a database asks for the same one.
+# An arbitrary number; all relays of a database must use the same one.
 RELAY_LOCK = 0x506F6469756D
 WAKE_CHANNEL = "podium_outbox"
 
-# Ids grow in commit order within an agent, since they are drawn under the agent's lock: whoever sees one event of an
-# agent sees all the earlier ones. Across agents they do not, which is why rows are claimed by state, not by cursor.
+# Within an agent, ids grow in commit order, because they are assigned under the agent's lock: a reader that sees one
+# event of an agent sees all earlier ones. Across agents they do not, so rows are claimed by state and not by cursor.
 _CLAIM = text("""
 SELECT id, event_id, type, agent_id, agent_name, subject, sequence, generation, payload::text AS payload, traceparent,
     created_at
@@ -33,24 +33,24 @@ _PROVE_ALIVE = text("SELECT 1")
 
 
 async def try_lock(connection: AsyncConnection) -> bool:
-    """Whether this session is now the one that may publish; it is until the session ends."""
+    """Whether this session got the relay lock. It holds the lock until the session ends."""
     return bool(await connection.scalar(_TRY_LOCK, {"key": RELAY_LOCK}))
 
 
 async def prove_alive(connection: AsyncConnection) -> None:
-    """Return if the session, and with it the lock, is still there; raises what the database says if not."""
+    """Return if the session, and so its lock, is alive; raises the database's error otherwise."""
     await connection.execute(_PROVE_ALIVE)
 
 
 async def claim(
     connection: AsyncConnection, limit: int, held_back: Iterable[UUID] = ()
 ) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Up to `limit` unpublished events of other agents than these, each agent's in sequence order, without a gap."""
+    """Up to `limit` unpublished events, in sequence order and without gaps per agent; skips agents in `held_back`."""
     return (await connection.execute(_CLAIM, {"limit": limit, "held_back": list(held_back)})).all()
 
 
 def envelope(row: Row[*tuple[Any, ...]]) -> CloudEvent:
-    """The event as consumers see it; the same each time it is built."""
+    """The event as consumers receive it; the same row always gives the same envelope."""
     return CloudEvent(
         id=row.event_id,
         source=event_source(str(row.agent_id)),
@@ -66,5 +66,5 @@ def envelope(row: Row[*tuple[Any, ...]]) -> CloudEvent:
 
 
 async def mark_published(connection: AsyncConnection, ids: Sequence[int]) -> None:
-    """Remember that the broker has confirmed these."""
+    """Mark events as published, after the broker has confirmed them."""
     await connection.execute(_MARK, {"ids": list(ids)})

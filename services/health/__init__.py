@@ -1,1 +1,1 @@
-"""Health checks of deployments: what is due, the probe itself, and its verdict."""
+"""Health checks of deployments: claiming those that are due, probing them, and recording the result."""

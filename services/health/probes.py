@@ -1,7 +1,7 @@
-"""The janitor's rows: what is due is claimed in one short transaction, and judged in another.
+"""The database side of health probes: one short transaction claims what is due, another applies the results.
 
-Nothing is locked in between, while the network is asked. A claim moves the time at which a deployment is due again, so
-whoever dies after it only delays the next look by one interval, and any number of janitors share the work.
+No lock is held in between, while the probes run. A claim moves `probe_due_at` forward, so a janitor that dies after it
+delays the next probe by one interval only. Any number of janitors can share the work.
 """
 
 import random
@@ -27,8 +27,8 @@ from services.domain.state import AgentSnapshot
 from services.settings import Settings
 from services.storage.store import load_deployments, load_facts, lock_state, lock_unclaimed, save, save_state
 
-# The conditions are those of the partial index. Rows that somebody else has locked are left to the next look. The
-# values are those that were locked; a LIMIT below a join could be run again for each row of it, hence MATERIALIZED.
+# The conditions match the partial index. Rows locked by another transaction wait for the next claim. MATERIALIZED
+# makes the LIMIT run once: below a join, the planner could repeat it for each joined row.
 _DUE = text("""
 WITH due AS MATERIALIZED (
     SELECT id, agent_id, status, status_changed_at, is_production, acp_url, health_path, registered_at, probe_streak
@@ -57,7 +57,10 @@ LIMIT :limit
 
 
 async def claim(session: AsyncSession, settings: Settings, limit: int) -> list[ProbeTarget]:
-    """Up to so many deployments that are due, which nobody else gets once the transaction is committed."""
+    """Claim up to `limit` deployments that are due.
+
+    Once the transaction is committed, no other janitor gets them before their next interval.
+    """
     targets = [_probe_target(row, settings) for row in await session.execute(_DUE, {"limit": limit})]
     if targets:
         waits = [
@@ -69,7 +72,7 @@ async def claim(session: AsyncSession, settings: Settings, limit: int) -> list[P
 
 
 async def give_verdict(session: AsyncSession, result: ProbeResult) -> AgentSnapshot:
-    """The agent after this probe.
+    """Apply one probe result; returns the agent after it.
 
     Others see the effect once the transaction is committed. Raises `AgentNotFound`.
     """
@@ -80,15 +83,17 @@ async def give_verdict(session: AsyncSession, result: ProbeResult) -> AgentSnaps
 
 
 async def give_verdicts(session: AsyncSession, results: Sequence[ProbeResult]) -> list[AgentSnapshot | None]:
-    """The agent after each probe, with the events of that probe alone; None where another transaction holds the agent.
+    """Apply probe results; returns the agent after each one, or None if another transaction holds its lock.
+
+    Each returned snapshot carries only the events of its own probe.
 
     Others see the effects once the transaction is committed.
     """
     agents = await lock_unclaimed(session, (result.target.agent_id for result in results))
     facts = await load_facts(session, agents)
-    wanted = {result.target.id for result in results if result.target.agent_id in agents}
-    wanted |= {agent.production_deployment_id for agent in agents.values() if agent.production_deployment_id}
-    loaded = await load_deployments(session, wanted)
+    deployment_ids = {result.target.id for result in results if result.target.agent_id in agents}
+    deployment_ids |= {agent.production_deployment_id for agent in agents.values() if agent.production_deployment_id}
+    loaded = await load_deployments(session, deployment_ids)
     states = {
         agent.id: AgentSnapshot(
             agent=agent,
@@ -98,14 +103,14 @@ async def give_verdicts(session: AsyncSession, results: Sequence[ProbeResult]) -
         )
         for agent in agents.values()
     }
-    given: list[AgentSnapshot | None] = []
+    applied: list[AgentSnapshot | None] = []
     for result in results:
         before = states.get(result.target.agent_id)
         if before is None:
-            given.append(None)
+            applied.append(None)
             continue
         after = states[result.target.agent_id] = apply_probe(before, result)
-        given.append(replace(after, events=after.events[len(before.events) :]))
+        applied.append(replace(after, events=after.events[len(before.events) :]))
     await save(
         session,
         agents=[(agents[state.agent.id], state.agent) for state in states.values()],
@@ -113,11 +118,11 @@ async def give_verdicts(session: AsyncSession, results: Sequence[ProbeResult]) -
         ledger=[row for state in states.values() for row in state.ledger],
         events=[event for state in states.values() for event in state.events],
     )
-    return given
+    return applied
 
 
 async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> list[tuple[UUID, str]]:
-    """Agents and deployments that have been Pending for longer than this, the oldest first."""
+    """Agent and deployment ids of deployments that have been Pending for at least `deadline`, the oldest first."""
     rows = await session.execute(_OVERDUE, {"age": deadline, "limit": limit})
     return [(row.agent_id, row.id) for row in rows]
 
@@ -125,7 +130,7 @@ async def overdue(session: AsyncSession, deadline: timedelta, limit: int) -> lis
 async def expire_pending(
     session: AsyncSession, agent_id: UUID, deployment_id: str, deadline: timedelta
 ) -> AgentSnapshot:
-    """The agent after this deployment, if it is still Pending past its deadline, was set Failed."""
+    """Set the deployment Failed if it is still Pending past its deadline; returns the agent after that."""
     before = await lock_state(session, agent_id, deployment_id)
     after = expire(before, deployment_id, deadline)
     await save_state(session, before, after)

@@ -1,1 +1,1 @@
-"""The schema's history, run by `podium migrate`."""
+"""The schema migrations, run by `podium migrate`."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that `services.storage.migrate` hands over."""
+"""Alembic's environment: runs on the connection that `services.storage.migrate` passes in."""
 
 from alembic import context
 

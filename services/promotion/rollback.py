@@ -40,17 +40,17 @@ async def plan_rollback(session: AsyncSession, agent_id: UUID, caller: Caller, *
 
 
 async def roll_back(
-    session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None, proven: Target | None = None
+    session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None, probed: Target | None = None
 ) -> AgentSnapshot:
     """The agent serving what served before, or `to`: a deployment id or `legacy`. Pauses automatic promotion.
 
     Rolling back twice goes back twice. Raises as `promote` does, `NothingToRollBackTo`, and `TargetMoved` if that
-    would lead elsewhere than to the target `proven` to answer (None: wherever it leads); others see the effect once
+    would lead elsewhere than to the target `probed` to answer (None: wherever it leads); others see the effect once
     the transaction is committed.
     """
     before = await _locked(session, agent_id, to)
     target = await _target(session, before, to, caller)
-    if target is not None and proven is not None and not target.is_where(proven):
+    if target is not None and probed is not None and not target.is_where(probed):
         raise TargetMoved
     before, state = await _restore(session, before, target, caller)
     after = replace(state, agent=replace(state.agent, auto_promote_paused=True))
@@ -64,19 +64,19 @@ async def rollback_candidates(session: AsyncSession, agent_id: UUID, failed_id: 
     None unless the deployment is in production, Failed, and the agent's policy is to roll back.
     """
     state = await lock_state(session, agent_id)
-    return await rollback_targets(session, agent_id, limit=ALTERNATIVES) if _flees(state, failed_id) else []
+    return await rollback_targets(session, agent_id, limit=ALTERNATIVES) if _must_roll_back(state, failed_id) else []
 
 
-async def roll_back_failed(session: AsyncSession, agent_id: UUID, failed_id: str, proven: Target) -> AgentSnapshot:
+async def roll_back_failed(session: AsyncSession, agent_id: UUID, failed_id: str, probed: Target) -> AgentSnapshot:
     """The agent back at this target, which was found to answer, and its automatic promotion paused.
 
     Unchanged if that is not what its policy says any more. Others see the effect once the transaction is committed.
     """
     before = await lock_state(session, agent_id)
-    if not _flees(before, failed_id):
+    if not _must_roll_back(before, failed_id):
         return before
     targets = await rollback_targets(session, agent_id, limit=ALTERNATIVES)
-    target = next((each for each in targets if each.is_where(proven)), None)
+    target = next((each for each in targets if each.is_where(probed)), None)
     if target is None:
         return before
     caller = Caller(actor=AUTOMATION, reason=f"Deployment {failed_id} is Failed: {before.agent.status_reason}")
@@ -86,7 +86,7 @@ async def roll_back_failed(session: AsyncSession, agent_id: UUID, failed_id: str
     return after
 
 
-def _flees(state: AgentSnapshot, failed_id: str) -> bool:
+def _must_roll_back(state: AgentSnapshot, failed_id: str) -> bool:
     production = state.production
     if production is None or production.id != failed_id or production.status != "Failed":
         return False

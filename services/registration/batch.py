@@ -15,7 +15,7 @@ from services.domain.registration_policy import decide, effective_time
 from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
 from services.errors import KeyMismatch, LostRace, Malformed, MessageTooLarge, PodiumError
 from services.registration.parked import Envelope, Refusal, park
-from services.storage import statements as sql
+from services.storage import statements
 from services.storage.store import load_deployments, load_facts, lock_living, save
 
 
@@ -72,15 +72,15 @@ async def register_batch(
     """
     announcements = [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
     names = sorted({announcement.name for announcement in announcements})
-    inserted = set((await session.scalars(sql.INSERT_AGENTS, {"names": names})).all()) if names else set()
+    inserted = set((await session.scalars(statements.INSERT_AGENTS, {"names": names})).all()) if names else set()
     agents = await lock_living(session, names) if names else {}
     if len(agents) < len(names):
         raise LostRace
     ids = [incoming.content.message_id for incoming in batch if incoming.content.message_id is not None]
-    known = set((await session.scalars(sql.KNOWN_MESSAGES, {"ids": ids})).all()) if ids else set()
+    known = set((await session.scalars(statements.KNOWN_MESSAGES, {"ids": ids})).all()) if ids else set()
     fold = await _load(session, agents, announcements, set(known), requires_probe=requires_probe)
     decided = [fold.decide(incoming) for incoming in batch]
-    unborn = [agent.id for agent in fold.agents() if agent.id in inserted and agent.event_seq == 0]
+    empty = [agent.id for agent in fold.agents() if agent.id in inserted and agent.event_seq == 0]
     await save(
         session,
         agents=[(agents[agent.name], agent) for agent in fold.agents()],
@@ -89,8 +89,8 @@ async def register_batch(
         events=fold.events(),
     )
     await _record(session, batch, decided, known)
-    if unborn:
-        await session.execute(sql.DELETE_UNBORN_AGENTS, {"ids": unborn})
+    if empty:
+        await session.execute(statements.DELETE_EMPTY_AGENTS, {"ids": empty})
     return decided
 
 
@@ -172,7 +172,9 @@ async def _record(
         if isinstance(result.outcome, Rejected) and incoming.envelope is not None:
             refusals.append(_refusal(content, incoming.envelope, result.outcome))
     if entries:
-        inserted = await session.execute(sql.INSERT_REGISTRATIONS, {"rows": to_json(list(entries.values())).decode()})
+        inserted = await session.execute(
+            statements.INSERT_REGISTRATIONS, {"rows": to_json(list(entries.values())).decode()}
+        )
         if inserted.rowcount < len(entries):  # type: ignore[attr-defined]  # a cursor result, since it inserts
             raise LostRace
     await park(session, refusals)

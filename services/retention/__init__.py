@@ -1,1 +1,1 @@
-"""What is deleted or purged after its retention."""
+"""Retention: deletes old previews, purges deleted versions, and removes old events, announcements and sessions."""

@@ -1,10 +1,9 @@
-"""Keeping the tables bounded: one short transaction after another removes what is past its retention.
+"""Retention tasks: short transactions remove the rows that are past their retention, so tables stay bounded.
 
-Each kind of thing is one chore. Of all processes one at a time is at a chore, and none waits for another.
+An advisory lock per task ensures that one process at a time runs it. Other processes skip a locked task.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 
@@ -14,21 +13,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.events.log import remove_published
 from services.registration.inbox import remove_decided
 from services.registration.parked import remove_parked
-from services.retention.versions import START, Cursor, Limits, Step, delete_old_previews, purge_deleted
+from services.retention.versions import START, Cursor, StepLimits, TaskStep, delete_old_previews, purge_deleted
 from services.routing.sessions import remove_unseen
 from services.settings import Settings
 
-# Any number beside those of the relay and of migrations; the chore's own is the other half of the lock's key.
+# First half of the advisory lock's key; must differ from the locks of the relay and of migrations.
 _LOCKS = 0x7377_6570
-# Each may be another agent's, whose promotes wait until the transaction ends.
+# Each version may lock another agent, whose promotions wait until the transaction ends.
 VERSIONS_AT_A_TIME = 100
 _BEGIN = text(
-    "SELECT pg_try_advisory_xact_lock(CAST(:locks AS int), CAST(:chore AS int)) AS ours, clock_timestamp() AS now"
+    "SELECT pg_try_advisory_xact_lock(CAST(:locks AS int), CAST(:task AS int)) AS ours, clock_timestamp() AS now"
 )
 
 
 class RetentionTask(IntEnum):
-    """What there is to remove; the numbers are those of the locks."""
+    """What is removed; the number is the second half of the advisory lock's key."""
 
     OLD_PREVIEWS = 1
     DELETED_DEPLOYMENTS = 2
@@ -38,19 +37,12 @@ class RetentionTask(IntEnum):
     UNSEEN_SESSIONS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What one step of a chore removed, and where the next one goes on; None if nothing is left to do."""
-
-    rows: int
-    cursor: Cursor | None
+Swept = TaskStep
+NOTHING = TaskStep(0, None)
 
 
-NOTHING = Swept(0, None)
-
-
-def retention_of(chore: RetentionTask, settings: Settings) -> timedelta | None:
-    """How long what the chore removes is kept; None if it is never removed."""
+def retention_of(task: RetentionTask, settings: Settings) -> timedelta | None:
+    """How long the rows of the task are kept; None if the task is switched off."""
     return {
         RetentionTask.OLD_PREVIEWS: settings.preview_max_age or None,
         RetentionTask.DELETED_DEPLOYMENTS: settings.deleted_retention,
@@ -58,34 +50,33 @@ def retention_of(chore: RetentionTask, settings: Settings) -> timedelta | None:
         RetentionTask.DECIDED_ANNOUNCEMENTS: settings.inbox_retention,
         RetentionTask.PARKED_MESSAGES: settings.parked_retention,
         RetentionTask.UNSEEN_SESSIONS: settings.session_retention,
-    }[chore]
+    }[task]
 
 
-async def sweep(session: AsyncSession, chore: RetentionTask, settings: Settings, cursor: Cursor = START) -> Swept:
-    """One step of a chore, of at most `sweep_batch_size` rows; nothing while another process is at it.
+async def sweep(session: AsyncSession, task: RetentionTask, settings: Settings, cursor: Cursor = START) -> TaskStep:
+    """Run one step of a task, of at most `sweep_batch_size` rows; does nothing while another process runs the task.
 
-    The database's clock says what is old. Others see the effect once the transaction is committed.
+    Ages are measured by the database's clock. Others see the effect once the transaction is committed.
     """
-    retention = retention_of(chore, settings)
+    retention = retention_of(task, settings)
     if retention is None:
         return NOTHING
-    begun = (await session.execute(_BEGIN, {"locks": _LOCKS, "chore": chore.value})).one()
+    begun = (await session.execute(_BEGIN, {"locks": _LOCKS, "task": task.value})).one()
     if not begun.ours:
         return NOTHING
     try:
         before = begun.now - retention
-    except OverflowError:  # longer than there has been time
+    except OverflowError:  # the retention reaches back before the year 1
         return NOTHING
-    if chore in _WALKS:
+    if task in _PAGED_STEPS:
         rows = min(settings.sweep_batch_size, VERSIONS_AT_A_TIME)
-        limits = Limits(before=before, keep=settings.production_versions_kept, rows=rows)
-        step = await _WALKS[chore](session, limits, cursor)
-        return Swept(step.changed, step.cursor)
-    removed = await _REMOVALS[chore](session, before, settings.sweep_batch_size)
-    return Swept(removed, START if removed == settings.sweep_batch_size else None)
+        limits = StepLimits(before=before, keep=settings.production_versions_kept, rows=rows)
+        return await _PAGED_STEPS[task](session, limits, cursor)
+    removed = await _REMOVALS[task](session, before, settings.sweep_batch_size)
+    return TaskStep(removed, START if removed == settings.sweep_batch_size else None)
 
 
-_WALKS: dict[RetentionTask, Callable[[AsyncSession, Limits, Cursor], Awaitable[Step]]] = {
+_PAGED_STEPS: dict[RetentionTask, Callable[[AsyncSession, StepLimits, Cursor], Awaitable[TaskStep]]] = {
     RetentionTask.OLD_PREVIEWS: delete_old_previews,
     RetentionTask.DELETED_DEPLOYMENTS: purge_deleted,
 }

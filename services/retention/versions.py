@@ -1,8 +1,8 @@
-"""What becomes of versions that nobody uses: old previews are deleted, deleted ones are purged to a tombstone.
+"""Retention of versions: delete old previews, and purge deleted versions to a tombstone.
 
-Production is never touched, nor are the last versions of a living agent that were in production: a rollback may go
-back to them. Each step looks at some rows, locks their agents without waiting for any (who is busy now has its turn
-next time), and asks again for everything that it relies on.
+The production version is never touched. Neither are the last versions of a live agent that were in production, since a
+rollback may restore them. Each step reads some rows, locks their agents (an agent locked by another transaction is
+skipped until the next pass), and checks all conditions again under the lock.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _ONE_OF_THE_LAST_IN_PRODUCTION = """d.promoted_at IS NOT NULL AND (
         ) AS newer
     ) < CAST(:keep AS bigint)"""
 
-# A version is as old as its last announcement. A pod's clock may be behind, so it is never older than its row.
+# The age of a version counts from its last announcement. A pod's clock may be behind, so the row's creation is a bound.
 _TOO_OLD = f"""d.expires_at IS NULL AND NOT d.is_production
     AND greatest(d.created_at, d.registered_at) < CAST(:before AS timestamptz)
     AND NOT ({_ONE_OF_THE_LAST_IN_PRODUCTION})"""
@@ -37,14 +37,14 @@ WHERE d.expires_at IS NULL AND d.created_at < CAST(:before AS timestamptz)
     AND (d.created_at, d.id) > (CAST(:since AS timestamptz), CAST(:id AS text))
 ORDER BY d.created_at, d.id
 LIMIT :limit
-""")  # noqa: S608 - no part of it comes from elsewhere
+""")  # noqa: S608 - built from constants only
 
 _DELETE = text(f"""
 UPDATE deployments AS d SET expires_at = clock_timestamp()
 FROM unnest(CAST(:ids AS text[])) AS wanted(id)
 WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_TOO_OLD}
 RETURNING d.id, d.agent_id, d.expires_at AS at
-""")  # noqa: S608 - no part of it comes from elsewhere
+""")  # noqa: S608 - built from constants only
 
 _DELETED_LONG_AGO = f"""d.purged_at IS NULL AND d.expires_at < CAST(:before AS timestamptz)
     AND (NOT ({_ONE_OF_THE_LAST_IN_PRODUCTION})
@@ -57,9 +57,9 @@ WHERE d.expires_at IS NOT NULL AND d.purged_at IS NULL AND d.expires_at < CAST(:
     AND (d.expires_at, d.id) > (CAST(:since AS timestamptz), CAST(:id AS text))
 ORDER BY d.expires_at, d.id
 LIMIT :limit
-""")  # noqa: S608 - no part of it comes from elsewhere
+""")  # noqa: S608 - built from constants only
 
-# What is left answers what it was, and refuses its id for ever.
+# The tombstone still describes the version and reserves its id for ever.
 _PURGE = text(f"""
 UPDATE deployments AS d SET
     purged_at = clock_timestamp(),
@@ -74,12 +74,12 @@ UPDATE deployments AS d SET
 FROM unnest(CAST(:ids AS text[])) AS wanted(id)
 WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
 RETURNING d.id, d.agent_id, d.purged_at AS at
-""")  # noqa: S608 - no part of it comes from elsewhere
+""")  # noqa: S608 - built from constants only
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last version that was looked at, in the order in which they are."""
+    """The last version that a step read, in the order of its query: time, then id."""
 
     since: datetime
     id: str
@@ -89,8 +89,8 @@ START = Cursor(datetime.min.replace(tzinfo=UTC), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How far one step goes: what is older than `before`, but not the last `keep` that were in production."""
+class StepLimits:
+    """Limits of one step: versions older than `before`, except the last `keep` in production; at most `rows` rows."""
 
     before: datetime
     keep: int
@@ -98,53 +98,54 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """How many versions changed, and where the next step goes on; None at the end."""
+class TaskStep:
+    """The result of one step: how many rows it changed or removed, and where to continue; None if nothing is left."""
 
-    changed: int
+    rows: int
     cursor: Cursor | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of step: what it looks at, what it changes, and what it tells of each."""
+    """One kind of step: the query that finds rows, the statement that changes them, and the event for each change."""
 
-    look: TextClause
+    find: TextClause
     change: TextClause
-    told: Callable[[AgentSnapshot, Row[*tuple[Any, ...]]], EventData]
+    event_of: Callable[[AgentSnapshot, Row[*tuple[Any, ...]]], EventData]
 
 
-async def delete_old_previews(session: AsyncSession, limits: Limits, after: Cursor = START) -> Step:
-    """Delete previews that were announced or created for the last time too long ago, as if by hand.
+async def delete_old_previews(session: AsyncSession, limits: StepLimits, after: Cursor = START) -> TaskStep:
+    """Delete previews whose creation and last announcement are too old; the effect equals a delete request.
 
-    Others see it, and the event of each, once the transaction is committed.
+    Others see the deletions and their events once the transaction is committed.
     """
     return await _step(session, _Kind(_OLD_PREVIEWS, _DELETE, _deleted), limits, after)
 
 
-async def purge_deleted(session: AsyncSession, limits: Limits, after: Cursor = START) -> Step:
-    """Reduce versions that were deleted too long ago to a tombstone: id, agent, image, status and times stay for ever.
+async def purge_deleted(session: AsyncSession, limits: StepLimits, after: Cursor = START) -> TaskStep:
+    """Reduce versions deleted too long ago to a tombstone; id, agent, image, status and times stay for ever.
 
-    Of a deleted agent all go. Others see it, and the event of each, once the transaction is committed.
+    For a deleted agent, this includes its last production versions. Others see the changes and their events once the
+    transaction is committed.
     """
     return await _step(session, _Kind(_DELETED, _PURGE, _purged), limits, after)
 
 
-async def _step(session: AsyncSession, kind: _Kind, limits: Limits, after: Cursor) -> Step:
-    where = {"before": limits.before, "keep": limits.keep}
-    cursor = {"since": after.since, "id": after.id, "limit": limits.rows}
-    found = (await session.execute(kind.look, {**where, **cursor})).all()
+async def _step(session: AsyncSession, kind: _Kind, limits: StepLimits, after: Cursor) -> TaskStep:
+    conditions = {"before": limits.before, "keep": limits.keep}
+    page = {"since": after.since, "id": after.id, "limit": limits.rows}
+    found = (await session.execute(kind.find, {**conditions, **page})).all()
     reached = Cursor(found[-1].since, found[-1].id) if len(found) == limits.rows else None
     ripe = [row for row in found if row.ripe]
     if not ripe:
-        return Step(0, reached)
+        return TaskStep(0, reached)
     agents = await lock_unclaimed(session, {row.agent_id for row in ripe})
-    wanted = {"ids": [row.id for row in ripe], "agent_ids": list(agents)}
-    changed = (await session.execute(kind.change, {**where, **wanted})).all()
+    targets = {"ids": [row.id for row in ripe], "agent_ids": list(agents)}
+    changed = (await session.execute(kind.change, {**conditions, **targets})).all()
     states: dict[UUID, AgentSnapshot] = {}
     for row in sorted(changed, key=lambda row: (row.at, row.id)):
         state = states.get(row.agent_id) or AgentSnapshot(agent=agents[row.agent_id], now=row.at)
-        states[row.agent_id] = emit(state, kind.told(state, row), subject=row.id)
+        states[row.agent_id] = emit(state, kind.event_of(state, row), subject=row.id)
     await save(
         session,
         agents=[(agents[agent_id], state.agent) for agent_id, state in states.items()],
@@ -152,7 +153,7 @@ async def _step(session: AsyncSession, kind: _Kind, limits: Limits, after: Curso
         ledger=(),
         events=[event for state in states.values() for event in state.events],
     )
-    return Step(len(changed), reached)
+    return TaskStep(len(changed), reached)
 
 
 def _deleted(state: AgentSnapshot, row: Row[*tuple[Any, ...]]) -> EventData:

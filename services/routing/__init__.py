@@ -1,1 +1,1 @@
-"""Where an RPC goes: reading routes, and the sessions that stay with a deployment."""
+"""Routing of RPC calls: reading routes, and MCP sessions pinned to a deployment."""

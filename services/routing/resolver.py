@@ -1,6 +1,6 @@
-"""Reading routes for each call, many at a time: who comes while a read runs joins the next one, never the running one.
+"""Reads the routes of concurrent calls in batches. A call never joins a read that began before it.
 
-So whatever was committed before a call came in is seen by it, on every process, and nothing has to be invalidated.
+So each call sees everything that was committed before it arrived, in every process, and no cache needs invalidation.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from services.routing.routes import (
     RouteKey,
     Row,
     arguments,
-    asked_by,
+    key_of,
     route_of,
 )
 from services.settings import Settings
 from services.storage.database import async_url
 
-# One plan for all calls, made once. It is right for tables of any size, also if they were empty when it was made:
-# keys are looked up in indexes, one by one. Ways that are switched off count as costly, which must not call a compiler.
+# One generic plan, made once, that looks up each key in an index. It fits tables of any size, even if they were empty
+# when it was made. Disabled plan nodes get a high cost, which would trigger JIT compilation, so JIT is off.
 _PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -40,13 +40,13 @@ _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientEr
 
 log = structlog.get_logger(__name__)
 
-Ask = tuple[RouteKey, asyncio.Future[Row | None]]
+_PendingRead = tuple[RouteKey, asyncio.Future[Row | None]]
 
 
 class RouteResolver:
-    """The one reader of a process, on a connection of its own; use it as a context manager.
+    """Resolves routes for one process, on a dedicated connection; use it as a context manager.
 
-    Nothing is connected to before the first question, and a connection that is lost is made anew by the next one.
+    It connects on the first call, and reconnects on the next call after a lost connection.
     """
 
     def __init__(self, settings: Settings, *, application_name: str) -> None:
@@ -54,55 +54,55 @@ class RouteResolver:
         self._application_name = application_name
         self._connection: Any = None
         self._statements: tuple[Any, Any] | None = None
-        self._waiting: list[Ask] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._pending: list[_PendingRead] = []
+        self._reader: asyncio.Task[None] | None = None
         self._away_since: float | None = None
 
     async def __aenter__(self) -> Self:
-        """Nothing to wait for."""
+        """Return at once; the connection opens on the first call."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the connection; who still waits is told that the database is away."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait((self._reading,))
-        _refuse(self._waiting, None)
+        """Close the connection. Calls that still wait get `Unavailable`."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait((self._reader,))
+        _fail(self._pending, None)
         self._drop()
 
-    async def find(self, wanted: RouteKey) -> Route:
-        """Where a call goes that has come in by now.
+    async def find(self, key: RouteKey) -> Route:
+        """The route of a key, read from the database after this call began.
 
-        Raises as `route_of` does; `Unavailable` if the database does not answer within twice the time for a read.
+        Raises as `route_of` does, and `Unavailable` if no answer comes within twice `route_timeout`.
         """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Row | None] = loop.create_future()
-        self._waiting.append((wanted, answer))
-        if self._reading is None:
-            self._reading = loop.create_task(self._read())
-        return route_of(wanted, await answer)
+        row: asyncio.Future[Row | None] = loop.create_future()
+        self._pending.append((key, row))
+        if self._reader is None:
+            self._reader = loop.create_task(self._read())
+        return route_of(key, await row)
 
     async def _read(self) -> None:
-        """Answer all who wait, and those who come meanwhile, one read after another."""
+        """Read for all pending calls, one batch after another, until none is pending."""
         try:
-            while self._waiting:
-                # Taken before the statement is sent: whoever comes from here on waits for the next one.
-                asked, self._waiting = self._waiting, []
+            while self._pending:
+                # Taken before the statement is sent. Calls that arrive from here on join the next read.
+                batch, self._pending = self._pending, []
                 try:
-                    await self._answer(asked)
-                except Exception as exc:  # noqa: BLE001 - a defect is told to those who asked; others must not hang
-                    _refuse(asked, exc)
+                    await self._read_batch(batch)
+                except Exception as exc:  # noqa: BLE001 - a bug fails this batch only; later calls must not hang
+                    _fail(batch, exc)
                 finally:
-                    _refuse(asked, None)
+                    _fail(batch, None)
         finally:
-            self._reading = None
+            self._reader = None
 
-    async def _answer(self, asked: list[Ask]) -> None:
+    async def _read_batch(self, batch: list[_PendingRead]) -> None:
         try:
             async with asyncio.timeout(self._settings.route_timeout.total_seconds()):
-                rows = await self._rows({wanted for wanted, _ in asked})
+                rows = await self._rows({key for key, _ in batch})
         except _AWAY as exc:
             self._drop()
             if self._away_since is None:
@@ -113,22 +113,22 @@ class RouteResolver:
             away_seconds = round(monotonic() - self._away_since, 1)
             log.info("Routes are read again.", action="routes.back", away_seconds=away_seconds)
             self._away_since = None
-        found = {asked_by(row): row for row in rows}
-        for wanted, answer in asked:
-            if not answer.done():
-                answer.set_result(found.get(wanted))
+        found = {key_of(row): row for row in rows}
+        for key, pending in batch:
+            if not pending.done():
+                pending.set_result(found.get(key))
 
-    async def _rows(self, wanted: Collection[RouteKey]) -> list[Row]:
-        """What the database says now; a connection that broke while nobody used it is nobody's fault."""
-        values = arguments(wanted)
-        # Those of sessions cost a fifth more: whoever has none does not wait for that.
-        which = any(each.session is not None for each in wanted)
+    async def _rows(self, keys: Collection[RouteKey]) -> list[Row]:
+        """The current rows of these keys. Retries once on a new connection if the idle one was lost."""
+        values = arguments(keys)
+        # The statement with sessions costs a fifth more, so a batch without sessions uses the other one.
+        with_sessions = any(each.session is not None for each in keys)
         if self._statements is not None:
             with suppress(*_AWAY):
-                return list(await self._statements[which].fetch(*values))
+                return list(await self._statements[with_sessions].fetch(*values))
             self._drop()
         statements = await self._connect()
-        return list(await statements[which].fetch(*values))
+        return list(await statements[with_sessions].fetch(*values))
 
     async def _connect(self) -> tuple[Any, Any]:
         url = async_url(self._settings.database_url.get_secret_value())
@@ -153,8 +153,8 @@ class RouteResolver:
             connection.terminate()
 
 
-def _refuse(asked: list[Ask], defect: Exception | None) -> None:
-    """Tell all who have no answer yet; that the database is away, with an error of its own to each."""
-    for _, answer in asked:
-        if not answer.done():
-            answer.set_exception(defect or Unavailable())
+def _fail(batch: list[_PendingRead], error: Exception | None) -> None:
+    """Fail all reads that have no result yet; without `error`, each with a new `Unavailable`."""
+    for _, pending in batch:
+        if not pending.done():
+            pending.set_exception(error or Unavailable())

@@ -1,4 +1,4 @@
-"""Where an RPC goes: what is asked for, how it is read, and what a row means. `services.routing.resolver` reads it."""
+"""Routes of RPC calls: their keys, the SQL that reads them, and the route or error that a row means."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -22,22 +22,22 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RouteKey:
-    """Whose route: of an agent by its id or by its name while it lives, or of one deployment of the agent."""
+    """The key of a route: an agent by id, a live agent by name, or one deployment of an agent."""
 
     agent_id: UUID | None = None
     name: str | None = None
     deployment_id: str | None = None
     session: bytes | None = None
-    """The digest of the MCP session that the call belongs to, if it belongs to one."""
+    """The digest of the call's MCP session, if it has one."""
 
     def in_session(self, session: bytes | None) -> "RouteKey":
-        """The same for a call of this session."""
+        """The same key for a call in this session."""
         return self if session is None else replace(self, session=session)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One address to dial: of a deployment, or (`deployment_id` None) of a legacy agent."""
+    """The upstream address of a call: a deployment's, or a legacy agent's (`deployment_id` is None)."""
 
     agent_id: UUID
     generation: int
@@ -46,21 +46,20 @@ class Route:
     rpc_path: str
     error_style: ErrorStyle
     registered_at: datetime | None = None
-    """When the address was announced last."""
+    """When the address was last announced."""
     session_known: bool = False
-    """Whether this deployment issued the session that was asked for."""
+    """Whether this deployment issued the session in the key."""
     session_unseen: bool = False
-    """Whether it is time to remember that the session was seen."""
+    """Whether `last_seen_at` of the session is due for an update."""
 
     @property
     def rpc_url(self) -> str:
-        """Where JSON-RPC goes."""
+        """The URL of the JSON-RPC endpoint."""
         return joined(self.acp_url, self.rpc_path)
 
 
-# Any number of routes in one statement, so in one snapshot: $1 agents' ids, $3 names, $5 and $6 pairs of agent and
-# deployment; behind each, in $2, $4 and $7, the session (its digest) or NULL. One row for each that is found, beside
-# what it was asked by.
+# Reads any number of routes in one statement, and so in one snapshot. $1: agent ids; $3: names; $5 and $6: pairs of
+# agent and deployment ids. $2, $4 and $7 hold the session digest of each, or NULL. Each row found carries its key.
 _READ = """
 SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.by_session, asked.id AS agent_id,
        asked.name AS agent_name, asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path,
@@ -86,7 +85,7 @@ LEFT JOIN deployments d ON d.id = {wanted} AND (asked.by_deployment IS NULL OR d
 READ_ROUTES = _READ.format(
     of_session="false AS session_known, false AS session_unseen", sessions="", wanted="asked.wanted"
 )
-# A session goes where it was issued while that lives; who asks for a deployment gets that one.
+# A session goes to its issuing deployment while that is Ready. A key with a deployment id always gets that deployment.
 READ_ROUTES_OF_SESSIONS = _READ.format(
     of_session=f"""coalesce(s.deployment_id = d.id, false) AS session_known,
        coalesce(s.last_seen_at < clock_timestamp() - interval '{SEEN_EVERY.total_seconds()} s', false) AS session_unseen
@@ -99,11 +98,11 @@ LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
 )
 
 
-def arguments(wanted: Collection[RouteKey]) -> tuple[list[Any], ...]:
-    """What both statements take."""
-    agents = [each for each in wanted if each.agent_id is not None and each.deployment_id is None]
-    names = [each for each in wanted if each.name is not None]
-    pairs = [each for each in wanted if each.agent_id is not None and each.deployment_id is not None]
+def arguments(keys: Collection[RouteKey]) -> tuple[list[Any], ...]:
+    """The parameters of both statements."""
+    agents = [each for each in keys if each.agent_id is not None and each.deployment_id is None]
+    names = [each for each in keys if each.name is not None]
+    pairs = [each for each in keys if each.agent_id is not None and each.deployment_id is not None]
     return (
         [each.agent_id for each in agents],
         [each.session for each in agents],
@@ -115,20 +114,20 @@ def arguments(wanted: Collection[RouteKey]) -> tuple[list[Any], ...]:
     )
 
 
-def asked_by(row: Row) -> RouteKey:
-    """What a row answers."""
+def key_of(row: Row) -> RouteKey:
+    """The key that a row belongs to."""
     return RouteKey(row["by_id"], row["by_name"], row["by_deployment"], row["by_session"])
 
 
-def route_of(wanted: RouteKey, row: Row | None) -> Route:
-    """The way that the row names; None is a row that was not found.
+def route_of(key: RouteKey, row: Row | None) -> Route:
+    """The route that a row holds; `row` is None if no row was found.
 
-    Raises `AgentNotFound`, `AgentDeletedError`, `NothingServes`, `DeploymentUnavailable`; for one deployment 404, 410
-    or `DeploymentUnavailable` in that order.
+    Raises `AgentNotFound`, `AgentDeletedError`, `NothingServes` or `DeploymentUnavailable`. For a key with a deployment
+    id also `DeploymentNotFound` and `DeploymentDeletedError`; 404 comes before 410, and both before unavailable.
     """
     if row is None:
         raise AgentNotFound
-    if wanted.deployment_id is not None:
+    if key.deployment_id is not None:
         _check_preview(row)
     elif row["deleted_at"] is not None:
         raise AgentDeletedError

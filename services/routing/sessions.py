@@ -1,6 +1,6 @@
-"""Sessions of agents that speak MCP over HTTP: each stays with the deployment that issued it.
+"""MCP sessions over HTTP: each stays with the deployment that issued it.
 
-An id counts within its agent alone. It is a secret of agent and client, so only its digest is kept.
+A session id is unique within its agent only. It is a secret of agent and client, so only its digest is stored.
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management
 """
 
@@ -11,10 +11,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-# How exactly `last_seen_at` is kept: a session is written at most so often, however many calls it has.
+# The resolution of `last_seen_at`: each session is updated at most once per interval, however many calls it gets.
 SEEN_EVERY = timedelta(hours=1)
 
-# Who issued an id keeps it while it lives, whatever another deployment of the agent answers with.
+# The issuing deployment keeps the session while it is Ready, even if another deployment of the agent returns the id.
 _KEEP = text("""
 INSERT INTO mcp_sessions AS s (agent_id, session_sha256, deployment_id)
 VALUES (CAST(:agent_id AS uuid), CAST(:digest AS bytea), CAST(:deployment_id AS text))
@@ -44,25 +44,25 @@ SELECT count(*) FROM removed
 
 
 def digest_of(session_id: bytes) -> bytes:
-    """What is kept of a session id: its SHA-256."""
+    """The SHA-256 of a session id, which is stored in place of the id."""
     return hashlib.sha256(session_id).digest()
 
 
 async def keep_session(session: AsyncSession, agent_id: UUID, digest: bytes, deployment_id: str) -> None:
-    """From the commit on, every process sends this session's calls to this deployment, for as long as it lives."""
+    """Pin the session to the deployment: after the commit, every process routes its calls there while it is Ready."""
     await session.execute(_KEEP, {"agent_id": agent_id, "digest": digest, "deployment_id": deployment_id})
 
 
 async def session_seen(session: AsyncSession, agent_id: UUID, digest: bytes) -> None:
-    """Its retention starts anew, if it was not seen for an hour."""
+    """Update `last_seen_at`, and so restart the retention, if it is more than an hour old."""
     await session.execute(_SEEN, {"agent_id": agent_id, "digest": digest, "every": SEEN_EVERY})
 
 
 async def end_session(session: AsyncSession, agent_id: UUID, digest: bytes) -> None:
-    """Forget the session: its id is one like any other."""
+    """Delete the session, so its id is unknown again."""
     await session.execute(_END, {"agent_id": agent_id, "digest": digest})
 
 
 async def remove_unseen(session: AsyncSession, before: datetime, limit: int) -> int:
-    """Forget at most so many sessions that were seen for the last time before then; how many they were."""
+    """Delete at most `limit` sessions last seen before `before`; returns how many it deleted."""
     return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)

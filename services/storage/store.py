@@ -19,7 +19,7 @@ from sqlalchemy.types import Text, Uuid
 
 from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
 from services.errors import AgentNotFound, LostRace
-from services.storage import statements as sql
+from services.storage import statements
 from services.storage.database import mark_events_written
 from services.storage.models import Agent, Deployment, Promotion
 
@@ -83,9 +83,9 @@ DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).select_from(
 )
 _NAMED = DEPLOYMENTS.where(_deployments.c.id == any_(_DEPLOYMENT_IDS))
 
-_announced = attrgetter(*sql.ANNOUNCED_COLUMNS)
-_serving = attrgetter(*sql.SERVING_COLUMNS)
-_described = attrgetter(*sql.DESCRIBED_COLUMNS)
+_announced = attrgetter(*statements.ANNOUNCED_COLUMNS)
+_serving = attrgetter(*statements.SERVING_COLUMNS)
+_described = attrgetter(*statements.DESCRIBED_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +169,13 @@ async def save(
     changed = sorted(((b, a) for b, a in deployments if b != a), key=lambda pair: pair[1].id)
     new = [after for before, after in changed if before is None]
     known = [(before, after) for before, after in changed if before is not None]
-    await _write(session, sql.DEMOTE, [a for b, a in known if b.is_production and not a.is_production])
-    if new and await _write(session, sql.INSERT_DEPLOYMENTS, new) < len(new):
+    await _write(session, statements.DEMOTE, [a for b, a in known if b.is_production and not a.is_production])
+    if new and await _write(session, statements.INSERT_DEPLOYMENTS, new) < len(new):
         raise LostRace
-    await _write(session, sql.UPDATE_DEPLOYMENTS, [a for b, a in known if _announced(b) != _announced(a)])
-    await _write(session, sql.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)])
+    await _write(session, statements.UPDATE_DEPLOYMENTS, [a for b, a in known if _announced(b) != _announced(a)])
+    await _write(
+        session, statements.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)]
+    )
     change = {
         "deployments": [a for b, a in known if a.promoted_at != b.promoted_at],
         "agents": [a for b, a in changed_agents if _serving(b) != _serving(a)],
@@ -181,7 +183,7 @@ async def save(
         "events": [_outbox_row(event) for event in events],
     }
     if any(change.values()):
-        await session.execute(sql.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
+        await session.execute(statements.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
     if change["events"]:
         mark_events_written(session)
 

@@ -75,7 +75,7 @@ class Sweeper:
     async def _step(self, chore: RetentionTask) -> Swept:
         """One transaction; what comes after it is looked at next time, also in the next pass."""
         cursor = self._cursors.pop(chore, START)
-        work = partial(sweep, chore=chore, settings=self._settings, cursor=cursor)
+        work = partial(sweep, task=chore, settings=self._settings, cursor=cursor)
         swept = await in_transaction(self._sessions, work)
         if swept.cursor is not None:
             self._cursors[chore] = swept.cursor

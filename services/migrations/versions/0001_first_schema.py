@@ -239,6 +239,6 @@ FOR EACH STATEMENT EXECUTE FUNCTION promotions_are_append_only()
 
 
 def upgrade() -> None:
-    """Create everything."""
+    """Create all tables, indexes and triggers."""
     for statement in TABLES:
         op.execute(statement)

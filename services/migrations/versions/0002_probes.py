@@ -1,4 +1,4 @@
-"""Probes: when a deployment is looked at next, how it answered, and what an agent's owner wants done about it.
+"""Probes: when a deployment is due, its streak of results, and each agent's probe policy and failure action.
 
 Revision ID: 0002
 Revises: 0001
@@ -40,6 +40,6 @@ WHERE expires_at IS NULL AND status = 'Pending'
 
 
 def upgrade() -> None:
-    """Add the columns; every deployment that is there is due at once."""
+    """Add the columns and indexes. Every existing deployment is due for a probe at once."""
     for statement in STATEMENTS:
         op.execute(statement)

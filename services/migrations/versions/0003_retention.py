@@ -1,4 +1,4 @@
-"""What retention and history look for: indexes, and how far ahead a pod's clock was.
+"""Indexes for retention and history, and the time that a pod with a fast clock announced.
 
 Revision ID: 0003
 Revises: 0002
@@ -27,6 +27,6 @@ CREATE INDEX deployments_agent_id_promoted_at_idx ON deployments (agent_id, prom
 
 
 def upgrade() -> None:
-    """Add them."""
+    """Add the column and the indexes."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -1,4 +1,4 @@
-"""Sessions (MCP over HTTP), and the deployment that issued each.
+"""MCP sessions over HTTP, and the deployment that issued each.
 
 Revision ID: 0004
 Revises: 0003
@@ -29,6 +29,6 @@ CREATE TABLE mcp_sessions (
 
 
 def upgrade() -> None:
-    """Add the table."""
+    """Add the table and its index."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -73,7 +73,7 @@ async def test_events_tell_what_has_happened(api: Api, terminal: Terminal) -> No
         ("bot --since x", 2, "since must be a sequence"),
         ("--since 7", 2, "since must be the id of an event"),
         ("bot --type promoted", 2, "podium.deployment.promoted.v1"),
-        ("bot --since 99 --follow", 2, "lies ahead"),
+        ("bot --since 99 --follow", 2, "after the newest event"),
         ("nobody", 4, "podium registrations --agent nobody"),
         ("bot --agent other", 2, "name one agent"),
     ],

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from services.api_keys import agent_api_key
 from services.settings import Settings
 from tests.integration.api.client import Api, running_api
-from tests.integration.api.pods import refused_address, running_pod
+from tests.integration.api.pods import pausing, refused_address, running_pod
 from tests.integration.cli.terminal import Ran, Terminal
 
 FAILED, USAGE, TIMED_OUT, NOT_FOUND, CONFLICT, UNAVAILABLE = 1, 2, 3, 4, 5, 6
@@ -98,16 +98,7 @@ async def test_errors_of_a_call_are_told_from_those_of_the_gateway(api: Api, ter
 async def test_an_answer_is_printed_as_it_comes(api: Api, terminal: Terminal) -> None:
     """The first piece is there while the agent still works on the second."""
     go_on = asyncio.Event()
-
-    async def slow(request: web.BaseRequest) -> web.StreamResponse:
-        stream = web.StreamResponse()
-        await stream.prepare(request)
-        await stream.write(b"first\n")
-        await go_on.wait()
-        await stream.write(b"second")
-        return stream
-
-    async with running_pod(slow) as pod:
+    async with running_pod(pausing(b"first\n", go_on, b"second")) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
         process = await terminal.started("rpc", "bot", "x")
         assert process.stdout is not None

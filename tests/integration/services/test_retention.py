@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.domain.state import AgentState
 from services.errors import DeploymentDeletedError
-from services.retention.versions import START, Limits, Step, delete_old_previews, purge_deleted
+from services.retention.versions import START, StepLimits, TaskStep, delete_old_previews, purge_deleted
 from services.routing.routes import RouteKey
 from services.storage.store import lock_unclaimed
 from tests.integration.services.world import NAME, World, read_route
@@ -24,19 +24,19 @@ FORGOTTEN = ("registration_metadata", "acp_url", "status_reason", "sgp_deploy_id
 _CREATED = text("UPDATE deployments SET created_at = clock_timestamp() - make_interval(days => :days) WHERE id = :id")
 
 
-def limits(days: float = 0, *, keep: int = 20, rows: int = 100) -> Limits:
+def limits(days: float = 0, *, keep: int = 20, rows: int = 100) -> StepLimits:
     """What is older than so many days."""
-    return Limits(before=datetime.now(UTC) - timedelta(days=days), keep=keep, rows=rows)
+    return StepLimits(before=datetime.now(UTC) - timedelta(days=days), keep=keep, rows=rows)
 
 
-async def delete_old(world: World, at_most: Limits) -> int:
+async def delete_old(world: World, at_most: StepLimits) -> int:
     """How many previews a step deleted."""
-    return (await world.do(lambda session: delete_old_previews(session, at_most))).changed
+    return (await world.do(lambda session: delete_old_previews(session, at_most))).rows
 
 
-async def purge(world: World, at_most: Limits) -> int:
+async def purge(world: World, at_most: StepLimits) -> int:
     """How many versions a step purged."""
-    return (await world.do(lambda session: purge_deleted(session, at_most))).changed
+    return (await world.do(lambda session: purge_deleted(session, at_most))).rows
 
 
 async def aged(world: World, deployment_id: str, days: float) -> None:
@@ -174,11 +174,11 @@ async def test_each_step_goes_on_where_the_last_one_stood(world: World) -> None:
     for number in range(5):
         await world.arrive(deployment_id=f"preview-{number}")
         await world.delete(f"preview-{number}")
-    changed, step = [], Step(0, START)
+    changed, step = [], TaskStep(0, START)
     while step.cursor is not None:
         cursor = step.cursor
         step = await world.do(lambda session, cursor=cursor: purge_deleted(session, limits(rows=2), cursor))  # type: ignore[misc]
-        changed.append(step.changed)
+        changed.append(step.rows)
     assert changed == [0, 2, 2, 1]
 
 

@@ -16,7 +16,7 @@ from services.promotion.history import history, served_at
 from services.promotion.rollback_targets import last_served
 from services.registration.inbox import remove_decided
 from services.registration.parked import remove_parked
-from services.retention.versions import Limits, delete_old_previews, purge_deleted
+from services.retention.versions import StepLimits, delete_old_previews, purge_deleted
 from services.storage.database import Sessions
 from services.storage.pages import Page
 
@@ -56,9 +56,9 @@ def ago(days: float) -> datetime:
     return datetime.now(UTC) - timedelta(days=days)
 
 
-def limits(days: float) -> Limits:
+def limits(days: float) -> StepLimits:
     """A step of 100 rows."""
-    return Limits(before=ago(days), keep=20, rows=100)
+    return StepLimits(before=ago(days), keep=20, rows=100)
 
 
 QUESTIONS: dict[str, Question] = {

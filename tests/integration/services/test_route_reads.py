@@ -49,9 +49,9 @@ class Held:
         # The moment between an answer and its use has no other door.
         reads._rows = self._hold  # type: ignore[method-assign]
 
-    async def _hold(self, wanted: Collection[RouteKey]) -> list[Row]:
-        self.asked.append(set(wanted))
-        rows = await self._read(wanted)
+    async def _hold(self, keys: Collection[RouteKey]) -> list[Row]:
+        self.asked.append(set(keys))
+        rows = await self._read(keys)
         self.arrived.set()
         await self.go_on.wait()
         return rows

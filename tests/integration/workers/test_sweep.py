@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from services.domain.state import AgentSnapshot
 from services.errors import DeploymentDeletedError, NothingToRollBackTo
 from services.retention.tasks import RetentionTask, sweep
 from services.settings import Settings
@@ -119,7 +120,7 @@ async def test_thousands_are_purged_beside_promotes_and_registrations(settings: 
         )
     assert not [entry for entry in logs if "deadlock" in entry.get("cause", "")]
     refusals = {DeploymentDeletedError.__name__, NothingToRollBackTo.__name__}
-    assert sum(became, Counter()).keys() <= {"State", "str"} | refusals
+    assert sum(became, Counter()).keys() <= {AgentSnapshot.__name__, "str"} | refusals
     assert removed[RetentionTask.DELETED_DEPLOYMENTS] > len(AGENTS) * VERSIONS / 2
     await world.do(assert_invariants)
 
