@@ -1,1 +1,1 @@
-"""The RabbitMQ side: the registrar turns messages into state, the relay turns the outbox into events."""
+"""The background workers: registrar, relay, drainer and janitor."""

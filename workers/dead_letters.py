@@ -1,7 +1,7 @@
-"""The drainer: what the broker itself gave up on goes from its dead letters into the table of parked messages.
+"""The drainer: moves dead letters from the broker into the table of parked messages.
 
-Several of them, in any number of processes, are safe: the broker gives each message to one of them at a time, and one
-that comes again, since it was not acknowledged, is known by its id.
+Any number of drainers can run, in any number of processes: the broker delivers each message to one of them at a time.
+A message that is redelivered because its acknowledgement was lost is recognised by its id.
 """
 
 import asyncio
@@ -11,17 +11,15 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError
 
 from contracts.topology import PARKED_QUEUE
-from services.cancellation import lost_as
 from services.registration.dead_letters import dead_letter
 from services.registration.parked import Envelope, park
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from workers.amqp.buffer import DeliveryBuffer
-from workers.amqp.connection import CONNECT_SECONDS, LOST, connected
-from workers.amqp.decoding import read_anything
+from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
+from workers.amqp.decoding import tolerate_invalid_properties
 from workers.fault import cannot_park
-from workers.outage import Outage
-from workers.retry import pause
+from workers.retry import Outage, pause, run_with_retries
 
 PREFETCH = 20
 IDLE_SECONDS = 1.0
@@ -30,50 +28,48 @@ log = structlog.get_logger(__name__)
 
 
 class Drainer:
-    """Takes dead letters until told to stop."""
+    """Parks dead letters until it is stopped."""
 
     def __init__(self, settings: Settings, sessions: Sessions) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._outage = Outage(action="drainer.disconnected", back="drainer.connected")
+        self._outage = Outage(failure_action="drainer.disconnected", recovery_action="drainer.connected")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; survives the loss of both servers."""
-        read_anything()
-        while not stop.is_set():
-            try:
-                with lost_as(AMQPConnectionError(LOST)):
-                    await self._work(stop)
-            except Exception as error:  # noqa: BLE001 - whatever it was, nothing was acknowledged: it all comes again
-                await pause(stop, self._outage.failed(error))
+        """Work until `stop` is set; reconnects after the loss of either server."""
+        tolerate_invalid_properties()
+        await run_with_retries(stop, self._work, self._outage)
 
     async def _work(self, stop: asyncio.Event) -> None:
-        """One connection's life: each message is kept first, acknowledged then."""
-        hand = DeliveryBuffer()
+        """Consume on one connection: park each message, then acknowledge it."""
+        buffer = DeliveryBuffer()
 
-        async def take(message: AbstractIncomingMessage) -> None:
-            hand.put(message)
+        async def receive(message: AbstractIncomingMessage) -> None:
+            buffer.put(message)
 
         async with connected(self._settings.amqp_url.get_secret_value()) as broker:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     channel = await broker.channel()
                     await channel.set_qos(prefetch_count=PREFETCH)
-                    await (await channel.get_queue(PARKED_QUEUE)).consume(take)
+                    await (await channel.get_queue(PARKED_QUEUE)).consume(receive)
             except TimeoutError as error:
-                raise AMQPConnectionError(f"The broker gave no answer within {CONNECT_SECONDS:.0f} s.") from error
+                raise AMQPConnectionError(NO_ANSWER) from error
             self._outage.over()
             while not stop.is_set():
                 if channel.is_closed:
-                    raise AMQPConnectionError("The broker closed the channel.")
-                hand.news.clear()
-                for message in hand.take(1):
-                    await self._keep(message)
-                if not hand.messages:
-                    await pause(stop, IDLE_SECONDS, hand.news)
+                    raise AMQPConnectionError(CHANNEL_CLOSED)
+                buffer.changed.clear()
+                for message in buffer.take(1):
+                    await self._park(message)
+                if not buffer.messages:
+                    await pause(stop, IDLE_SECONDS, buffer.changed)
 
-    async def _keep(self, message: AbstractIncomingMessage) -> None:
-        """Park one message; whoever looks sees it before the broker forgets it. One refused holds up no other."""
+    async def _park(self, message: AbstractIncomingMessage) -> None:
+        """Park one message, and acknowledge it after the commit.
+
+        A message that the database refuses stays unacknowledged, and the next one is parked.
+        """
         envelope = Envelope(message.routing_key or "", message.body, dict(message.headers))
         refusal = dead_letter(envelope)
         try:
@@ -81,11 +77,11 @@ class Drainer:
         except Exception as error:
             if cannot_park(error):
                 raise
-            log.exception("A dead letter cannot be parked; it stays with the broker.", action="drainer.refused")
+            log.exception("Could not park a dead letter; it stays in its queue.", action="drainer.refused")
             return
         await message.ack()
         log.warning(
-            "The broker gave a message up; it is parked.",
+            "Parked a message that the broker had dead-lettered.",
             action="drainer.parked",
             message_id=str(refusal.message_id) if refusal.message_id else None,
             agent=refusal.agent_name,

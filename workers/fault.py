@@ -1,4 +1,4 @@
-"""Whose fault it is that the database did not take a message."""
+"""Classification of a failed transaction: is the server at fault, or the message?"""
 
 from enum import Enum, auto
 
@@ -6,12 +6,13 @@ from sqlalchemy.exc import DBAPIError
 
 from services.errors import DatabaseFailed, Unavailable
 
-# Of SQLSTATE: no such table, column or right. Our statements are the same for every message, so none is to fault_of.
+# SQLSTATE class 42: a table, a column or a privilege is missing. All messages use the same statements, so no message
+# is at fault.
 SCHEMA_STATES = "42"
 
 
 class Fault(Enum):
-    """Whom to fault_of; in doubt is what may pass, or may happen each time with this message."""
+    """Who is at fault. IN_DOUBT: the failure may be temporary, or this message may cause it each time."""
 
     SERVER = auto()
     MESSAGE = auto()
@@ -19,7 +20,7 @@ class Fault(Enum):
 
 
 def fault_of(error: Exception) -> Fault:
-    """For what `in_transaction` has raised."""
+    """Who caused this error of `in_transaction`."""
     if isinstance(error, DatabaseFailed):
         return Fault.IN_DOUBT
     if isinstance(error, Unavailable) or has_no_schema(error):
@@ -28,11 +29,11 @@ def fault_of(error: Exception) -> Fault:
 
 
 def cannot_park(error: Exception) -> bool:
-    """Whether this error of parking, which takes any message, means that nothing can be parked now."""
+    """Whether this error of parking a message means that no message can be parked now."""
     return isinstance(error, Unavailable) or has_no_schema(error)
 
 
 def has_no_schema(error: Exception) -> bool:
-    """Whether 'podium migrate' has to run first."""
+    """Whether the error means that 'podium migrate' has to run first."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return isinstance(state, str) and state.startswith(SCHEMA_STATES)

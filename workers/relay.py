@@ -1,7 +1,7 @@
-"""The relay: events that were committed reach the broker, each agent's in sequence order, at least once.
+"""The relay: publishes committed events, at least once, each agent's events in sequence order.
 
-One relay works at a time, the one whose database session holds the lock; others wait for it to end. All its queries
-run on that session, so that whatever ends the session ends the work too.
+One relay publishes at a time: the one whose database session holds the advisory lock. Other relays wait for the lock.
+The relay runs all its queries on that session, so it cannot continue after it has lost the lock with the session.
 """
 
 import asyncio
@@ -24,18 +24,17 @@ from contracts.topology import EVENTS_EXCHANGE, event_key
 from services.cancellation import lost_as
 from services.events.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
-from workers.amqp.connection import CONNECT_SECONDS, LOST, connected
-from workers.outage import Outage
-from workers.retry import backoff, pause
+from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
+from workers.retry import CONNECTION_LOST, Outage, backoff, pause, run_with_retries
 
-# A stopped process keeps its lock; the server ends its session after this time without a query.
+# A frozen process keeps its lock until PostgreSQL ends its session after this time without a query.
 IDLE_SESSION_TIMEOUT = timedelta(seconds=5)
-# Far below it: whoever publishes has proved within this time that the session lives.
+# The relay publishes only if a query succeeded on its session within this time. Far below the timeout above, so that no
+# other relay can hold the lock by then.
 PROOF_VALID_SECONDS = 1.0
 PROOF_INTERVAL_SECONDS = 0.4
-# With the timeout above: the longest that nobody publishes after the owner of the lock froze.
+# After the lock's owner froze, nothing is published for at most the idle timeout plus this.
 LOCK_POLL_SECONDS = 0.25
-CHANNEL_CLOSED = "The broker closed the channel."
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -43,49 +42,44 @@ Rows = Sequence[Row[*tuple[Any, ...]]]
 
 
 class Relay:
-    """Publishes the outbox until told to stop."""
+    """Publishes the events of the outbox until it is stopped."""
 
     def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
-        """`engine` ends idle sessions after `IDLE_SESSION_TIMEOUT` and is the relay's alone."""
+        """`engine` must end idle sessions after `IDLE_SESSION_TIMEOUT`, and nothing else may use it."""
         self._settings = settings
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._proved_at = 0.0
-        self._events_wait = asyncio.Event()
-        self._outage = Outage(action="relay.disconnected", back="relay.connected")
-        self._held_back: dict[UUID, tuple[float, int]] = {}  # agent: not before, failures in a row
+        self._woken = asyncio.Event()
+        self._outage = Outage(failure_action="relay.disconnected", recovery_action="relay.connected")
+        self._held_back: dict[UUID, tuple[float, int]] = {}  # agent: (retry at, failures in a row)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; survives the loss of both servers and of the lock."""
-        while not stop.is_set():
-            try:
-                with lost_as(AMQPConnectionError(LOST)):
-                    await self._work(stop)
-            except Exception as error:  # noqa: BLE001 - whatever it was, what is not marked is published again
-                await pause(stop, self._outage.failed(error))
+        """Work until `stop` is set; starts again after the loss of either server or of the lock."""
+        await run_with_retries(stop, self._work, self._outage)
 
     async def _work(self, stop: asyncio.Event) -> None:
-        """One session's life: wait for the lock, then publish."""
+        """Wait for the lock on one database session, then publish."""
         async with (
             connected(self._settings.amqp_url.get_secret_value()) as broker,
             self._engine.connect() as session,
         ):
             channel, exchange = await _events_exchange(broker)
             self._outage.over()
-            if not await self._own_lock(session, channel, stop):
+            if not await self._acquire_lock(session, channel, stop):
                 return
             await self._listen(session)
             log.info("Publishing events.", action="relay.started")
             while not stop.is_set():
                 if channel.is_closed:
                     raise AMQPConnectionError(CHANNEL_CLOSED)
-                await self._round(session, exchange, stop)
+                await self._publish_next(session, exchange, stop)
 
-    async def _own_lock(self, session: AsyncConnection, channel: AbstractChannel, stop: asyncio.Event) -> bool:
-        """Wait for the lock; whether this session has it, which it keeps until it ends."""
+    async def _acquire_lock(self, session: AsyncConnection, channel: AbstractChannel, stop: asyncio.Event) -> bool:
+        """Wait until this session holds the lock, which it keeps until it ends; False if `stop` was set first."""
         standing_by = False
         while not await try_lock(session):
             if not standing_by:
-                log.info("Another relay publishes; standing by.", action="relay.standing_by")
+                log.info("Another relay is publishing; waiting for the lock.", action="relay.standing_by")
             standing_by = True
             if channel.is_closed:
                 raise AMQPConnectionError(CHANNEL_CLOSED)
@@ -95,26 +89,26 @@ class Relay:
         return True
 
     async def _listen(self, session: AsyncConnection) -> None:
-        """Have notifications wake this relay; they come on the same session."""
+        """Let notifications of new events wake this relay; they arrive on the same session."""
         driver = (await session.get_raw_connection()).driver_connection
         if driver is None:
-            raise ConnectionError("The database session is gone.")
-        await driver.add_listener(WAKE_CHANNEL, lambda *_: self._events_wait.set())
+            raise ConnectionError("The database session was lost.")
+        await driver.add_listener(WAKE_CHANNEL, lambda *_: self._woken.set())
 
-    async def _round(self, session: AsyncConnection, exchange: AbstractExchange, stop: asyncio.Event) -> None:
-        """Publish what waits, or wait for something to publish."""
-        self._events_wait.clear()
+    async def _publish_next(self, session: AsyncConnection, exchange: AbstractExchange, stop: asyncio.Event) -> None:
+        """Publish and mark one batch of events, or wait for events if there are none."""
+        self._woken.clear()
         now = monotonic()
         held_back = [agent for agent, (until, _) in self._held_back.items() if until > now]
         rows = await self._proving(claim(session, self._settings.relay_batch_size, held_back))
         if not rows:
-            await pause(stop, self._settings.relay_poll.total_seconds(), self._events_wait)
+            await pause(stop, self._settings.relay_poll.total_seconds(), self._woken)
             return
-        published = asyncio.Event()
+        done = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_proving(session, published))
+            group.create_task(self._keep_proving(session, done))
             confirmed = await self._publish(rows, exchange)
-            published.set()
+            done.set()
         if confirmed:
             await self._proving(mark_published(session, confirmed))
         else:
@@ -124,25 +118,25 @@ class Relay:
         )
 
     async def _publish(self, rows: Rows, exchange: AbstractExchange) -> list[int]:
-        """The ids of the events that the broker confirmed: agents side by side, each agent's events one by one."""
+        """Publish events of different agents concurrently, those of one agent one by one; returns the confirmed ids."""
         by_agent = [list(group) for _, group in groupby(sorted(rows, key=_agent_then_sequence), key=_agent)]
         confirmed = await asyncio.gather(*(self._publish_agent(events, exchange) for events in by_agent))
-        return [each for ids in confirmed for each in ids]
+        return [event_id for ids in confirmed for event_id in ids]
 
     async def _publish_agent(self, events: Rows, exchange: AbstractExchange) -> list[int]:
-        """Up to the first that is not confirmed: a later event must never overtake it."""
+        """Publish one agent's events in order until one is not confirmed; returns the confirmed ids."""
         confirmed: list[int] = []
         agent_id = events[0].agent_id
         for event in events:
             if monotonic() - self._proved_at > PROOF_VALID_SECONDS:
                 break
             try:
-                with lost_as(AMQPConnectionError(LOST)):
+                with lost_as(AMQPConnectionError(CONNECTION_LOST)):
                     async with asyncio.timeout(self._settings.publish_timeout.total_seconds()):
                         await exchange.publish(
                             _message(event), event_key(event.type, event.agent_name), mandatory=False
                         )
-            except Exception as error:  # noqa: BLE001 - also an event that cannot be written: it must not stop others
+            except Exception as error:  # noqa: BLE001 - also an event that cannot be encoded must not stop other agents
                 self._hold_back(agent_id, event, error)
                 return confirmed
             confirmed.append(event.id)
@@ -153,7 +147,7 @@ class Relay:
         failures = self._held_back.get(agent_id, (0.0, 0))[1] + 1
         self._held_back[agent_id] = (monotonic() + backoff(failures), failures)
         log.warning(
-            "The broker did not take an event; this agent's events wait.",
+            "Could not publish an event; the agent's later events wait.",
             action="relay.held_back",
             agent_id=str(agent_id),
             sequence=event.sequence,
@@ -161,16 +155,17 @@ class Relay:
         )
 
     async def _proving(self, query: Awaitable[T]) -> T:
-        """The query's result; its success proves that the session held the lock when it was sent."""
+        """The query's result; its success proves that the session still held the lock when the query was sent."""
         sent_at = monotonic()
         result = await query
         self._proved_at = sent_at
         return result
 
-    async def _keep_proving(self, session: AsyncConnection, published: asyncio.Event) -> None:
-        while not published.is_set():
-            await pause(published, PROOF_INTERVAL_SECONDS)
-            if not published.is_set():
+    async def _keep_proving(self, session: AsyncConnection, done: asyncio.Event) -> None:
+        """Query the session at short intervals until `done` is set, so that the proof stays valid while publishing."""
+        while not done.is_set():
+            await pause(done, PROOF_INTERVAL_SECONDS)
+            if not done.is_set():
                 await self._proving(prove_alive(session))
 
 
@@ -180,7 +175,7 @@ async def _events_exchange(broker: AbstractConnection) -> tuple[AbstractChannel,
             channel = await broker.channel(publisher_confirms=True)
             return channel, await channel.get_exchange(EVENTS_EXCHANGE, ensure=True)
     except TimeoutError as error:
-        raise AMQPConnectionError(f"The broker gave no answer within {CONNECT_SECONDS:.0f} s.") from error
+        raise AMQPConnectionError(NO_ANSWER) from error
 
 
 def _agent(row: Row[*tuple[Any, ...]]) -> UUID:

@@ -1,4 +1,4 @@
-"""One process that runs any of the workers; several processes side by side are safe."""
+"""A process that runs one or more of the workers. Any number of such processes can run at the same time."""
 
 import asyncio
 import signal
@@ -22,7 +22,7 @@ from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 
 
 class WorkerName(StrEnum):
-    """What a worker process can be told to do."""
+    """The workers that a process can run."""
 
     REGISTRAR = "registrar"
     RELAY = "relay"
@@ -30,31 +30,34 @@ class WorkerName(StrEnum):
     JANITOR = "janitor"
 
 
-# To PostgreSQL, at most.
+# The most connections to PostgreSQL that each worker opens.
 CONNECTIONS = {
-    WorkerName.REGISTRAR: 2,  # its transaction, and what wakes the relay
+    WorkerName.REGISTRAR: 2,  # its transaction, and the notification of the relay
     WorkerName.RELAY: 1,
     WorkerName.DRAINER: 1,
-    WorkerName.JANITOR: JANITOR_CONNECTIONS + 1,  # the sweep has its own
+    WorkerName.JANITOR: JANITOR_CONNECTIONS + 1,  # one for retention
 }
-# Of the drain timeout: after the first share what still runs is cut short, after the second the process ends.
-FINISH_SHARE = 0.5
-END_SHARE = 0.95
+# Shares of the drain timeout: after the first one, workers that still run are cancelled; after the second one, the
+# process ends in any case.
+CANCEL_AT_SHARE = 0.5
+EXIT_AT_SHARE = 0.95
 
 log = structlog.get_logger(__name__)
 
 
 class WorkerLost(Exception):
-    """A worker has ended although nobody told it to: this process has to be started again."""
+    """A worker ended without being stopped: start this process again."""
 
 
 Work = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerName) -> None:
-    """Run these workers until SIGTERM or Ctrl-C, which let them finish what they hold; a second signal ends at once.
+    """Run these workers until SIGTERM or Ctrl-C.
 
-    However long a server keeps them waiting, the process ends within the drain timeout.
+    After the first signal the workers finish the messages that they have received. A second signal ends the process at
+    once. The process ends within the drain timeout even if a server does not answer. Raises an `ExceptionGroup` with
+    `WorkerLost` if a worker ends without a signal.
     """
     runners: dict[WorkerName, Work] = {
         WorkerName.REGISTRAR: run_registrar,
@@ -68,34 +71,38 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
         await asyncio.wait({*workers, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if any(worker.done() and worker.cancelled() for worker in workers):
-            # No error that the group would see: without this the others would go on, and nobody would miss it.
+            # A task group ignores cancelled tasks: without this, the other workers would continue without this one.
             raise WorkerLost
         if stop.is_set():
             await _finish(workers, settings.drain_timeout.total_seconds())
 
 
 async def _finish(workers: "set[asyncio.Task[None]]", drain_seconds: float) -> None:
-    """Give them time to finish, then cut them short; what they held comes again."""
-    log.info("Finishing what is in hand.", action="worker.stopping", within_seconds=drain_seconds)
-    # Its default action ends the process, whatever hangs by then.
-    signal.setitimer(signal.ITIMER_REAL, max(drain_seconds * END_SHARE, 0.1))
-    _, late = await asyncio.wait(workers, timeout=drain_seconds * FINISH_SHARE)
+    """Let the workers finish, then cancel those that still run; the broker redelivers their messages."""
+    log.info(
+        "Stopping: finishing the messages already received.", action="worker.stopping", within_seconds=drain_seconds
+    )
+    # The default action of SIGALRM ends the process, even if the event loop hangs.
+    signal.setitimer(signal.ITIMER_REAL, max(drain_seconds * EXIT_AT_SHARE, 0.1))
+    _, late = await asyncio.wait(workers, timeout=drain_seconds * CANCEL_AT_SHARE)
     for worker in late:
         log.warning(
-            "Not finished in time; what is in hand comes again.", action="worker.cut_short", worker=worker.get_name()
+            "A worker did not finish in time; its messages will be redelivered.",
+            action="worker.cut_short",
+            worker=worker.get_name(),
         )
         worker.cancel()
 
 
 async def run_registrar(settings: Settings, stop: asyncio.Event) -> None:
-    """Take registrations until told to stop."""
+    """Run a registrar until `stop` is set."""
     engine = make_engine(settings, application_name="podium-registrar", pool_size=CONNECTIONS[WorkerName.REGISTRAR])
     async with _disposed(engine), OutboxNotifier(engine) as notifier:
         await Registrar(settings, Sessions(engine, on_events=notifier.notify)).run(stop)
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
-    """Publish events until told to stop."""
+    """Run a relay until `stop` is set."""
     engine = make_engine(
         settings,
         application_name="podium-relay",
@@ -107,19 +114,19 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def run_drainer(settings: Settings, stop: asyncio.Event) -> None:
-    """Move what the broker gave up on into the table of parked messages until told to stop."""
+    """Run a drainer until `stop` is set."""
     engine = make_engine(settings, application_name="podium-drainer", pool_size=CONNECTIONS[WorkerName.DRAINER])
     async with _disposed(engine):
         await Drainer(settings, Sessions(engine)).run(stop)
 
 
 async def run_janitor(settings: Settings, stop: asyncio.Event) -> None:
-    """Keep states true and tables tidy until told to stop."""
+    """Run a janitor, health checks and retention, until `stop` is set."""
     engine = make_engine(settings, application_name="podium-janitor", pool_size=CONNECTIONS[WorkerName.JANITOR])
-    async with _disposed(engine), OutboxNotifier(engine) as notifier, asyncio.TaskGroup() as duties:
+    async with _disposed(engine), OutboxNotifier(engine) as notifier, asyncio.TaskGroup() as group:
         sessions = Sessions(engine, on_events=notifier.notify)
-        duties.create_task(Janitor(settings, sessions).run(stop))
-        duties.create_task(Sweeper(settings, sessions).run(stop))
+        group.create_task(Janitor(settings, sessions).run(stop))
+        group.create_task(Sweeper(settings, sessions).run(stop))
 
 
 @asynccontextmanager
@@ -132,21 +139,21 @@ async def _disposed(engine: AsyncEngine) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stopped_by_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that the first SIGTERM or Ctrl-C sets; the second one ends the process as it would by default."""
+    """An event that the first SIGTERM or Ctrl-C sets; the second one has its default action, which ends the process."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def first() -> None:
+    def on_first_signal() -> None:
         stop.set()
-        for each in signals:
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
-    for each in signals:
-        loop.add_signal_handler(each, first)
+    for number in signals:
+        loop.add_signal_handler(number, on_first_signal)
     try:
         yield stop
     finally:
-        for each in signals:
-            loop.remove_signal_handler(each)
+        for number in signals:
+            loop.remove_signal_handler(number)

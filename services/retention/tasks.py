@@ -37,7 +37,6 @@ class RetentionTask(IntEnum):
     UNSEEN_SESSIONS = 6
 
 
-Swept = TaskStep
 NOTHING = TaskStep(0, None)
 
 

@@ -1,4 +1,4 @@
-"""RabbitMQ's memory alarm, during which it takes nothing from publishers (https://www.rabbitmq.com/docs/memory)."""
+"""RabbitMQ's memory alarm, during which it blocks publishers (https://www.rabbitmq.com/docs/memory)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,16 +8,16 @@ from podium.servers import PrivateServer
 from podium.servers.process import Command, run
 from podium.servers.rabbitmq import NODE, Rabbitmq
 
-# So little that any node uses more, and the default.
-LOW, USUAL = "0.000001", "0.4"
+# A limit that every node exceeds, and the default.
+LOW, DEFAULT = "0.000001", "0.4"
 
 
 @asynccontextmanager
 async def memory_alarm(server: PrivateServer) -> AsyncIterator[None]:
-    """The node has too little memory while inside."""
+    """Keep the memory alarm on inside the context."""
     await _set_watermark(server, LOW)
     yield
-    await _set_watermark(server, USUAL)
+    await _set_watermark(server, DEFAULT)
 
 
 async def _set_watermark(server: PrivateServer, fraction: str) -> None:

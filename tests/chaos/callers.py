@@ -1,4 +1,4 @@
-"""Callers of the API who remember what they were answered, and insist on an answer in time."""
+"""Clients of the API that record each response and fail if one takes too long."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ ANSWER_SECONDS = 10
 
 
 class Callers:
-    """Asks an API, and remembers each answer's status and whether it came in time."""
+    """Calls an API, and records each response's status and the longest response time."""
 
     def __init__(self, url: str, web: aiohttp.ClientSession) -> None:
         self._url, self._web = url, web
@@ -23,7 +23,7 @@ class Callers:
         self.slowest = 0.0
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and body; a refusal for a time says when to come again."""
+        """Status and body of a response; checks that it is not a 500, and that a 503 has `retry-after`."""
         began = monotonic()
         async with asyncio.timeout(ANSWER_SECONDS), self._web.request(method, self._url + path, json=body) as response:
             answer = await response.json()
@@ -35,13 +35,13 @@ class Callers:
         return response.status, answer
 
     async def promote_back_and_forth(self, agent: dict[str, Any]) -> None:
-        """Two promotes and a read."""
+        """Promote v1, then v2, then read the agent."""
         for deployment in ("v1", "v2"):
             await self.ask("POST", f"/agents/{agent['id']}/deployments/{deployment}/promote")
         await self.ask("GET", f"/agents/{agent['id']}")
 
     async def until(self, seconds: float, agent: dict[str, Any]) -> None:
-        """Ask all the time, for so long."""
+        """Call the API in a loop for this many seconds."""
         end = monotonic() + seconds
         while monotonic() < end:
             await self.promote_back_and_forth(agent)
@@ -50,12 +50,12 @@ class Callers:
 
 @asynccontextmanager
 async def callers_of(field: Field, **more: str) -> AsyncIterator[Callers]:
-    """Callers of an API beside a worker."""
+    """Clients of an API, with a worker process."""
     async with (
         field.worker(PODIUM_PUBLISH_TIMEOUT="2"),
         api_process(field.settings, field.folder, **more) as url,
-        # A connection for each call: one that is kept may be closed by the server at the moment it is used again.
+        # A connection per call: the server may close a kept connection just when it is used again.
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as web,
     ):
-        await field.until_told("relay.started")
+        await field.until_logged("relay.started")
         yield Callers(url, web)

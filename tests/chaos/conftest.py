@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give chaos more time than other tests have."""
+    """Give these tests a longer time limit than other tests."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(LIMIT_SECONDS))
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def data_dir() -> Iterator[Path]:
-    """Where the servers keep their data: a folder that their unprivileged account can enter."""
+    """The servers' data directory, which their unprivileged account can enter."""
     folder = Path(tempfile.mkdtemp(prefix="podium-chaos-"))
     folder.chmod(0o755)
     yield folder / "servers"
@@ -32,14 +32,14 @@ def data_dir() -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="package")
 async def ground(data_dir: Path) -> AsyncIterator[Ground]:
-    """Servers that may be broken."""
+    """Servers that tests may break."""
     async with private_servers(data_dir, durable=False) as servers, prepared(servers) as ground:
         yield ground
-        await ground.mended()
+        await ground.repair()
 
 
 @pytest_asyncio.fixture
 async def field(ground: Ground, tmp_path: Path) -> AsyncIterator[Field]:
-    """A database and queues of this test's own, on servers that it may break."""
+    """An empty database and empty queues for one test, on servers that it may break."""
     async with fresh(ground, tmp_path, f"chaos_{uuid4().hex}") as field:
         yield field

@@ -1,4 +1,4 @@
-"""The moment between a commit and its acknowledgement, held open for as long as a test likes."""
+"""A gate that holds registrars in their COMMIT, before the acknowledgement, for as long as a test needs."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,17 +26,17 @@ WHERE datname = current_database() AND wait_event = 'advisory' AND application_n
 
 @dataclass(frozen=True)
 class Gate:
-    """Closed: commits of registrars wait before it."""
+    """A closed gate: commits of registrars wait for it to open."""
 
     sessions: Sessions
 
     async def reached(self) -> None:
-        """Wait until a registrar has said COMMIT, and waits."""
+        """Wait until a registrar's COMMIT waits at the gate."""
         await eventually_rows(self.sessions, _WAITING)
 
 
 async def build_gate(sessions: Sessions) -> None:
-    """Have every commit of a decision pass the gate."""
+    """Install the trigger that makes every commit of a decision pass the gate."""
     async with sessions() as session, session.begin():
         await session.execute(_FUNCTION)
         await session.execute(_TRIGGER)
@@ -44,7 +44,7 @@ async def build_gate(sessions: Sessions) -> None:
 
 @asynccontextmanager
 async def closed_gate(sessions: Sessions) -> AsyncIterator[Gate]:
-    """The gate is closed while inside; what waited commits afterwards, whether its client lives or not."""
+    """Close the gate inside the context. Waiting transactions commit afterwards, even if their client is dead."""
     async with sessions() as holder, holder.begin():
         await holder.execute(text(f"SELECT pg_advisory_xact_lock({GATE})"))
         yield Gate(sessions)

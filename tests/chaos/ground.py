@@ -1,4 +1,4 @@
-"""Servers that may be broken: Podium's own, private to the chaos tests, with a database for each test."""
+"""Private servers that the chaos tests may break, with a database for each test."""
 
 import asyncio
 import os
@@ -29,26 +29,26 @@ from tests.support.waiting import eventually
 from workers.amqp.topology import declare
 
 EVENTS_QUEUE = "chaos.events"
-# Without the janitor, who would find that the pods of these tests do not exist.
-MESSENGERS = "registrar relay drainer"
-# A quorum queue of RabbitMQ 3.10 finds no leader again if its node is killed in its first second or so.
-SETTLED_SECONDS = 2.5
+# Without the janitor: it would set the deployments of these tests Failed, because their pods do not exist.
+MESSAGE_WORKERS = "registrar relay drainer"
+# RabbitMQ 3.10: if the node is killed about a second after a quorum queue was declared, the queue elects no leader.
+SETTLE_SECONDS = 2.5
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Both servers, and how long their queues have been there."""
+    """Both servers, and the time at which the queues were declared."""
 
     postgres: PrivateServer
     rabbitmq: PrivateServer
     declared_at: float
 
     async def settled(self) -> None:
-        """Wait until the broker's node may be killed."""
-        await asyncio.sleep(max(0.0, self.declared_at + SETTLED_SECONDS - monotonic()))
+        """Wait until the broker's node can be killed safely."""
+        await asyncio.sleep(max(0.0, self.declared_at + SETTLE_SECONDS - monotonic()))
 
-    async def mended(self) -> None:
-        """Both servers run, whatever was done to them."""
+    async def repair(self) -> None:
+        """Resume and start both servers."""
         for server in (self.postgres, self.rabbitmq):
             if server.pid is not None:
                 thaw(server)
@@ -57,7 +57,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Field:
-    """One test's database on the ground, and its worker processes."""
+    """One test's database, settings and worker processes."""
 
     ground: Ground
     settings: Settings
@@ -72,31 +72,31 @@ class Field:
         return name
 
     @asynccontextmanager
-    async def worker(self, names: str = MESSENGERS, **more: str) -> AsyncIterator[GuardedProcess]:
-        """A `podium worker` that tells what it does in JSON."""
-        told = {"PODIUM_LOG_LEVEL": "info", "PODIUM_LOG_FORMAT": "json", **more}
-        async with worker_process(self.settings, self.folder, names, **told) as process:
+    async def worker(self, names: str = MESSAGE_WORKERS, **more: str) -> AsyncIterator[GuardedProcess]:
+        """A `podium worker` process that logs JSON."""
+        variables = {"PODIUM_LOG_LEVEL": "info", "PODIUM_LOG_FORMAT": "json", **more}
+        async with worker_process(self.settings, self.folder, names, **variables) as process:
             yield process
 
-    def told(self, action: str) -> list[dict[str, Any]]:
-        """What all workers have logged under this action."""
+    def logged(self, action: str) -> list[dict[str, Any]]:
+        """The log lines of all workers with this action."""
         lines = [line for log in self.folder.glob("worker-*.log") for line in log.read_bytes().splitlines()]
-        # A killed process leaves half a line.
-        whole = [from_json(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
-        return [line for line in whole if line.get("action") == action]
+        # A killed process may leave an incomplete line.
+        complete = [from_json(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+        return [line for line in complete if line.get("action") == action]
 
-    async def until_told(self, action: str, *, seconds: float = 20, **facts: object) -> None:
-        """Wait until some worker has logged this."""
+    async def until_logged(self, action: str, *, seconds: float = 20, **fields: object) -> None:
+        """Wait until a worker has logged this action with these fields."""
 
         async def found() -> bool:
-            return any(facts.items() <= line.items() for line in self.told(action))
+            return any(fields.items() <= line.items() for line in self.logged(action))
 
-        await eventually(found, f"{action} {facts}", seconds=seconds)
+        await eventually(found, f"{action} {fields}", seconds=seconds)
 
 
 @asynccontextmanager
 async def prepared(servers: Servers) -> AsyncIterator[Ground]:
-    """The ground with Podium's queues on it and a queue that keeps events."""
+    """The servers with Podium's queues and a queue that stores all events."""
     assert servers.postgres is not None
     assert servers.rabbitmq is not None
     await declare(Settings(amqp_url=SecretStr(servers.amqp_url)))
@@ -109,10 +109,10 @@ async def prepared(servers: Servers) -> AsyncIterator[Ground]:
 
 @asynccontextmanager
 async def fresh(ground: Ground, folder: Path, name: str) -> AsyncIterator[Field]:
-    """A new database and empty queues; both servers run again afterwards."""
-    await ground.mended()
+    """A new database and empty queues; afterwards both servers are running again."""
+    await ground.repair()
     url = make_url(ground.postgres.url)
-    await alone(url.render_as_string(hide_password=False), f'CREATE DATABASE "{name}"')
+    await run_outside_transaction(url.render_as_string(hide_password=False), f'CREATE DATABASE "{name}"')
     engine = create_async_engine(
         async_url(str(url.set(database=name).render_as_string(hide_password=False))), poolclass=NullPool
     )
@@ -129,17 +129,17 @@ async def fresh(ground: Ground, folder: Path, name: str) -> AsyncIterator[Field]
     try:
         yield Field(ground, settings, Sessions(engine), folder)
     finally:
-        await ground.mended()
+        await ground.repair()
         await engine.dispose()
 
 
 def freeze(server: PrivateServer) -> None:
-    """Stop every process of a server, as a machine does that hangs: connections stay, answers do not come."""
+    """Stop every process of a server, like a hanging machine: connections stay open, responses do not arrive."""
     _signal(server, signal.SIGSTOP)
 
 
 def thaw(server: PrivateServer) -> None:
-    """Let it go on."""
+    """Resume the processes of a server."""
     _signal(server, signal.SIGCONT)
 
 
@@ -150,13 +150,13 @@ def _signal(server: PrivateServer, number: signal.Signals) -> None:
 
 
 async def ended_within(process: GuardedProcess, seconds: float) -> int:
-    """The exit code of a process that ends by itself."""
+    """Wait for the end of a process; returns its exit code."""
     async with asyncio.timeout(seconds):
         return await process.ended()
 
 
-async def alone(url: str, *statements: str) -> None:
-    """Run what cannot run inside a transaction."""
+async def run_outside_transaction(url: str, *statements: str) -> None:
+    """Run statements that cannot run inside a transaction."""
     engine = create_async_engine(async_url(url), isolation_level="AUTOCOMMIT", poolclass=NullPool)
     async with engine.connect() as connection:
         for statement in statements:

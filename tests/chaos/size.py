@@ -1,7 +1,4 @@
-"""How much chaos: a short form for every run of the tests, the long form for `make chaos`.
-
-CHAOS=long chooses the long one. Same code, other numbers.
-"""
+"""Sizes of the chaos tests: short for every run of the tests, long for `make chaos` (CHAOS=long)."""
 
 import os
 from dataclasses import dataclass
@@ -22,15 +19,15 @@ class Size:
     frozen: float
     server_frozen: float
     broker_frozen: float
-    """Long enough for the workers to give their connections up: three heartbeats, and a second for each."""
+    """Long enough for the workers to close their connections: three heartbeats, plus one second for each."""
     heartbeat: int
     database_timeout: float
-    """What the API is told, while its database is frozen."""
+    """PODIUM_DATABASE_TIMEOUT of the API while its database is frozen."""
     probed: int
-    """Deployments that one janitor asks within each interval."""
+    """Deployments that one janitor probes in each interval."""
     probe_interval: float
     patience: float
-    """The longest wait for everything to be decided and told, once nothing is broken any more."""
+    """The longest wait until all messages are decided and all events published, after the servers run again."""
 
 
 SHORT = Size(
@@ -70,5 +67,5 @@ LONG = Size(
     patience=300,
 )
 SIZE = LONG if os.environ.get("CHAOS") == "long" else SHORT
-# For pytest-timeout: far beyond what any scenario takes, so that a hang ends the run.
+# For pytest-timeout: far longer than any scenario takes, so that a hanging test ends.
 LIMIT_SECONDS = 900 if SIZE is LONG else 120

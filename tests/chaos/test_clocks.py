@@ -1,4 +1,4 @@
-"""A pod's clock is an hour off: what happens, either way."""
+"""Announcements of a pod whose clock is an hour fast or slow."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -13,13 +13,13 @@ ADDRESS = "SELECT acp_url, registered_at, status, is_production FROM deployments
 
 
 async def decided(sessions: Sessions, message: Incoming) -> str:
-    """The outcome of a message that has just arrived."""
+    """Decide a message; returns the name of its outcome."""
     (result,) = await in_transaction(sessions, partial(register_batch, batch=[message]))
     return type(result.outcome).__name__
 
 
 async def test_a_clock_that_runs_ahead_wins_nothing_for_later(sessions: Sessions) -> None:
-    """It counts as the moment of its arrival, so that the next announcement of a right clock is newer."""
+    """A future time counts as the time of arrival, so the next announcement with a correct clock is newer."""
     ahead = incoming("bot", deployment_id="v1", acp_url="http://ahead", registered_at=ago(-HOUR))
     assert await decided(sessions, ahead) == "Registered"
     (row,) = await rows(sessions, ADDRESS, id="v1")
@@ -29,10 +29,10 @@ async def test_a_clock_that_runs_ahead_wins_nothing_for_later(sessions: Sessions
 
 
 async def test_a_clock_that_is_behind_serves_as_long_as_it_is_alone(sessions: Sessions) -> None:
-    """A new deployment becomes Ready and is promoted as ever; against a right clock of the same one it is Stale.
+    """A new deployment becomes Ready and is promoted; after an announcement with a correct clock, a slow one is Stale.
 
-    So a pod of a deployment that moves to a machine whose clock is behind keeps its old address until it announces
-    itself by a right clock: 'podium registrations' shows why.
+    So a deployment whose pod moves to a machine with a slow clock keeps its old address until the pod announces itself
+    with a correct clock. 'podium registrations' shows why.
     """
     behind = partial(incoming, "bot", registered_at=ago(HOUR))
     assert await decided(sessions, behind(deployment_id="v1", acp_url="http://behind")) == "Registered"
@@ -41,5 +41,5 @@ async def test_a_clock_that_is_behind_serves_as_long_as_it_is_alone(sessions: Se
     assert await decided(sessions, incoming("bot", deployment_id="v1", acp_url="http://right")) == "Registered"
     assert await decided(sessions, behind(deployment_id="v1", acp_url="http://behind.again")) == "Stale"
     assert (await rows(sessions, ADDRESS, id="v1"))[0].acp_url == "http://right"
-    (told,) = await rows(sessions, "SELECT outcome FROM registrations ORDER BY seq DESC LIMIT 1")
-    assert told.outcome == "Stale"
+    (last,) = await rows(sessions, "SELECT outcome FROM registrations ORDER BY seq DESC LIMIT 1")
+    assert last.outcome == "Stale"

@@ -1,4 +1,4 @@
-"""PostgreSQL's disk is full: nothing is lost and nothing is parked; it goes on by itself once there is room."""
+"""PostgreSQL's disk is full: no message is lost or parked, and work continues by itself once there is space."""
 
 import os
 import subprocess
@@ -13,14 +13,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import InternalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.chaos.ground import Field, alone
+from tests.chaos.ground import Field, run_outside_transaction
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
 from tests.support.factories import a_body, incoming
 from tests.support.processes import api_process
 from tests.support.waiting import eventually, rows
 
 SMALL, LARGE = "size=20m", "size=512m"
-# In bytes, of random text, since PostgreSQL compresses.
+# Bytes of random text per message. Random, because PostgreSQL compresses.
 BALLAST = 20_000
 MESSAGES = 1_000
 DECIDED = text("SELECT count(*) FROM registrations")
@@ -32,7 +32,7 @@ END_SESSIONS = text(
 
 @pytest_asyncio.fixture
 async def small_disk(field: Field) -> AsyncIterator[Path]:
-    """This test's database is on a disk of 20 MB, most of which it has filled already."""
+    """Move this test's database to a disk of 20 MB, which it nearly fills."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
     account = field.ground.postgres._around.account
@@ -41,21 +41,23 @@ async def small_disk(field: Field) -> AsyncIterator[Path]:
     owner = f",uid={account.uid},gid={account.gid}" if account else ""
     mounted = _run("mount", "-t", "tmpfs", "-o", f"{SMALL}{owner},mode=0700", "podium-chaos", str(folder))
     if not mounted:
-        pytest.skip("this machine allows no mount")
+        pytest.skip("this machine does not allow mounts")
     name = field.database
-    await alone(field.ground.postgres.url, f"CREATE TABLESPACE small LOCATION '{folder}'")
-    await alone(field.ground.postgres.url, f'ALTER DATABASE "{name}" SET TABLESPACE small')
+    await run_outside_transaction(field.ground.postgres.url, f"CREATE TABLESPACE small LOCATION '{folder}'")
+    await run_outside_transaction(field.ground.postgres.url, f'ALTER DATABASE "{name}" SET TABLESPACE small')
     yield folder
     await field.ground.postgres.start()
-    await alone(field.ground.postgres.url, f'DROP DATABASE "{name}" WITH (FORCE)', "DROP TABLESPACE small")
+    await run_outside_transaction(
+        field.ground.postgres.url, f'DROP DATABASE "{name}" WITH (FORCE)', "DROP TABLESPACE small"
+    )
     _run("umount", str(folder))
 
 
 async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None:
-    """Messages wait in the queue; the API answers 503 to what writes, 200 to what reads, 503 once nothing can be read.
+    """Messages wait in the queue. The API answers 503 to writes and 200 to reads, then 503 once sessions have ended.
 
-    That is when sessions end: on a full disk PostgreSQL begins no new one if it has to write its cache file first. It
-    calls that an internal error (XX000), as if a statement were to fault_of.
+    On a full disk PostgreSQL refuses a new session if it must first write its cache file. It reports that as an
+    internal error (XX000), as if the statement were at fault.
     """
     messages = [
         incoming(
@@ -65,14 +67,14 @@ async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None
     ]
     engine = field.sessions.kw["bind"]
     async with (
-        engine.execution_options(isolation_level="AUTOCOMMIT").connect() as kept,
+        engine.execution_options(isolation_level="AUTOCOMMIT").connect() as admin,
         pods_of(field) as pods,
         field.worker(),
         api_process(field.settings, field.folder) as url,
         aiohttp.ClientSession() as web,
     ):
         await pods.publish(messages)
-        await field.until_told("registrar.database_away", server="PostgreSQL")
+        await field.until_logged("registrar.database_away", server="PostgreSQL")
         body = a_body(
             "late-bot", deployment_id="late-v1", registration_metadata={"ballast": os.urandom(BALLAST * 5).hex()}
         )
@@ -81,20 +83,23 @@ async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None
             assert refused.headers["retry-after"]
         async with web.get(f"{url}/agents") as read:
             assert read.status == 200
-        await _until_no_session_begins(engine, small_disk)
-        await kept.execute(END_SESSIONS)
+        await _until_sessions_are_refused(engine, small_disk)
+        await admin.execute(END_SESSIONS)
         async with web.get(f"{url}/agents") as read:
             assert read.status == 503
-        await field.until_told("database.failed")
-        assert (await kept.execute(DECIDED)).scalar_one() < MESSAGES
+        await field.until_logged("database.failed")
+        assert (await admin.execute(DECIDED)).scalar_one() < MESSAGES
         _run("mount", "-o", f"remount,{LARGE}", str(small_disk))
         await until_quiet(field, MESSAGES)
     assert not await rows(field.sessions, "SELECT 1 FROM parked")
     await all_events_in_order(field)
 
 
-async def _until_no_session_begins(engine: AsyncEngine, disk: Path) -> None:
-    """Nothing but room is missing: the next vacuum of a catalog would remove the file as well."""
+async def _until_sessions_are_refused(engine: AsyncEngine, disk: Path) -> None:
+    """Fill the disk until PostgreSQL refuses sessions.
+
+    Removes the cache file, as the vacuum of a catalog does.
+    """
 
     async def refused() -> bool:
         _replace_cache(disk)
@@ -104,11 +109,11 @@ async def _until_no_session_begins(engine: AsyncEngine, disk: Path) -> None:
         except InternalError as error:
             return "init file" in str(error)
 
-    await eventually(refused, "no session can begin")
+    await eventually(refused, "PostgreSQL refuses a new session")
 
 
 def _replace_cache(disk: Path) -> None:
-    """The cache file is gone, and what room it took."""
+    """Remove the cache files and fill the space that they used."""
     for cache in disk.glob("PG_*/*/pg_internal.init"):
         cache.unlink()
     with suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:

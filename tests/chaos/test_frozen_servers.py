@@ -1,4 +1,4 @@
-"""A server that hangs: its connections stay, new ones are taken by the kernel, and no answer comes."""
+"""A server hangs: its connections stay open, the kernel accepts new ones, and no response arrives."""
 
 import asyncio
 from collections import Counter
@@ -19,14 +19,14 @@ from tests.support.factories import a_body, incoming
 from tests.support.invariants import assert_invariants
 from tests.support.waiting import eventually, rows
 
-# More than an API process has connections, so that some wait for one.
+# More than the database connections of an API process, so that some requests wait for a connection.
 AT_ONCE = 30
 MESSAGES = 100
 
 
 @asynccontextmanager
 async def frozen(server: PrivateServer) -> AsyncIterator[None]:
-    """The server hangs while inside."""
+    """Freeze the server inside the context."""
     freeze(server)
     try:
         yield
@@ -34,10 +34,10 @@ async def frozen(server: PrivateServer) -> AsyncIterator[None]:
         thaw(server)
 
 
-async def everybody_asks(callers: Callers, agent: dict[str, Any]) -> None:
-    """Reads, promotes, registrations, rollbacks and RPC, side by side."""
+async def call_everything(callers: Callers, agent: dict[str, Any]) -> None:
+    """Send reads, promotes, registrations, rollbacks and RPC calls concurrently."""
     path = f"/agents/{agent['id']}"
-    ways = [
+    calls = [
         partial(callers.ask, "GET", path),
         partial(callers.ask, "GET", "/agents"),
         partial(callers.ask, "POST", f"{path}/deployments/v1/promote"),
@@ -47,18 +47,18 @@ async def everybody_asks(callers: Callers, agent: dict[str, Any]) -> None:
         partial(callers.ask, "GET", "/health/ready"),
     ]
     bodies = [a_body(f"caller-{number}", deployment_id=f"c-{number}") for number in range(AT_ONCE)]
-    asking = [ways[number % len(ways)]() for number in range(AT_ONCE)]
-    await asyncio.gather(*asking, *(callers.ask("POST", "/agents/register", body) for body in bodies))
+    running = [calls[number % len(calls)]() for number in range(AT_ONCE)]
+    await asyncio.gather(*running, *(callers.ask("POST", "/agents/register", body) for body in bodies))
 
 
 async def test_a_frozen_database_keeps_nobody_waiting(field: Field) -> None:
-    """Every call is answered in time, 503 and when to come again; afterwards all goes on, and nothing is half done.
+    """Every request gets a 503 with `retry-after` in time; afterwards work continues, and no change is incomplete.
 
-    The server is frozen in the middle of traffic, so that some transactions hang before their commit and some in it.
+    The server freezes during traffic, so that some transactions hang before their commit and some during it.
     """
     messages = [incoming(f"bot-{number}", deployment_id=f"b-{number}") for number in range(3 * MESSAGES)]
-    told = {"PODIUM_DATABASE_TIMEOUT": str(SIZE.database_timeout)}
-    async with callers_of(field, **told) as callers, pods_of(field) as pods:
+    variables = {"PODIUM_DATABASE_TIMEOUT": str(SIZE.database_timeout)}
+    async with callers_of(field, **variables) as callers, pods_of(field) as pods:
         _, agent = await _two_versions(callers)
         await pods.publish(messages[:MESSAGES])
         traffic = asyncio.create_task(callers.until(SIZE.server_frozen, agent))
@@ -66,7 +66,7 @@ async def test_a_frozen_database_keeps_nobody_waiting(field: Field) -> None:
             await pods.publish(messages[MESSAGES : 2 * MESSAGES])
             await traffic
             callers.answers.clear()
-            await everybody_asks(callers, agent)
+            await call_everything(callers, agent)
             assert set(callers.answers) == {503}
             assert (await callers.ask("GET", "/health/live"))[0] == 200
 
@@ -89,22 +89,22 @@ async def test_a_frozen_database_keeps_nobody_waiting(field: Field) -> None:
 
 
 async def test_a_frozen_broker_stops_no_promote(field: Field) -> None:
-    """Reads and promotes are answered as ever; announcements and events wait, and all of them arrive afterwards."""
+    """Reads and promotes succeed; announcements and events wait, and all of them arrive afterwards."""
     messages = [incoming(f"bot-{number}", deployment_id=f"b-{number}") for number in range(3 * MESSAGES)]
-    attentive = replace(
+    short_heartbeat = replace(
         field,
         settings=field.settings.model_copy(
             update={"amqp_url": SecretStr(f"{field.ground.rabbitmq.url}?heartbeat={SIZE.heartbeat}")}
         ),
     )
-    async with callers_of(attentive) as callers, pods_of(field) as pods:
+    async with callers_of(short_heartbeat) as callers, pods_of(field) as pods:
         _, agent = await _two_versions(callers)
         await pods.publish(messages[:MESSAGES])
         async with frozen(field.ground.rabbitmq):
             publishing = asyncio.create_task(pods.publish(messages[MESSAGES : 2 * MESSAGES]))
             await callers.until(SIZE.broker_frozen, agent)
             for worker in ("registrar", "relay", "drainer"):
-                await field.until_told(f"{worker}.disconnected", server="RabbitMQ")
+                await field.until_logged(f"{worker}.disconnected", server="RabbitMQ")
             assert Counter(callers.answers) == {200: len(callers.answers)}
             assert await rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
             assert (await callers.ask("GET", "/health/ready"))[0] == 200
@@ -116,7 +116,7 @@ async def test_a_frozen_broker_stops_no_promote(field: Field) -> None:
 
 
 async def _two_versions(callers: Callers) -> tuple[int, Any]:
-    """An agent with v1 in production and v2 beside it."""
+    """Register an agent with v1 in production and v2 as a preview."""
     await callers.ask("POST", "/agents/register", a_body("bot", deployment_id="v1"))
     return await callers.ask("POST", "/agents/register", a_body("bot", deployment_id="v2"))
 

@@ -1,6 +1,6 @@
-"""Many deployments, few janitors: each is asked in time, by one of them, and the death of one delays nobody for long.
+"""Many deployments and few janitors: each deployment is probed in time, also after a janitor has died.
 
-The long form is the promise: 5,000 deployments asked by one process within 30 seconds. What it costs is printed.
+The long size is the promise: one process probes 5,000 deployments within 30 seconds. The test prints what it costs.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually, rows
 
 VERSIONS = 20
 BATCH = 500
-# Beyond the interval, on a machine that does other things as well.
+# Tolerance beyond the interval, for a machine that runs other programs too.
 SLACK_SECONDS = 5 + SIZE.probe_interval / 2
 TICKS = os.sysconf("SC_CLK_TCK")
 WORK = "SELECT xact_commit, tup_updated, tup_fetched FROM pg_stat_database WHERE datname = current_database()"
@@ -33,34 +33,34 @@ BACKENDS = """
 
 
 class Fleet:
-    """One server that is the pod of many deployments, each below a path of its own; it knows who was asked when."""
+    """One server that acts as the pods of many deployments, one path each, and records when each was probed."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.asked: dict[str, list[float]] = defaultdict(list)
+        self.probed_at: dict[str, list[float]] = defaultdict(list)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Remember who was asked."""
-        self.asked[request.path].append(monotonic())
+        """Record the probe."""
+        self.probed_at[request.path].append(monotonic())
         return web.Response()
 
-    async def all_asked_since(self, moment: float) -> None:
-        """Return once each of them was asked after this moment, which must be in time."""
+    async def all_probed_since(self, moment: float) -> None:
+        """Wait until each deployment has been probed after this moment; fails if that takes too long."""
 
-        async def everybody() -> bool:
-            return sum(times[-1] > moment for times in self.asked.values()) == SIZE.probed
+        async def all_probed() -> bool:
+            return sum(times[-1] > moment for times in self.probed_at.values()) == SIZE.probed
 
-        await eventually(everybody, "everybody is asked", seconds=SIZE.probe_interval + 4 * SLACK_SECONDS)
+        await eventually(all_probed, "a probe of each deployment", seconds=SIZE.probe_interval + 4 * SLACK_SECONDS)
 
     def gaps(self, since: float) -> list[float]:
-        """The seconds between one look at a deployment and the next."""
-        kept = ([each for each in times if each > since] for times in self.asked.values())
+        """Sorted seconds between consecutive probes of the same deployment."""
+        kept = ([each for each in times if each > since] for times in self.probed_at.values())
         return sorted(later - earlier for times in kept for earlier, later in pairwise(times))
 
 
 @asynccontextmanager
 async def fleet_of(field: Field) -> AsyncIterator[Fleet]:
-    """Pods that have all announced themselves."""
+    """A fleet whose pods have all registered."""
     fleet = Fleet()
     runner = web.ServerRunner(web.Server(fleet.answer), shutdown_timeout=0.1)
     await runner.setup()
@@ -79,12 +79,12 @@ async def fleet_of(field: Field) -> AsyncIterator[Fleet]:
         await runner.cleanup()
 
 
-async def test_one_janitor_asks_everybody_in_time_and_two_share_the_work(field: Field) -> None:
-    """Nobody waits longer than the interval, nobody is asked twice in it, and whoever is left takes over."""
+async def test_one_janitor_probes_all_in_time_and_two_share_the_work(field: Field) -> None:
+    """Each deployment is probed once per interval, and the remaining janitor takes over the work of a killed one."""
     often = {"PODIUM_PROBE_INTERVAL": str(SIZE.probe_interval)}
     async with fleet_of(field) as fleet, field.worker("janitor", **often) as first:
-        await fleet.all_asked_since(0)
-        # What came at once is apart after a round.
+        await fleet.all_probed_since(0)
+        # The probes start at the same time, and are spread after one interval.
         await asyncio.sleep(SIZE.probe_interval)
         began, cost = monotonic(), await Cost.so_far(field, first)
         await asyncio.sleep(2 * SIZE.probe_interval)
@@ -102,36 +102,36 @@ async def test_one_janitor_asks_everybody_in_time_and_two_share_the_work(field: 
             assert min(shares) > sum(shares) / 10
             await first.kill()
             killed = monotonic()
-            await fleet.all_asked_since(killed)
+            await fleet.all_probed_since(killed)
             took = monotonic() - killed
     assert await rows(field.sessions, "SELECT 1 FROM deployments WHERE status <> 'Ready'") == []
     print(  # noqa: T201 - figures
-        f"{SIZE.probed} deployments every {SIZE.probe_interval:.0f} s: {alone}; from one look to the next "
+        f"{SIZE.probed} deployments every {SIZE.probe_interval:.0f} s: {alone}; between two probes "
         f"{gaps[0]:.1f} to {gaps[-1]:.1f} s; CPU shares of two {shares[0]:.2f} and {shares[1]:.2f} s; "
-        f"all asked again {took:.1f} s after one was killed"
+        f"all probed again {took:.1f} s after one was killed"
     )
 
 
 def nearly_all(gaps: list[float]) -> float:
-    """What nine of ten gaps are longer than: where the machine holds one look up, the gap behind it is short."""
+    """Nine of ten gaps are longer than this. The shortest gap is no measure: it follows a delayed probe."""
     return gaps[len(gaps) // 10]
 
 
 class Cost:
-    """What the janitor has cost so far."""
+    """The cost of a janitor since its start."""
 
     def __init__(self, janitor: float, backends: float, commits: int, updated: int) -> None:
         self.numbers = (janitor, backends, commits, updated)
 
     @classmethod
     async def so_far(cls, field: Field, process: GuardedProcess) -> "Cost":
-        """CPU of the process and of its sessions, and what the database has done."""
+        """CPU seconds of the process and of its database sessions, and the database's counters."""
         backends = [row.pid for row in await rows(field.sessions, BACKENDS)]
         [work] = await rows(field.sessions, WORK)
         return cls(cpu_seconds(process.pid), sum(map(cpu_seconds, backends)), work.xact_commit, work.tup_updated)
 
     def since(self, earlier: "Cost", seconds: float) -> str:
-        """For people, per second."""
+        """The rates per second since an earlier measurement, as text."""
         rates = [(now - then) / seconds for now, then in zip(self.numbers, earlier.numbers, strict=True)]
         return (
             f"janitor {rates[0]:.0%} of a core, its sessions {rates[1]:.0%}, "
@@ -140,6 +140,6 @@ class Cost:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processors, as proc(5) has it."""
+    """CPU seconds that a process has used, from proc(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS

@@ -1,4 +1,4 @@
-"""One server is away while the other works: what goes on, what waits, and that everything arrives afterwards."""
+"""One server is unavailable: what still works, what waits, and that everything arrives afterwards."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,21 +16,21 @@ from tests.support.waiting import eventually, rows
 
 @pytest_asyncio.fixture
 async def callers(field: Field) -> AsyncIterator[Callers]:
-    """Callers of an API beside a worker."""
+    """Clients of an API, with a worker process."""
     async with callers_of(field) as callers:
         yield callers
 
 
 @asynccontextmanager
 async def broker_down(field: Field) -> AsyncIterator[None]:
-    """RabbitMQ is not there while inside."""
+    """Stop RabbitMQ inside the context."""
     await field.ground.rabbitmq.stop()
     yield
     await field.ground.rabbitmq.start()
 
 
 async def test_the_api_works_while_the_broker_takes_nothing(field: Field, callers: Callers) -> None:
-    """During a memory alarm, and with no broker at all: reads and promotes are answered, events arrive after."""
+    """During a memory alarm and without a broker, reads and promotes succeed; events arrive afterwards."""
     await field.ground.settled()
     for deployment in ("v1", "v2"):
         _, agent = await callers.ask("POST", "/agents/register", a_body("bot", deployment_id=deployment))
@@ -47,11 +47,11 @@ async def test_the_api_works_while_the_broker_takes_nothing(field: Field, caller
     events = await all_events_in_order(field)
     promoted = {event.generation for event in events if event.type == "podium.deployment.promoted.v1"}
     assert promoted == set(range(1, ledger.generation + 1))
-    print(f"{len(callers.answers)} answers, all 200; {ledger.generation} generations told")  # noqa: T201 - figures
+    print(f"{len(callers.answers)} answers, all 200; {ledger.generation} generations published")  # noqa: T201 - figures
 
 
 async def test_a_database_that_is_away_loses_nothing(field: Field, callers: Callers) -> None:
-    """Messages wait, none is parked; the API answers 503 in time, and ready says which part is down."""
+    """Messages wait and are not parked; the API answers 503 in time, and /health/ready names the part that is down."""
     _, agent = await callers.ask("POST", "/agents/register", a_body("bot", deployment_id="v1"))
     await callers.ask("POST", "/agents/register", a_body("bot", deployment_id="v2"))
     messages = [incoming(f"bot-{number}", deployment_id=f"v-{number}") for number in range(300)]

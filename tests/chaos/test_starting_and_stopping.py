@@ -1,4 +1,4 @@
-"""Processes start in any order, and end in time whatever their servers do."""
+"""Processes start in any order, and end in time even if their servers hang."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ API_END_SECONDS = 10
 
 
 async def test_everything_starts_while_both_servers_are_away(field: Field) -> None:
-    """Worker and API say what is missing and since when, and work as soon as it comes."""
+    """Worker and API report which server is unavailable since when, and work once it is available."""
     await field.ground.settled()
     await field.ground.rabbitmq.stop()
     await field.ground.postgres.stop()
@@ -30,15 +30,15 @@ async def test_everything_starts_while_both_servers_are_away(field: Field) -> No
         aiohttp.ClientSession() as web,
     ):
         for action in ("registrar.disconnected", "relay.disconnected", "drainer.disconnected"):
-            await field.until_told(action, server="RabbitMQ")
+            await field.until_logged(action, server="RabbitMQ")
         async with web.get(f"{url}/health/ready") as ready:
             parts = (await ready.json())["parts"]
             assert (ready.status, parts["database"]["ok"], parts["broker"]["ok"]) == (503, False, False)
         await field.ground.rabbitmq.start()
-        await field.until_told("relay.disconnected", server="PostgreSQL")
+        await field.until_logged("relay.disconnected", server="PostgreSQL")
         async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
             await publish(broker, a_body("bot", deployment_id="v1"))
-        await field.until_told("registrar.database_away", server="PostgreSQL")
+        await field.until_logged("registrar.database_away", server="PostgreSQL")
         await field.ground.postgres.start()
         await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 4)
 
@@ -48,31 +48,31 @@ async def test_everything_starts_while_both_servers_are_away(field: Field) -> No
 
         await eventually(api_ready, "the API is ready")
         assert worker.code is None
-    assert all(line["since"] for line in field.told("relay.disconnected"))
-    assert field.told("relay.connected")
+    assert all(line["since"] for line in field.logged("relay.disconnected"))
+    assert field.logged("relay.connected")
 
 
 @pytest.mark.parametrize("hanging", ["postgres", "rabbitmq"])
 async def test_a_worker_ends_in_time_while_a_server_hangs(field: Field, hanging: str) -> None:
-    """SIGTERM with a batch in hand and a server that says nothing: the process is gone within the drain timeout."""
+    """After SIGTERM during a batch, with a server that does not answer, the process ends within the drain timeout."""
     server: PrivateServer = getattr(field.ground, hanging)
     await field.ground.settled()
     async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
         async with field.worker(PODIUM_DRAIN_TIMEOUT=str(DRAIN_SECONDS)) as worker:
-            await field.until_told("registrar.started")
-            await field.until_told("relay.started")
+            await field.until_logged("registrar.started")
+            await field.until_logged("relay.started")
             for number in range(20):
                 await publish(broker, a_body(f"bot-{number}", deployment_id=f"v-{number}"))
             freeze(server)
             os.kill(worker.pid, signal.SIGTERM)
             await ended_within(worker, DRAIN_SECONDS + 1)
-        await field.ground.mended()
+        await field.ground.repair()
     async with field.worker():
         await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 80)
 
 
 async def test_an_api_ends_in_time_while_its_database_hangs(field: Field) -> None:
-    """It closes its connections, but does not wait for a server that says no good-bye."""
+    """The API closes its connections, but does not wait for a server that does not answer."""
     env = environment(field.settings, PODIUM_PORT=str(port := free_ports(["api"])["api"]))
     async with program("podium api", env, field.folder / "api.log") as api, aiohttp.ClientSession() as web:
 
@@ -90,11 +90,11 @@ async def test_an_api_ends_in_time_while_its_database_hangs(field: Field) -> Non
 
 
 async def test_a_second_sigterm_ends_a_worker_at_once(field: Field) -> None:
-    """Whoever is impatient says so again."""
+    """The second SIGTERM has its default action."""
     async with field.worker() as worker:
-        await field.until_told("relay.started")
+        await field.until_logged("relay.started")
         freeze(field.ground.postgres)
         os.kill(worker.pid, signal.SIGTERM)
-        await field.until_told("worker.stopping")
+        await field.until_logged("worker.stopping")
         os.kill(worker.pid, signal.SIGTERM)
         assert await ended_within(worker, 1) == -signal.SIGTERM

@@ -1,4 +1,4 @@
-"""Pods that publish until the broker confirms, and what a consumer of the events has got in the end."""
+"""Pods that publish until the broker confirms, and checks of the events that a consumer receives."""
 
 import asyncio
 import random
@@ -24,14 +24,14 @@ from tests.support.waiting import eventually, rows
 
 AT_ONCE = 100
 CONFIRM_SECONDS = 5.0
-AGAIN_SECONDS = 0.2
+RETRY_SECONDS = 0.2
 AGENTS = 100
 DEPLOYMENTS = 40
-TOLD = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"
+EXPECTED_EVENTS = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"
 
 
 class Pods:
-    """Publishes messages as pods do: mandatory, and again with the same id until the broker has confirmed."""
+    """Publishes messages as pods do: mandatory, and repeated with the same id until the broker confirms."""
 
     def __init__(self, field: Field) -> None:
         self._url = field.settings.amqp_url.get_secret_value()
@@ -40,15 +40,15 @@ class Pods:
         self.attempts: Counter[UUID | None] = Counter()
 
     async def publish(self, messages: Sequence[Incoming]) -> None:
-        """Return once each of these is confirmed."""
-        left = iter(messages)
-        while batch := list(islice(left, AT_ONCE)):
+        """Publish these messages; returns once all are confirmed."""
+        remaining = iter(messages)
+        while batch := list(islice(remaining, AT_ONCE)):
             while batch := await self._unconfirmed(batch):
                 await self.close()
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Leave; publishing again comes back."""
+        """Close the connection; the next publish opens a new one."""
         connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
             with suppress(AMQPError, OSError, RuntimeError):
@@ -79,7 +79,7 @@ class Pods:
 
 @asynccontextmanager
 async def pods_of(field: Field) -> AsyncIterator[Pods]:
-    """Pods that leave in order."""
+    """Pods whose connection is closed afterwards."""
     pods = Pods(field)
     try:
         yield pods
@@ -88,7 +88,7 @@ async def pods_of(field: Field) -> AsyncIterator[Pods]:
 
 
 def many(rng: random.Random, count: int) -> Shuffle:
-    """So many messages of up to a hundred agents: deployments, legacy addresses, foreign deployments, old times."""
+    """Messages of up to a hundred agents: deployments, legacy addresses, foreign deployment ids, old times."""
     shuffle = Shuffle(rng)
     agents = [f"bot-{number}" for number in range(max(2, min(AGENTS, count // 50)))]
     while len(shuffle.messages) < count:
@@ -105,31 +105,32 @@ def many(rng: random.Random, count: int) -> Shuffle:
 
 
 def repeated(rng: random.Random, messages: Sequence[Incoming]) -> list[Incoming]:
-    """Each of them one to three times, in random order."""
+    """Each message one to three times, in random order."""
     arriving = [each for each in messages for _ in range(rng.randint(1, 3))]
     rng.shuffle(arriving)
     return arriving
 
 
-def parts(things: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
-    """The things in so many parts of about one size."""
-    edges = [len(things) * number // count for number in range(count + 1)]
-    return (things[start:end] for start, end in pairwise(edges))
+def parts(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
+    """Split a sequence into `count` parts of about the same size."""
+    edges = [len(items) * number // count for number in range(count + 1)]
+    return (items[start:end] for start, end in pairwise(edges))
 
 
 async def all_events_in_order(field: Field, *, seconds: float = 30) -> list[CloudEvent]:
-    """What is on the consumer's queue, once all of it is there; each agent's without gap and in order.
+    """Wait until all events are on the consumer's queue, and check that each agent's are in order and without gaps.
 
-    A consumer drops what is not greater than the last sequence of its source; what arrives too early leaves a gap.
+    Like a consumer, drops an event whose sequence is not greater than the last one of its source. An event that arrives
+    too early then leaves a gap.
     """
-    expected = {(row.source, row.sequence) for row in await rows(field.sessions, TOLD)}
+    expected = {(row.source, row.sequence) for row in await rows(field.sessions, EXPECTED_EVENTS)}
     events: list[CloudEvent] = []
-    kept: dict[str, list[int]] = {}
+    accepted: dict[str, list[int]] = {}
 
-    async def keep(message: Any) -> None:
+    async def receive(message: Any) -> None:
         event = CloudEvent.model_validate_json(message.body)
         events.append(event)
-        sequences = kept.setdefault(event.source, [])
+        sequences = accepted.setdefault(event.source, [])
         if int(event.sequence) > (sequences[-1] if sequences else 0):
             sequences.append(int(event.sequence))
 
@@ -138,16 +139,16 @@ async def all_events_in_order(field: Field, *, seconds: float = 30) -> list[Clou
 
     async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
         queue = await (await broker.channel()).get_queue(EVENTS_QUEUE)
-        await queue.consume(keep, no_ack=True)
+        await queue.consume(receive, no_ack=True)
         await eventually(complete, f"{len(expected)} events on the consumer's queue", seconds=seconds)
-    for source, sequences in kept.items():
-        assert sequences == list(range(1, len(sequences) + 1)), f"gap or disorder at a consumer: {source}"
-    assert {(source, each) for source, sequences in kept.items() for each in sequences} == expected
+    for source, sequences in accepted.items():
+        assert sequences == list(range(1, len(sequences) + 1)), f"events with a gap or out of order: {source}"
+    assert {(source, each) for source, sequences in accepted.items() for each in sequences} == expected
     return events
 
 
-async def until_quiet(field: Field, messages: int, *, told: bool = True, seconds: float = SIZE.patience) -> None:
-    """Wait until so many messages are decided, no other is left, and (if somebody tells) every event is told."""
+async def until_quiet(field: Field, messages: int, *, published: bool = True, seconds: float = SIZE.patience) -> None:
+    """Wait until this many messages are decided, the queue is empty, and (if `published`) every event is published."""
 
     async def quiet() -> bool:
         (row,) = await rows(
@@ -155,7 +156,7 @@ async def until_quiet(field: Field, messages: int, *, told: bool = True, seconds
             "SELECT (SELECT count(*) FROM registrations) AS decided, "
             "(SELECT count(*) FROM outbox WHERE published_at IS NULL) AS waiting",
         )
-        if row.decided != messages or (told and row.waiting):
+        if row.decided != messages or (published and row.waiting):
             return False
         return await waiting_in(field, topology.REGISTRATIONS_QUEUE) == 0
 
@@ -163,6 +164,6 @@ async def until_quiet(field: Field, messages: int, *, told: bool = True, seconds
 
 
 async def waiting_in(field: Field, queue: str) -> int:
-    """How many messages wait in a queue, delivered and unacknowledged ones not counted."""
+    """The number of messages in a queue that are ready for delivery."""
     async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
         return await ready_messages(broker, queue)

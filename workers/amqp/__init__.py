@@ -1,1 +1,1 @@
-"""RabbitMQ: connections, decoding, topology, and messages between delivery and decision."""
+"""RabbitMQ: connections, decoding of properties, the delivery buffer, and the declared topology."""

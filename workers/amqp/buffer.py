@@ -1,4 +1,4 @@
-"""What a worker holds of one connection's messages."""
+"""The delivery buffer: messages that one connection has delivered and that are not yet decided."""
 
 import asyncio
 from collections import deque
@@ -7,24 +7,27 @@ from aio_pika.abc import AbstractIncomingMessage
 
 
 class DeliveryBuffer:
-    """Messages of one connection that have come and are not yet decided."""
+    """Messages of one connection that are delivered and not yet decided, in delivery order."""
 
     def __init__(self) -> None:
         self.messages: deque[AbstractIncomingMessage] = deque()
-        self.news = asyncio.Event()
-        """Something has come, or nothing will any more."""
+        self.changed = asyncio.Event()
+        """Set when a message is added and when the buffer is closed. The consumer clears it."""
         self.closed = False
 
     def put(self, message: AbstractIncomingMessage) -> None:
-        """One more has come."""
+        """Add a delivered message."""
         self.messages.append(message)
-        self.news.set()
+        self.changed.set()
 
     def close(self, *_: object) -> None:
-        """No more will come, and what is here comes again elsewhere."""
+        """Mark the connection as lost: no message follows, and the broker redelivers those in the buffer.
+
+        Takes any arguments, so that it can be used as a callback.
+        """
         self.closed = True
-        self.news.set()
+        self.changed.set()
 
     def take(self, count: int) -> list[AbstractIncomingMessage]:
-        """The oldest so many, or all."""
+        """Remove and return the oldest messages, at most `count` of them."""
         return [self.messages.popleft() for _ in range(min(count, len(self.messages)))]

@@ -1,4 +1,4 @@
-"""The way to RabbitMQ: connections that notice a silent broker, and that never hold up whoever leaves them."""
+"""Connections to RabbitMQ that detect a silent broker, and whose closing never blocks for long."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,20 +12,21 @@ from workers.retry import at_most
 
 CONNECT_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
-LOST = "The connection to the broker was lost."
-# aiormq gives a broker that says nothing up after three of these, and a second for each.
+# aiormq closes the connection after three heartbeats without an answer, plus one second for each.
 HEARTBEAT_SECONDS = 5
+CHANNEL_CLOSED = "The broker closed the channel."
+NO_ANSWER = f"The broker did not answer within {CONNECT_SECONDS:.0f} s."
 
 
 def with_heartbeat(url: str) -> str:
-    """The URL with our heartbeat, unless it names another one."""
-    found = URL(url)
-    return url if "heartbeat" in found.query else str(found.update_query(heartbeat=HEARTBEAT_SECONDS))
+    """The URL with Podium's heartbeat interval, unless the URL sets one itself."""
+    parsed = URL(url)
+    return url if "heartbeat" in parsed.query else str(parsed.update_query(heartbeat=HEARTBEAT_SECONDS))
 
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[AbstractConnection]:
-    """A connection that is not made again by itself. Raises `AMQPError`, also for a broker that is not there."""
+    """A connection that does not reconnect by itself. Raises `AMQPError`, also if the broker is unreachable."""
     connection = Connection(URL(with_heartbeat(url)))
     try:
         try:
@@ -33,8 +34,8 @@ async def connected(url: str) -> AsyncIterator[AbstractConnection]:
         except AMQPError:
             raise
         except OSError as error:
-            why = str(error) or f"no answer within {CONNECT_SECONDS:.0f} s"
-            raise AMQPConnectionError(f"The broker cannot be reached: {why}") from error
+            reason = str(error) or f"no answer within {CONNECT_SECONDS:.0f} s"
+            raise AMQPConnectionError(f"The broker cannot be reached: {reason}") from error
         yield connection
     finally:
         await at_most(CLOSE_SECONDS, connection.close())

@@ -1,20 +1,20 @@
-"""Reading what strangers write into the properties of a message.
+"""Decoding of message properties that the AMQP client cannot decode by itself.
 
-The broker passes on text that is no UTF-8 and times beyond the calendar, such as nanoseconds; the library that decodes
-frames raises on them. That ends the connection: everything in hand is delivered again to whoever comes next, whom it
-kills as well, until the broker has given all of it up.
+The broker accepts text that is not UTF-8, and timestamps outside the calendar, such as nanoseconds. The client library
+raises an exception on them, which closes the connection. The broker then redelivers all unacknowledged messages to the
+next consumer, whose connection closes too, until every one of these messages has reached its delivery limit.
 """
 
 from typing import Any
 
 from pamqp import decode
 
-# Stands for a table of headers that cannot be read, with what it was.
+# Replaces a table of headers that cannot be decoded. The value is the table's bytes.
 UNREADABLE_HEADER = "x-podium-unreadable"
 
 
-def read_anything() -> None:
-    """From now on this process reads every message that the broker delivers; what cannot be read is left out of it."""
+def tolerate_invalid_properties() -> None:
+    """Patch the client library in this process: properties that cannot be decoded are replaced or left out."""
     decode.METHODS |= {"shortstr": _short_text, "table": _table, "timestamp": _timestamp}
     decode.TABLE_MAPPING |= {b"F": _table, b"T": _timestamp}
 
@@ -32,7 +32,7 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
 
 
 def _table(value: bytes) -> tuple[int, dict[str, Any]]:
-    """Names that are no UTF-8, or tables in tables in tables: whichever it is, its length is known."""
+    """The table; its raw bytes if a name is not UTF-8 or tables are nested too deep."""
     try:
         return decode.field_table(value)
     except (ValueError, RecursionError):

@@ -1,4 +1,7 @@
-"""Declaring exchanges and queues; safe to repeat, refused by the broker where something of another shape exists."""
+"""Declaration of exchanges, queues and bindings.
+
+Safe to repeat. The broker refuses it if a queue or an exchange exists with other properties.
+"""
 
 from aio_pika import ExchangeType, connect
 
@@ -9,7 +12,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 
 
 async def declare(settings: Settings) -> None:
-    """Make the exchanges, queues and bindings exist. Raises `AMQPError` or `OSError`."""
+    """Create the exchanges, queues and bindings that do not exist yet. Raises `AMQPError` or `OSError`."""
     connection = await connect(settings.amqp_url.get_secret_value(), timeout=CONNECT_TIMEOUT_SECONDS)
     async with connection:
         channel = await connection.channel()

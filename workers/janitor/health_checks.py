@@ -1,7 +1,7 @@
-"""Asking one deployment whether it lives, and what follows: a verdict, and a way back if it was in production."""
+"""Health checks: probing a deployment, applying the result, and rolling back a production that has failed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -11,83 +11,84 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.domain.health_policy import ProbeResult, ProbeTarget, changes_nothing
 from services.domain.state import AgentSnapshot, DeploymentState
+from services.errors import Unavailable
 from services.health.prober import Prober
-from services.health.probes import expire_pending, give_verdict
+from services.health.probes import expire_pending, give_verdict, give_verdicts
 from services.promotion.rollback import roll_back_failed, rollback_candidates
 from services.storage.database import Sessions, in_transaction
-from workers.janitor.verdicts import Verdicts
 
-# Transactions of one agent each.
-ALONE_AT_ONCE = 3
+# Transactions for a single agent that run at the same time.
+SINGLE_TRANSACTIONS = 3
+RESULTS_PER_BATCH = 200
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
 class HealthChecker:
-    """Gives verdicts; one that cannot be given now is given after the next look, so nothing is raised."""
+    """Probes deployments and applies the results. Errors are logged, not raised: the next probe retries."""
 
-    def __init__(self, sessions: Sessions, prober: Prober, verdicts: Verdicts) -> None:
+    def __init__(self, sessions: Sessions, prober: Prober, batcher: "ResultBatcher") -> None:
         self._sessions = sessions
-        self._verdicts = verdicts
+        self._batcher = batcher
         self._prober = prober
-        self._connections = asyncio.Semaphore(ALONE_AT_ONCE)
+        self._connections = asyncio.Semaphore(SINGLE_TRANSACTIONS)
 
     async def check(self, target: ProbeTarget) -> None:
-        """Ask it, and let what it answers have its effect."""
+        """Probe a deployment, apply the result, and roll back if production has failed and the agent wants that."""
         failure = await self._prober.ask(target.url, target.agent_id, target.policy.timeout)
         try:
             failed = await self._apply(ProbeResult(target, failure))
             if failed and target.is_production and target.on_failure == "rollback":
                 await self._roll_back(target)
-        except Exception as error:  # noqa: BLE001 - whatever it was, nothing was changed
-            _lost(target.id, error)
+        except Exception as error:  # noqa: BLE001 - nothing was committed, and the next probe retries
+            _log_not_stored(target.id, error)
 
     async def expire(self, agent_id: UUID, deployment_id: str, deadline: timedelta) -> bool:
-        """Set Failed what has been Pending for too long; whether that could be decided."""
+        """Set a deployment Failed that has been Pending for too long; False if the database could not decide that."""
         try:
-            after = await self._do(lambda session: expire_pending(session, agent_id, deployment_id, deadline))
-            self._told(after, deployment_id)
+            after = await self._in_transaction(
+                lambda session: expire_pending(session, agent_id, deployment_id, deadline)
+            )
+            _log_status_change(after, deployment_id)
         except Exception as error:  # noqa: BLE001 - as above
-            _lost(deployment_id, error)
+            _log_not_stored(deployment_id, error)
             return False
         return True
 
     async def _apply(self, result: ProbeResult) -> bool:
-        """Whether the deployment has just failed once more and counts as Failed."""
+        """Apply a probe result; returns whether the probe failed and the deployment is Failed."""
         target = result.target
         status = target.status
         if not changes_nothing(result):
-            after = await self._verdicts.give(result)
+            after = await self._batcher.apply(result)
             if after is None:
-                after = await self._do(lambda session: give_verdict(session, result))
-            deployment = self._told(after, target.id)
+                after = await self._in_transaction(lambda session: give_verdict(session, result))
+            deployment = _log_status_change(after, target.id)
             status = deployment.status if deployment is not None else "Pending"
         return result.failure is not None and status == "Failed"
 
-    def _told(self, after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
-        """The deployment after a verdict, which is told of if it changed the status."""
-        deployment = after.deployments.get(deployment_id)
-        if deployment is not None and after.events:
-            _tell(after, deployment)
-        return deployment
-
     async def _roll_back(self, target: ProbeTarget) -> None:
-        """Go back to the newest version that answers; if none does, it is tried again after the next probe."""
+        """Roll back to the newest candidate that answers a probe; if none does, the next failed probe retries."""
         agent_id, failed_id = target.agent_id, target.id
-        candidates = await self._do(lambda session: rollback_candidates(session, agent_id, failed_id))
+        candidates = await self._in_transaction(lambda session: rollback_candidates(session, agent_id, failed_id))
         if not candidates:
             return
-        asked = (self._prober.ask(each.url, agent_id, target.policy.timeout) for each in candidates)
-        failures = await asyncio.gather(*asked)
-        candidate = next((each for each, why in zip(candidates, failures, strict=True) if why is None), None)
+        probes = (self._prober.ask(candidate.url, agent_id, target.policy.timeout) for candidate in candidates)
+        failures = await asyncio.gather(*probes)
+        healthy = (candidate for candidate, failure in zip(candidates, failures, strict=True) if failure is None)
+        candidate = next(healthy, None)
         if candidate is None:
-            log.error("Nothing that served before answers.", action="janitor.no_refuge", deployment=failed_id)
+            log.error(
+                "Production has failed, and no rollback candidate answers.",
+                action="janitor.no_rollback_candidate",
+                deployment=failed_id,
+            )
             return
-        state = await self._do(lambda session: roll_back_failed(session, agent_id, failed_id, candidate))
+        state = await self._in_transaction(lambda session: roll_back_failed(session, agent_id, failed_id, candidate))
         if state.events:
             log.warning(
-                "Production had failed; what served before serves again, and automatic promotion is paused.",
+                "Rolled back a failed production; automatic promotion is paused.",
                 action="janitor.rolled_back",
                 agent=state.agent.name,
                 failed=failed_id,
@@ -95,23 +96,71 @@ class HealthChecker:
                 generation=state.agent.generation,
             )
 
-    async def _do(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """What comes of a transaction; only so many at a time, since there are only so many connections."""
+    async def _in_transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """The result of a transaction; waits while `SINGLE_TRANSACTIONS` others run."""
         async with self._connections:
             return await in_transaction(self._sessions, work)
 
 
-def _tell(state: AgentSnapshot, deployment: DeploymentState) -> None:
-    who = {"agent": state.agent.name, "deployment": deployment.id, "production": deployment.is_production}
-    if deployment.status == "Failed":
-        log.warning("A deployment was found not to work.", action="janitor.failed", why=deployment.status_reason, **who)
-    else:
-        log.info("A deployment has answered.", action="janitor.ready", **who)
+class ResultBatcher:
+    """Applies probe results that arrive at the same time in one transaction, also when many pods fail at once."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._waiting: list[tuple[ProbeResult, asyncio.Future[AgentSnapshot | None]]] = []
+        self._added = asyncio.Event()
+
+    async def apply(self, result: ProbeResult) -> AgentSnapshot | None:
+        """The agent after this result, once that is committed; None if the caller must apply the result alone.
+
+        None if another transaction holds the agent's lock, or if the whole batch failed. Raises `Unavailable` while the
+        database is unavailable. Returns only while `run` runs.
+        """
+        applied: asyncio.Future[AgentSnapshot | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((result, applied))
+        self._added.set()
+        return await applied
+
+    async def run(self) -> None:
+        """Apply results until cancelled. Cancel the callers of `apply` first: nothing completes them afterwards."""
+        while True:
+            await self._added.wait()
+            self._added.clear()
+            while self._waiting:
+                batch, self._waiting = self._waiting[:RESULTS_PER_BATCH], self._waiting[RESULTS_PER_BATCH:]
+                outcomes = await self._apply_batch([result for result, _ in batch])
+                for (_, applied), outcome in zip(batch, outcomes, strict=True):
+                    if applied.done():
+                        continue
+                    if isinstance(outcome, Unavailable):
+                        applied.set_exception(outcome)
+                    else:
+                        applied.set_result(outcome)
+
+    async def _apply_batch(self, results: list[ProbeResult]) -> Sequence[AgentSnapshot | Unavailable | None]:
+        try:
+            return await in_transaction(self._sessions, lambda session: give_verdicts(session, results))
+        except Unavailable as error:
+            return [error] * len(results)
+        except Exception:  # noqa: BLE001 - each result is then applied alone, which shows the one at fault
+            return [None] * len(results)
 
 
-def _lost(deployment_id: str, error: Exception) -> None:
+def _log_status_change(after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
+    """Log the deployment's new status if a verdict has changed it; returns the deployment."""
+    deployment = after.deployments.get(deployment_id)
+    if deployment is not None and after.events:
+        ids = {"agent": after.agent.name, "deployment": deployment.id, "production": deployment.is_production}
+        if deployment.status == "Failed":
+            log.warning("A deployment has failed.", action="janitor.failed", why=deployment.status_reason, **ids)
+        else:
+            log.info("A deployment is Ready.", action="janitor.ready", **ids)
+    return deployment
+
+
+def _log_not_stored(deployment_id: str, error: Exception) -> None:
     log.warning(
-        "A verdict could not be given; there will be another.",
+        "Could not store a probe result; the next probe retries.",
         action="janitor.verdict_lost",
         deployment=deployment_id,
         error=f"{type(error).__name__}: {error}"[:300],

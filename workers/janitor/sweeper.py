@@ -1,6 +1,7 @@
-"""The sweep: what is past its retention goes, in small transactions with pauses between them.
+"""Retention: removes rows that are past their retention, in small transactions with pauses between them.
 
-Any number of processes may do it side by side: each chore is one's at a time, and the others pass on.
+Any number of processes can run a sweeper. A database lock per task ensures that one of them at a time runs it; the
+others skip the task.
 """
 
 import asyncio
@@ -10,73 +11,74 @@ from time import monotonic
 
 import structlog
 
-from services.retention.tasks import RetentionTask, Swept, sweep
-from services.retention.versions import START, Cursor
+from services.retention.tasks import RetentionTask, sweep
+from services.retention.versions import START, Cursor, TaskStep
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
-from workers.outage import Outage
-from workers.retry import pause
+from workers.retry import Outage, pause
 
-# A pass that has more to do than this goes on in the next one; in between it says what it has done.
+# A longer pass is split, so that the log shows its progress. The next pass continues at its cursors.
 LONGEST_PASS_SECONDS = 60.0
-# After each transaction it rests for as long as that took: others have the database at least half of the time.
-LONGEST_REST_SECONDS = 2.0
+# After each transaction the sweeper pauses for as long as the transaction took, but no longer than this: it uses the
+# database at most half of the time.
+LONGEST_PAUSE_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """Removes what is old until told to stop."""
+    """Runs the retention tasks until it is stopped."""
 
     def __init__(self, settings: Settings, sessions: Sessions) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._outage = Outage(action="sweep.disconnected", back="sweep.connected")
+        self._outage = Outage(failure_action="sweep.disconnected", recovery_action="sweep.connected")
         self._cursors: dict[RetentionTask, Cursor] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; survives the loss of the database."""
+        """Work until `stop` is set; continues after the loss of the database."""
         while not stop.is_set():
-            rest = self._settings.sweep_interval.total_seconds()
+            delay = self._settings.sweep_interval.total_seconds()
             try:
                 await self.sweep(stop)
                 self._outage.over()
-            except Exception as error:  # noqa: BLE001 - whatever it was, what is old is still there next time
-                rest = self._outage.failed(error)
-            await pause(stop, rest)
+            except Exception as error:  # noqa: BLE001 - the next pass removes what this one has not
+                delay = self._outage.failed(error)
+            await pause(stop, delay)
 
     async def sweep(self, stop: asyncio.Event) -> Counter[RetentionTask]:
-        """One pass: each chore in turn, step by step, until nothing is left or it is time to say what was done.
+        """Run one pass: the tasks in turn, step by step, until no rows are left or the pass takes too long.
 
-        A chore that fails leaves the others their turn; the last error is raised at the end.
+        Returns how many rows each task removed. After a task fails, the other tasks still run; then the last error is
+        raised.
         """
         began = monotonic()
         removed: Counter[RetentionTask] = Counter()
         failure: Exception | None = None
-        left = deque(RetentionTask)
-        while left and not stop.is_set() and monotonic() - began < LONGEST_PASS_SECONDS:
-            chore, started = left.popleft(), monotonic()
+        pending = deque(RetentionTask)
+        while pending and not stop.is_set() and monotonic() - began < LONGEST_PASS_SECONDS:
+            task, started = pending.popleft(), monotonic()
             try:
-                swept = await self._step(chore)
+                step = await self._step(task)
             except Exception as error:  # noqa: BLE001 - raised below
                 failure = error
             else:
-                removed[chore] += swept.rows
-                if swept.cursor is not None:
-                    left.append(chore)
-            await pause(stop, min(monotonic() - started, LONGEST_REST_SECONDS))
+                removed[task] += step.rows
+                if step.cursor is not None:
+                    pending.append(task)
+            await pause(stop, min(monotonic() - started, LONGEST_PAUSE_SECONDS))
         if removed.total():
-            counts = {chore.name.lower(): removed[chore] for chore in RetentionTask}
-            log.info("Removed what was past its retention.", action="sweep.removed", more=bool(left), **counts)
+            counts = {task.name.lower(): removed[task] for task in RetentionTask}
+            log.info("Removed rows past their retention.", action="sweep.removed", more=bool(pending), **counts)
         if failure is not None:
             raise failure
         return removed
 
-    async def _step(self, chore: RetentionTask) -> Swept:
-        """One transaction; what comes after it is looked at next time, also in the next pass."""
-        cursor = self._cursors.pop(chore, START)
-        work = partial(sweep, task=chore, settings=self._settings, cursor=cursor)
-        swept = await in_transaction(self._sessions, work)
-        if swept.cursor is not None:
-            self._cursors[chore] = swept.cursor
-        return swept
+    async def _step(self, task: RetentionTask) -> TaskStep:
+        """Run one transaction of a task. The next step, also of the next pass, continues at its cursor."""
+        cursor = self._cursors.pop(task, START)
+        work = partial(sweep, task=task, settings=self._settings, cursor=cursor)
+        step = await in_transaction(self._sessions, work)
+        if step.cursor is not None:
+            self._cursors[task] = step.cursor
+        return step

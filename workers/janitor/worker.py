@@ -1,6 +1,6 @@
-"""The janitor: asks every deployment whether it lives, and sees to it that states between announcements are true.
+"""The janitor: probes deployments, and sets those Failed that stay Pending past their deadline.
 
-Several of them, in any number of processes, are safe: each deployment is claimed by one of them at a time.
+Any number of janitors can run, in any number of processes: one of them at a time claims each deployment.
 """
 
 import asyncio
@@ -11,82 +11,81 @@ from services.health.prober import open_prober
 from services.health.probes import claim, overdue
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
-from workers.janitor.health_checks import ALONE_AT_ONCE, HealthChecker
-from workers.janitor.verdicts import Verdicts
-from workers.outage import Outage
-from workers.retry import ended, pause
+from workers.janitor.health_checks import SINGLE_TRANSACTIONS, HealthChecker, ResultBatcher
+from workers.retry import Outage, ended, pause
 
-# One that claims, one for what is overdue, one for verdicts together, one that wakes the relay.
-CONNECTIONS = ALONE_AT_ONCE + 4
-OVERDUE_AT_ONCE = 100
-# While hardly anybody is free, a claim is not worth its transaction.
-BUSY_SHARE = 0.2
+# Besides the single transactions: one each for claims, for overdue deployments, for batches of probe results, and for
+# the notification of the relay.
+CONNECTIONS = SINGLE_TRANSACTIONS + 4
+OVERDUE_PER_QUERY = 100
+# With a smaller share of its probes free, the janitor waits: a claim of few deployments is not worth a transaction.
+MIN_FREE_SHARE = 0.2
 BUSY_SECONDS = 0.02
 END_SECONDS = 1.0
 
-Duty = Callable[[], Awaitable[bool]]
-
 
 class Janitor:
-    """Looks at what is due until told to stop."""
+    """Probes due deployments and applies deadlines until it is stopped."""
 
     def __init__(self, settings: Settings, sessions: Sessions) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._looks: set[asyncio.Task[None]] = set()
+        self._probes: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; survives the loss of the database. What is being asked then is asked again."""
+        """Work until `stop` is set; continues after the loss of the database.
+
+        Probes that run when it stops are cancelled. Their deployments are due again after one interval.
+        """
         async with open_prober(self._settings, concurrency=self._settings.probe_concurrency) as prober:
-            verdicts = Verdicts(self._sessions)
-            checker = HealthChecker(self._sessions, prober, verdicts)
-            giving = asyncio.create_task(verdicts.run(), name="verdicts")
+            batcher = ResultBatcher(self._sessions)
+            checker = HealthChecker(self._sessions, prober, batcher)
+            batching = asyncio.create_task(batcher.run(), name="janitor.result_batcher")
             try:
                 await asyncio.gather(
-                    self._repeat(stop, lambda: self._check_due(stop, checker)),
+                    self._repeat(stop, lambda: self._probe_due(stop, checker)),
                     self._repeat(stop, lambda: self._expire_overdue(checker)),
                 )
             finally:
-                await self._let_go()
-                await ended(giving, END_SECONDS)
+                await self._cancel_probes()
+                await ended(batching, END_SECONDS)
 
-    async def _repeat(self, stop: asyncio.Event, duty: Duty) -> None:
-        """Do it again at once while it says that there may be more, else after a while."""
-        outage = Outage(action="janitor.disconnected", back="janitor.connected")
+    async def _repeat(self, stop: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
+        """Call `work` until `stop` is set: again at once if it returned that there may be more, else after a pause."""
+        outage = Outage(failure_action="janitor.disconnected", recovery_action="janitor.connected")
         while not stop.is_set():
             try:
-                more = await duty()
-            except Exception as error:  # noqa: BLE001 - whatever it was, what is due stays due
+                more = await work()
+            except Exception as error:  # noqa: BLE001 - nothing was committed, so the same deployments stay due
                 await pause(stop, outage.failed(error))
                 continue
             outage.over()
             if not more:
-                # At random, so that of several none always comes right after another and finds nothing.
+                # Random, so that of several janitors none always polls right after another and finds nothing due.
                 jitter = random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
                 await pause(stop, self._settings.janitor_poll.total_seconds() * jitter)
 
-    async def _check_due(self, stop: asyncio.Event, checker: HealthChecker) -> bool:
-        """Begin to look at those that are due; whether there may be more of them."""
-        free = self._settings.probe_concurrency - len(self._looks)
-        if free <= self._settings.probe_concurrency * BUSY_SHARE:
+    async def _probe_due(self, stop: asyncio.Event, checker: HealthChecker) -> bool:
+        """Claim due deployments and start probing them; returns whether there may be more of them."""
+        free = self._settings.probe_concurrency - len(self._probes)
+        if free <= self._settings.probe_concurrency * MIN_FREE_SHARE:
             await pause(stop, BUSY_SECONDS)
             return True
         targets = await in_transaction(self._sessions, lambda session: claim(session, self._settings, free))
         for target in targets:
-            look = asyncio.create_task(checker.check(target), name=f"check {target.id}")
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
+            probe = asyncio.create_task(checker.check(target), name=f"check {target.id}")
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
         return len(targets) == free
 
     async def _expire_overdue(self, checker: HealthChecker) -> bool:
-        """Set Failed what has been Pending for too long; whether there may be more of it."""
+        """Set deployments Failed that have been Pending for too long; returns whether there may be more of them."""
         deadline = self._settings.pending_deadline
-        late = await in_transaction(self._sessions, lambda session: overdue(session, deadline, OVERDUE_AT_ONCE))
-        given = [await checker.expire(agent_id, deployment_id, deadline) for agent_id, deployment_id in late]
-        return len(late) == OVERDUE_AT_ONCE and any(given)
+        late = await in_transaction(self._sessions, lambda session: overdue(session, deadline, OVERDUE_PER_QUERY))
+        expired = [await checker.expire(agent_id, deployment_id, deadline) for agent_id, deployment_id in late]
+        return len(late) == OVERDUE_PER_QUERY and any(expired)
 
-    async def _let_go(self) -> None:
-        """End what is being looked at: it is due again after one interval, here or elsewhere."""
-        for look in self._looks:
-            look.cancel()
-        await asyncio.gather(*self._looks, return_exceptions=True)
+    async def _cancel_probes(self) -> None:
+        for probe in self._probes:
+            probe.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)

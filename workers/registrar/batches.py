@@ -1,4 +1,4 @@
-"""Deciding a batch, come what may: the database may be away, and one message in it may be poison."""
+"""Deciding a batch, also while the database is unavailable, or if the database refuses one of its messages."""
 
 import asyncio
 from contextlib import suppress
@@ -12,49 +12,48 @@ from services.errors import Unprocessable
 from services.registration.batch import Decided, Incoming, Unreadable, register_batch
 from services.storage.database import Sessions, in_transaction
 from workers.fault import Fault, cannot_park, fault_of, has_no_schema
-from workers.outage import Outage
-from workers.retry import pause
+from workers.retry import Outage, pause
 
-NOT_MIGRATED = "Did 'podium migrate' of this version run?"
-# Attempts at one message, alone, whose failure may be its own or the server's: some seconds altogether.
-DOUBTS = 6
+MIGRATION_HINT = "Run 'podium migrate' of this version."
+# Attempts at a single message while it is in doubt whether the message or the server is at fault: some seconds in all.
+ATTEMPTS_IN_DOUBT = 6
 
 log = structlog.get_logger(__name__)
 
 
 class DryRun(Exception):
-    """It could be done, and is undone."""
+    """Rolls back a transaction that worked."""
 
 
 class Decider:
-    """Decides batches of one registrar, each in a transaction of its own."""
+    """Decides the batches of one registrar, each in its own transaction."""
 
     def __init__(self, sessions: Sessions, *, requires_probe: bool) -> None:
         self._sessions = sessions
-        self._with_proof = requires_probe
-        self._outage = Outage(action="registrar.database_away", back="registrar.database_back")
+        self._requires_probe = requires_probe
+        self._outage = Outage(failure_action="registrar.database_away", recovery_action="registrar.database_back")
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
-        """What became of each message, committed; None if the process stops while the database is away."""
-        doubts, works = 0, False
+        """The committed outcome of each message; None if `stop` was set while the database was unavailable."""
+        failures_in_doubt, database_works = 0, False
         while True:
             try:
                 decided = await in_transaction(
-                    self._sessions, partial(register_batch, batch=batch, requires_probe=self._with_proof)
+                    self._sessions, partial(register_batch, batch=batch, requires_probe=self._requires_probe)
                 )
-            except Exception as error:  # noqa: BLE001 - whatever one message causes must not stop the others
-                whose = fault_of(error)
-                if whose is not Fault.SERVER and len(batch) > 1:
+            except Exception as error:  # noqa: BLE001 - an error that one message causes must not stop the others
+                fault = fault_of(error)
+                if fault is not Fault.SERVER and len(batch) > 1:
                     return await self._halve(batch, error, stop)
-                if whose is Fault.MESSAGE or works:
+                if fault is Fault.MESSAGE or database_works:
                     parked = await self._park(batch[0], error)
                     if parked is not None:
                         return parked
-                doubts += whose is Fault.IN_DOUBT
-                works = doubts >= DOUBTS and await self._could_park(batch[0])
-                if works:
+                failures_in_doubt += fault is Fault.IN_DOUBT
+                database_works = failures_in_doubt >= ATTEMPTS_IN_DOUBT and await self._could_park(batch[0])
+                if database_works:
                     continue
-                await pause(stop, self._outage.failed(error, hint=NOT_MIGRATED if has_no_schema(error) else None))
+                await pause(stop, self._outage.failed(error, hint=MIGRATION_HINT if has_no_schema(error) else None))
                 if stop.is_set():
                     return None
             else:
@@ -62,54 +61,58 @@ class Decider:
                 return decided
 
     async def _halve(self, batch: list[Incoming], error: Exception, stop: asyncio.Event) -> list[Decided] | None:
-        """Each half for itself, until what the database refuses stands alone: its neighbours are decided."""
-        _tell(batch, error)
+        """Decide each half separately, recursively, so that only the refused message is left undecided."""
+        _log_refusal(batch, error)
         middle = len(batch) // 2
         earlier = await self.decide(batch[:middle], stop)
         later = await self.decide(batch[middle:], stop) if earlier is not None else None
         return earlier + later if earlier is not None and later is not None else None
 
     async def _could_park(self, poison: Incoming) -> bool:
-        """Whether the database works, so that the next failure is the message's own: a rehearsal, undone at its end."""
+        """Whether the database can park this message; if so, the message is at fault when it fails once more.
 
-        async def rehearse(session: AsyncSession) -> None:
-            await register_batch(session, _forms(poison, DryRun())[-1])
+        A dry run: the transaction is rolled back.
+        """
+
+        async def park_and_undo(session: AsyncSession) -> None:
+            await register_batch(session, _parkable_batches(poison, DryRun())[-1])
             raise DryRun
 
         try:
             with suppress(DryRun):
-                await in_transaction(self._sessions, rehearse)
+                await in_transaction(self._sessions, park_and_undo)
         except Exception as error:  # noqa: BLE001 - as above
             return not cannot_park(error)
         return True
 
     async def _park(self, poison: Incoming, error: Exception) -> list[Decided] | None:
-        """Park the message for what the database says of it; None if the database cannot do even that now.
+        """Park the message with the database's error as the reason; None if the database can park nothing now.
 
-        Under its id and name, unless these are what is refused. Raises the error if nothing else is left.
+        The row has the message's id and agent name, unless the database refuses these too. Raises `error` if the
+        database refuses the row without them as well.
         """
-        _tell([poison], error)
-        for refused in _forms(poison, error):
+        _log_refusal([poison], error)
+        for batch in _parkable_batches(poison, error):
             try:
-                return await in_transaction(self._sessions, partial(register_batch, batch=refused))
-            except Exception as again:  # noqa: BLE001 - as above
-                if cannot_park(again):
+                return await in_transaction(self._sessions, partial(register_batch, batch=batch))
+            except Exception as parking_error:  # noqa: BLE001 - as above
+                if cannot_park(parking_error):
                     return None
         raise error
 
 
-def _forms(poison: Incoming, error: Exception) -> list[list[Incoming]]:
-    """Batches of the message as one to park: under its id and name, and without them."""
-    why = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
-    forms = [Unreadable(why)]
+def _parkable_batches(poison: Incoming, error: Exception) -> list[list[Incoming]]:
+    """Batches that park the message: one with its id and agent name if they are known, and one without."""
+    reason = Unprocessable(f"The database refuses this message: {type(error).__name__}.")
+    contents = [Unreadable(reason)]
     if isinstance(poison.content, Announcement):
-        forms.insert(0, Unreadable(why, poison.content.message_id, poison.content.name))
-    return [[Incoming(form, poison.envelope)] for form in forms]
+        contents.insert(0, Unreadable(reason, poison.content.message_id, poison.content.name))
+    return [[Incoming(content, poison.envelope)] for content in contents]
 
 
-def _tell(batch: list[Incoming], error: Exception) -> None:
+def _log_refusal(batch: list[Incoming], error: Exception) -> None:
     log.warning(
-        "The database refuses a message; looking for it, to park it alone.",
+        "The database refused a message; splitting the batch to find and park it.",
         action="registrar.batch_refused",
         messages=len(batch),
         error=f"{type(error).__name__}: {error}"[:300],

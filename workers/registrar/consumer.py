@@ -1,7 +1,7 @@
-"""The registrar: messages on the registrations queue become agents and deployments, a micro-batch per transaction.
+"""The registrar: decides the messages of the registrations queue in batches, one transaction per batch.
 
-A message is acknowledged once the transaction that decided it is committed, never before; whatever was decided but
-not acknowledged comes again and is a `Duplicate` then.
+A message is acknowledged only after the transaction that decided it is committed. A message that was decided but not
+acknowledged is redelivered, and its outcome is then `Duplicate`.
 """
 
 import asyncio
@@ -27,68 +27,63 @@ from services.registration.parked import Envelope
 from services.settings import Settings
 from services.storage.database import Sessions
 from workers.amqp.buffer import DeliveryBuffer
-from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS, LOST, with_heartbeat
-from workers.amqp.decoding import read_anything
-from workers.outage import Outage
+from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS, with_heartbeat
+from workers.amqp.decoding import tolerate_invalid_properties
 from workers.registrar.batches import Decider
 from workers.registrar.replies import Replies
-from workers.retry import at_most, ended, pause
+from workers.retry import CONNECTION_LOST, Outage, at_most, ended, pause, run_with_retries
 
-# One batch in the database and one on its way.
+# One batch in its transaction, and the next one already delivered.
 PREFETCH_BATCHES = 2
-# An acknowledgement is one small frame: whoever does not take it within this time is as good as gone.
+# An acknowledgement is one small frame: a broker that does not accept it within this time is considered lost.
 ACKNOWLEDGE_SECONDS = 5.0
-# How often an idle registrar looks up; whatever happens wakes it sooner.
+# The longest wait of an idle registrar. A delivery, a lost connection or the stop signal ends it earlier.
 IDLE_SECONDS = 60.0
-HINT = "Is it running, and did 'podium migrate' declare its queues?"
+BROKER_HINT = "Is it running, and did 'podium migrate' declare its queues?"
 
 log = structlog.get_logger(__name__)
 
 
 class Registrar:
-    """Consumes registrations until told to stop; several of them, in any number of processes, share the work."""
+    """Consumes registrations until it is stopped. Any number of registrars, in any number of processes, can run."""
 
     def __init__(self, settings: Settings, sessions: Sessions) -> None:
         self._settings = settings
         self._decider = Decider(sessions, requires_probe=settings.ready_requires_probe)
-        self._outage = Outage(action="registrar.disconnected", back="registrar.connected")
+        self._outage = Outage(failure_action="registrar.disconnected", recovery_action="registrar.connected")
         self._acks_lost = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then finish what is in hand; survives the loss of both servers."""
-        read_anything()
-        while not stop.is_set():
-            try:
-                with lost_as(AMQPConnectionError(LOST)):
-                    await self._work(stop)
-            except Exception as error:  # noqa: BLE001 - whatever it was, nothing was acknowledged: it all comes again
-                await pause(stop, self._outage.failed(error, hint=HINT))
+        """Work until `stop` is set, then decide the messages already received; reconnects after an outage."""
+        tolerate_invalid_properties()
+        await run_with_retries(stop, self._work, self._outage, hint=BROKER_HINT)
 
     async def _work(self, stop: asyncio.Event) -> None:
-        """One connection's life: messages are taken and decided until it or the process ends.
+        """Decide messages on one connection until it is lost or `stop` is set.
 
-        No lost connection interrupts a transaction: its messages come again on the next one, and are duplicates then.
+        A lost connection does not interrupt a transaction: the broker redelivers its messages on the next connection,
+        where they are duplicates.
         """
-        hand = DeliveryBuffer()
-        async with self._taking(hand) as reader, Replies(self._settings.amqp_url.get_secret_value()) as replies:
-            while not (stop.is_set() or hand.closed):
-                if batch := await self._next_batch(hand, stop):
+        buffer = DeliveryBuffer()
+        async with self._consuming(buffer) as reader, Replies(self._settings.amqp_url.get_secret_value()) as replies:
+            while not (stop.is_set() or buffer.closed):
+                if batch := await self._next_batch(buffer, stop):
                     await self._settle(batch, replies, stop)
-            if hand.closed:
-                raise AMQPConnectionError("The broker ended the connection or the subscription.")
+            if buffer.closed:
+                raise AMQPConnectionError("The broker closed the connection or cancelled the consumer.")
             await ended(reader, CLOSE_SECONDS)
-            while batch := hand.take(self._settings.batch_size):
+            while batch := buffer.take(self._settings.batch_size):
                 if not await self._settle(batch, replies, stop):
                     return
 
     @asynccontextmanager
-    async def _taking(self, hand: DeliveryBuffer) -> AsyncIterator["asyncio.Task[None]"]:
-        """A task that takes messages over on a connection of its own, which is not made again here once it is lost."""
+    async def _consuming(self, buffer: DeliveryBuffer) -> AsyncIterator["asyncio.Task[None]"]:
+        """A task that moves deliveries into the buffer, on its own connection, with which the buffer is closed."""
         prefetch = self._settings.batch_size * PREFETCH_BATCHES
         broker = RabbitBroker(
             with_heartbeat(self._settings.amqp_url.get_secret_value()),
             timeout=CONNECT_SECONDS,
-            on_close=[hand.close],
+            on_close=[buffer.close],
             default_channel=Channel(prefetch_count=prefetch),
             ack_policy=AckPolicy.MANUAL,
             logger=None,
@@ -97,21 +92,21 @@ class Registrar:
         subscriber = broker.subscriber(queue, ack_policy=AckPolicy.MANUAL)
 
         async def read() -> None:
-            """One after another, none left out: to acknowledge one is to acknowledge all before it."""
+            """Read every delivery, in order: an acknowledgement includes all earlier deliveries of the channel."""
             last = 0
             async for message in subscriber:
                 tag = message.raw_message.delivery_tag
                 if tag != last + 1:
                     raise AMQPConnectionError(f"Delivery {last + 1} was not read.")
                 last = tag
-                hand.put(message.raw_message)
+                buffer.put(message.raw_message)
 
         try:
-            await _started(broker)
+            await _start(broker)
             self._outage.over()
-            log.info("Taking registrations.", action="registrar.started", prefetch=prefetch)
+            log.info("Consuming registrations.", action="registrar.started", prefetch=prefetch)
             reader = asyncio.create_task(read(), name="registrar.reader")
-            reader.add_done_callback(hand.close)
+            reader.add_done_callback(buffer.close)
             try:
                 yield reader
             finally:
@@ -119,48 +114,48 @@ class Registrar:
         finally:
             await at_most(CLOSE_SECONDS, broker.stop())
 
-    async def _next_batch(self, hand: DeliveryBuffer, stop: asyncio.Event) -> list[AbstractIncomingMessage]:
-        """Messages that are there, up to a batch, after a moment for company; perhaps none."""
-        hand.news.clear()
-        if not hand.messages:
-            await pause(stop, IDLE_SECONDS, hand.news)
-        if hand.messages and len(hand.messages) < self._settings.batch_size:
+    async def _next_batch(self, buffer: DeliveryBuffer, stop: asyncio.Event) -> list[AbstractIncomingMessage]:
+        """Wait for messages, then a short time for more of them; returns at most one batch, possibly an empty one."""
+        buffer.changed.clear()
+        if not buffer.messages:
+            await pause(stop, IDLE_SECONDS, buffer.changed)
+        if buffer.messages and len(buffer.messages) < self._settings.batch_size:
             await asyncio.sleep(self._settings.batch_linger.total_seconds())
-        return hand.take(self._settings.batch_size)
+        return buffer.take(self._settings.batch_size)
 
     async def _settle(self, messages: Sequence[AbstractIncomingMessage], replies: Replies, stop: asyncio.Event) -> bool:
-        """Decide a batch, acknowledge it, answer whoever asked for an answer; whether it was decided."""
+        """Decide a batch, acknowledge it and send the requested replies; False if the batch was not decided."""
         batch = [_incoming(message) for message in messages]
         decided = await self._decider.decide(batch, stop)
         if decided is None:
             return False
         await self._acknowledge(messages)
-        redelivered = [each for message, each in zip(messages, batch, strict=True) if message.redelivered]
-        _tell(batch, decided, {each.content.message_id for each in redelivered})
+        redelivered = [incoming for message, incoming in zip(messages, batch, strict=True) if message.redelivered]
+        _log_batch(batch, decided, {incoming.content.message_id for incoming in redelivered})
         await replies.send(messages, decided)
         return True
 
     async def _acknowledge(self, messages: Sequence[AbstractIncomingMessage]) -> None:
-        """Acknowledge a settled prefix: the last message of each channel stands for all before it there."""
+        """Acknowledge decided messages: on each channel, acknowledging the last one includes all earlier ones."""
         last_of_channel = {id(message.channel): message for message in messages}
         for channel, last in last_of_channel.items():
             try:
-                with lost_as(AMQPConnectionError(LOST)):
+                with lost_as(AMQPConnectionError(CONNECTION_LOST)):
                     async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
                         await last.ack(multiple=True)
             except (ChannelInvalidStateError, AMQPError, OSError) as error:
                 self._acks_lost += sum(id(message.channel) == channel for message in messages)
                 log.warning(
-                    "Decided messages could not be acknowledged; they come again as duplicates.",
+                    "Could not acknowledge decided messages; they will be redelivered as duplicates.",
                     action="registrar.ack_lost",
                     error=type(error).__name__,
                     messages_since_start=self._acks_lost,
                 )
 
 
-async def _started(broker: RabbitBroker) -> None:
+async def _start(broker: RabbitBroker) -> None:
     try:
-        await broker.connect()  # has a timeout of its own; to cancel it would leave it running
+        await broker.connect()  # has its own timeout; cancelling it would leave it running
         async with asyncio.timeout(CONNECT_SECONDS):
             await broker.start()
     except AMQPError:
@@ -177,17 +172,17 @@ def _incoming(message: AbstractIncomingMessage) -> Incoming:
     return read_message(Envelope(message.routing_key or "", message.body, headers), traceparent=traceparent)
 
 
-def _tell(batch: Sequence[Incoming], decided: Sequence[Decided], redelivered: Collection[UUID | None]) -> None:
-    outcomes = Counter(type(each.outcome).__name__ for each in decided)
+def _log_batch(batch: Sequence[Incoming], decided: Sequence[Decided], redelivered: Collection[UUID | None]) -> None:
+    outcomes = Counter(type(result.outcome).__name__ for result in decided)
     log.info("Decided a batch.", action="registrar.batch", messages=len(batch), outcomes=dict(outcomes))
     duplicates = {
         incoming.content.message_id
-        for incoming, each in zip(batch, decided, strict=True)
-        if isinstance(each.outcome, Duplicate)
+        for incoming, result in zip(batch, decided, strict=True)
+        if isinstance(result.outcome, Duplicate)
     }
-    if again := duplicates.intersection(redelivered):
+    if decided_before := duplicates.intersection(redelivered):
         log.info(
-            "Messages that were decided before came again, as after a lost acknowledgement.",
+            "Messages were redelivered that were already decided, for example after a lost acknowledgement.",
             action="registrar.came_again",
-            message_ids=sorted(map(str, again)),
+            message_ids=sorted(map(str, decided_before)),
         )

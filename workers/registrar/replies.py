@@ -1,4 +1,4 @@
-"""Answers to pods that asked for one: only through RabbitMQ's direct reply-to, and never of consequence."""
+"""Replies to pods that request one: only through RabbitMQ's direct reply-to, and without any effect on the outcome."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from services.registration.batch import Decided
 from workers.amqp.connection import CLOSE_SECONDS, with_heartbeat
 from workers.retry import at_most
 
-# Any other queue name could be somebody else's queue.
+# The queue of any other name could belong to another program.
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
 TIMEOUT_SECONDS = 2
 
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class Replies:
-    """Sends outcomes on a connection of its own, made when the first answer is asked for."""
+    """Sends outcomes on its own connection, which is opened for the first requested reply."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -42,34 +42,34 @@ class Replies:
             await at_most(CLOSE_SECONDS, self._connection.close())
 
     async def send(self, messages: Sequence[AbstractIncomingMessage], decided: Sequence[Decided]) -> None:
-        """Answer those that asked; a failure is logged and forgotten, since the outcome stands."""
-        asked = [
+        """Reply to the messages that request it. A failure is only logged, because the outcome is already committed."""
+        requested = [
             (message, result)
             for message, result in zip(messages, decided, strict=True)
             if (message.reply_to or "").startswith(DIRECT_REPLY)
         ]
-        if not asked:
+        if not requested:
             return
         try:
             with lost_as(ConnectionError()):
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     channel = await self._open()
-                    for message, result in asked:
+                    for message, result in requested:
                         reply = _reply(message, result)
                         await channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
         except (AMQPError, OSError, RuntimeError) as error:
-            log.info("A reply was lost.", action="registrar.reply_lost", error=type(error).__name__)
+            log.info("Could not send a reply.", action="registrar.reply_lost", error=type(error).__name__)
 
     async def _open(self) -> AbstractChannel:
         if self._channel is None or self._channel.is_closed:
             if self._connection is None or self._connection.is_closed:
                 self._connection = await connect(with_heartbeat(self._url), timeout=TIMEOUT_SECONDS)
-            # Without confirms: nobody waits for these longer than the broker needs to pass them on.
+            # Without confirms: a lost reply is acceptable, and must not delay the next batch.
             self._channel = await self._connection.channel(publisher_confirms=False)
         return self._channel
 
 
-def _reply(asked: AbstractIncomingMessage, decided: Decided) -> Message:
+def _reply(request: AbstractIncomingMessage, decided: Decided) -> Message:
     outcome = decided.outcome
     error = outcome.error if isinstance(outcome, Rejected) else None
     agent = decided.state.agent if decided.state is not None and error is None else None
@@ -80,4 +80,4 @@ def _reply(asked: AbstractIncomingMessage, decided: Decided) -> Message:
         "agent_id": agent.id if agent else None,
         "generation": agent.generation if agent else None,
     }
-    return Message(to_json(body), correlation_id=asked.correlation_id, content_type="application/json")
+    return Message(to_json(body), correlation_id=request.correlation_id, content_type="application/json")

@@ -12,7 +12,7 @@ Work = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 @asynccontextmanager
 async def working(work: Work, settings: Settings) -> AsyncIterator[None]:
-    """A worker that runs while inside and stops in order afterwards."""
+    """Run a worker inside the context, and stop it gracefully afterwards."""
     stop = asyncio.Event()
     task = asyncio.ensure_future(work(settings, stop))
     try:
@@ -25,7 +25,7 @@ async def working(work: Work, settings: Settings) -> AsyncIterator[None]:
 
 @pytest_asyncio.fixture
 async def registrar(settings: Settings, broker: object) -> AsyncIterator[None]:  # noqa: ARG001 - declares the queue
-    """A registrar that takes messages while the test runs."""
+    """A registrar that consumes messages while the test runs."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(working(run_registrar, settings))
         yield

@@ -1,4 +1,4 @@
-"""Failures of the database that look like a message's, and the other way round."""
+"""Failures of the database that look like the fault of a message, and the other way round."""
 
 from datetime import timedelta
 
@@ -17,16 +17,16 @@ from tests.integration.workers.conftest import working
 from tests.support.broker import publish, ready_messages
 from tests.support.factories import a_body
 from tests.support.waiting import eventually, eventually_rows, rows
-from workers import retry as pause
-from workers.registrar import batches as deciding
+from workers import retry
+from workers.registrar import batches
 from workers.runner import run_registrar
 
 POISON = 7
 MESSAGES = 20
 
 
-async def break_(sessions: Sessions, table: str, when: str, state: str) -> None:
-    """Have the database fail with this SQLSTATE on what is inserted into a table."""
+async def break_inserts(sessions: Sessions, table: str, when: str, state: str) -> None:
+    """Make the database fail with this SQLSTATE on inserts into a table."""
     async with sessions.begin() as session:
         await session.execute(
             text(f"""
@@ -40,38 +40,38 @@ async def break_(sessions: Sessions, table: str, when: str, state: str) -> None:
 
 
 async def publish_all(broker: AbstractConnection) -> None:
-    """Messages of as many agents, one of which has a deployment that is called poison."""
+    """Publish messages of as many agents, one of them with the deployment id `poison`."""
     for number in range(MESSAGES):
         await publish(broker, a_body(f"bot-{number}", deployment_id=f"v-{number}" if number != POISON else "poison"))
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long breaks between attempts."""
-    monkeypatch.setattr(pause, "FIRST_BACKOFF_SECONDS", 0.002)
+    """Short waits between attempts."""
+    monkeypatch.setattr(retry, "FIRST_BACKOFF_SECONDS", 0.002)
 
 
 @pytest.mark.usefixtures("quick")
 async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """However long the state lasts: a server that cannot even park is at fault itself. Nothing is lost."""
+    """However long it lasts: a server that cannot park a message either is at fault. Nothing is lost."""
     for table in ("deployments", "registrations", "parked"):
-        await break_(sessions, table, "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
+        await break_inserts(sessions, table, "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
     async with sessions.begin() as session:
         await session.execute(text("CREATE SCHEMA broken"))
     await publish_all(broker)
-    with capture_logs() as told:
+    with capture_logs() as logs:
         async with working(run_registrar, settings):
 
-            async def given_up_on() -> bool:
-                return [line["action"] for line in told].count("database.failed") >= 3 * deciding.DOUBTS
+            async def tried_often() -> bool:
+                return [line["action"] for line in logs].count("database.failed") >= 3 * batches.ATTEMPTS_IN_DOUBT
 
-            await eventually(given_up_on, "more attempts than a message has that is to fault_of")
+            await eventually(tried_often, "more attempts than a message in doubt gets")
             async with sessions.begin() as session:
                 await session.execute(text("DROP SCHEMA broken"))
             await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE status = 'Ready'", MESSAGES)
-    assert "registrar.disconnected" not in [line["action"] for line in told]
+    assert "registrar.disconnected" not in [line["action"] for line in logs]
     assert not await rows(sessions, "SELECT 1 FROM parked")
 
 
@@ -79,16 +79,16 @@ async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
 async def test_a_message_that_always_meets_such_an_error_is_parked_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """After some attempts, since a page that only it needs may be damaged; it never blocks its neighbours for long."""
-    await break_(sessions, "deployments", "NEW.id = 'poison'", "XX001")
+    """It is parked after some attempts, because a page that only it needs may be damaged. The others are applied."""
+    await break_inserts(sessions, "deployments", "NEW.id = 'poison'", "XX001")
     await publish_all(broker)
-    with capture_logs() as told:
+    with capture_logs() as logs:
         async with working(run_registrar, settings):
             await eventually_rows(sessions, "SELECT 1 FROM deployments", MESSAGES - 1)
             (row,) = await eventually_rows(sessions, "SELECT reason, agent_name, attempts FROM parked")
     assert (row.reason, row.agent_name, row.attempts) == ("unprocessable", f"bot-{POISON}", 1)
-    failed = [line["action"] for line in told].count("database.failed")
-    assert failed >= deciding.DOUBTS
+    failed = [line["action"] for line in logs].count("database.failed")
+    assert failed >= batches.ATTEMPTS_IN_DOUBT
     assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
 
 
@@ -96,37 +96,37 @@ async def test_a_message_that_always_meets_such_an_error_is_parked_alone(
 async def test_a_state_that_ends_at_the_last_moment_parks_nothing(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what fails once more after the database was seen to work is the message's own fault."""
-    await break_(sessions, "deployments", "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
+    """A message is at fault only if it fails once more after the database was seen to work."""
+    await break_inserts(sessions, "deployments", "EXISTS (SELECT FROM pg_namespace WHERE nspname = 'broken')", "XX000")
     async with sessions.begin() as session:
         await session.execute(text("CREATE SCHEMA broken"))
     attempts = 0
 
-    async def healed_after_the_last(session: AsyncSession, batch: list[Incoming], **more: bool) -> list[Decided]:
+    async def repaired_after_last_attempt(session: AsyncSession, batch: list[Incoming], **more: bool) -> list[Decided]:
         nonlocal attempts
         try:
             return await register_batch(session, batch, **more)
         except DBAPIError:
             attempts += 1
-            if attempts == deciding.DOUBTS:
-                async with sessions.begin() as healer:
-                    await healer.execute(text("DROP SCHEMA broken"))
+            if attempts == batches.ATTEMPTS_IN_DOUBT:
+                async with sessions.begin() as repair:
+                    await repair.execute(text("DROP SCHEMA broken"))
             raise
 
-    monkeypatch.setattr(deciding, "register_batch", healed_after_the_last)
+    monkeypatch.setattr(batches, "register_batch", repaired_after_last_attempt)
     await publish(broker, a_body("bot", deployment_id="v1"))
     async with working(run_registrar, settings):
         (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
-    assert (row.outcome, attempts) == ("Registered", deciding.DOUBTS)
+    assert (row.outcome, attempts) == ("Registered", batches.ATTEMPTS_IN_DOUBT)
 
 
 @pytest.mark.usefixtures("quick")
 async def test_a_message_whose_agent_is_busy_is_kept(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """However long somebody else holds the agent: nothing is parked, nothing given back, and it is applied then."""
+    """However long another transaction locks the agent, the message is not parked or requeued, and is applied later."""
     impatient = settings.model_copy(update={"lock_timeout": timedelta(seconds=0.05)})
-    with capture_logs() as told:
+    with capture_logs() as logs:
         async with working(run_registrar, impatient):
             await publish(broker, a_body("bot", deployment_id="v1"))
             await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v1'")
@@ -134,10 +134,12 @@ async def test_a_message_whose_agent_is_busy_is_kept(
                 await holder.execute(text("SELECT 1 FROM agents WHERE name = 'bot' FOR UPDATE"))
                 await publish(broker, a_body("bot", deployment_id="v2"))
 
-                async def tried_again_and_again() -> bool:
-                    return [line["action"] for line in told].count("registrar.database_away") > deciding.DOUBTS + 1
+                async def tried_often() -> bool:
+                    return [line["action"] for line in logs].count(
+                        "registrar.database_away"
+                    ) > batches.ATTEMPTS_IN_DOUBT + 1
 
-                await eventually(tried_again_and_again, "more attempts than a message has that is to fault_of")
+                await eventually(tried_often, "more attempts than a message in doubt gets")
             await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v2'")
-    assert "registrar.came_again" not in [line["action"] for line in told]
+    assert "registrar.came_again" not in [line["action"] for line in logs]
     assert not await rows(sessions, "SELECT 1 FROM parked")

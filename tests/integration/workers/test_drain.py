@@ -1,4 +1,4 @@
-"""What the broker gives up on ends in the table of parked messages, and nowhere else."""
+"""A dead letter is moved into the table of parked messages, and stays nowhere else."""
 
 import asyncio
 from typing import Any
@@ -25,40 +25,40 @@ WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND
 
 
 @pytest_asyncio.fixture
-async def impatient(broker: AbstractConnection, settings: Settings) -> AbstractConnection:
-    """A broker whose registrations queue gives a message up after three deliveries."""
+async def low_limit_broker(broker: AbstractConnection, settings: Settings) -> AbstractConnection:
+    """A broker whose registrations queue dead-letters a message after three deliveries."""
     await (await broker.channel()).queue_delete(topology.REGISTRATIONS_QUEUE)
     await declare(settings.model_copy(update={"delivery_limit": DELIVERY_LIMIT}))
     return broker
 
 
-async def give_up(broker: AbstractConnection) -> None:
-    """Take the one message and give it back until the broker gives it up."""
+async def dead_letter_one(broker: AbstractConnection) -> None:
+    """Consume and requeue the only message until the broker dead-letters it."""
     channel = await broker.channel()
     queue = await channel.get_queue(topology.REGISTRATIONS_QUEUE)
-    given_back = 0
+    requeued = 0
 
     async def dead() -> bool:
-        nonlocal given_back
+        nonlocal requeued
         message = await queue.get(fail=False)
         if message is not None:
             await message.nack(requeue=True)
-            given_back += 1
-        return given_back > DELIVERY_LIMIT
+            requeued += 1
+        return requeued > DELIVERY_LIMIT
 
-    await eventually(dead, "a message that was delivered too often")
+    await eventually(dead, "a message that has reached the delivery limit")
 
 
 async def test_what_the_broker_gave_up_on_is_parked_whole(
-    impatient: AbstractConnection, settings: Settings, sessions: Sessions
+    low_limit_broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
-    """Reason, key, agent, id and body as they were, the broker's own words in the headers; the queue is empty then."""
+    """Reason, key, agent, id and body are kept, and the broker's x-death header too; the queue is empty afterwards."""
     body = a_body("bot", deployment_id="v1")
-    await publish(impatient, body, headers={"traceparent": "00-1-2-3"})
-    await give_up(impatient)
+    await publish(low_limit_broker, body, headers={"traceparent": "00-1-2-3"})
+    await dead_letter_one(low_limit_broker)
     async with working(run_drainer, settings), working(run_drainer, settings):
         (row,) = await eventually_rows(sessions, "SELECT * FROM parked")
-        await _emptied(impatient)
+        await _emptied(low_limit_broker)
     assert (row.reason, row.routing_key) == ("dead-lettered", "agent.bot")
     assert (row.agent_name, row.deployment_id, str(row.message_id)) == ("bot", "v1", body["message_id"])
     assert "(delivery_limit)" in row.error
@@ -73,7 +73,7 @@ BODIES: dict[str, Any] = {"no JSON": b"\xff{", "empty": b"", "another one": b"{}
 async def test_each_dead_letter_has_a_row_of_its_own(
     broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
-    """Whatever it is; the same one twice is one row, two of one deployment are two."""
+    """Also an invalid one. The same message twice is one row; two messages of one deployment are two rows."""
     twice = a_body("bot", deployment_id="v1")
     channel = await broker.channel()
     for body in (*BODIES.values(), to_json(twice), to_json(twice), to_json(a_body("bot", deployment_id="v1"))):
@@ -88,16 +88,16 @@ async def test_each_dead_letter_has_a_row_of_its_own(
 async def test_a_drainer_that_ends_before_its_commit_leaves_the_message(
     broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
-    """Acknowledged after the commit, never before: while the table is locked, nothing is lost however often it ends."""
+    """It acknowledges only after the commit: while the table is locked, cancelled drainers lose nothing."""
     channel = await broker.channel()
     await channel.default_exchange.publish(Message(b"{"), topology.PARKED_QUEUE)
     async with sessions() as holder, holder.begin():
         await holder.execute(LOCK)
         for _ in range(3):
-            doomed = asyncio.ensure_future(run_drainer(settings, asyncio.Event()))
+            drainer = asyncio.ensure_future(run_drainer(settings, asyncio.Event()))
             await eventually_rows(sessions, WAITING)
-            doomed.cancel()
-            await asyncio.wait({doomed})
+            drainer.cancel()
+            await asyncio.wait({drainer})
     async with working(run_drainer, settings):
         await eventually_rows(sessions, "SELECT 1 FROM parked")
         await _emptied(broker)
@@ -107,4 +107,4 @@ async def _emptied(broker: AbstractConnection) -> None:
     async def empty() -> bool:
         return await ready_messages(broker, topology.PARKED_QUEUE) == 0
 
-    await eventually(empty, "no dead letter waits")
+    await eventually(empty, "no dead letter is left")

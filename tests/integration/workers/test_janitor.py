@@ -1,4 +1,4 @@
-"""States follow what pods answer, whoever asks them and however often one of the askers dies."""
+"""Statuses follow the answers of pods, with any number of janitors, and also when a janitor dies."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,13 +28,13 @@ INTERVAL = timedelta(seconds=0.3)
 
 @pytest.fixture
 def eager(settings: Settings) -> Settings:
-    """Settings with which a dead pod is found in a second."""
+    """Settings with which a janitor detects a dead pod within a second."""
     return settings.model_copy(update={"probe_interval": INTERVAL, "janitor_poll": timedelta(seconds=0.02)})
 
 
 @asynccontextmanager
 async def a_switchable_pod() -> AsyncIterator[tuple[Pod, dict[str, int]]]:
-    """A pod whose health page answers with the status in the dict."""
+    """A pod whose health page answers with the `status` in the dict."""
     answer = {"status": 200}
 
     async def handler(_: web.BaseRequest) -> web.StreamResponse:
@@ -44,27 +44,27 @@ async def a_switchable_pod() -> AsyncIterator[tuple[Pod, dict[str, int]]]:
         yield pod, answer
 
 
-async def registered(sessions: Sessions, deployment_id: str, url: str, **fields: Any) -> None:
-    """A pod that has announced itself."""
+async def register(sessions: Sessions, deployment_id: str, url: str, **fields: Any) -> None:
+    """Register a pod."""
     message = incoming(deployment_id=deployment_id, acp_url=url, **fields)
     await in_transaction(sessions, lambda session: register_batch(session, [message]))
 
 
-async def asked(pod: Pod, times: int) -> bool:
-    """Whether its health page was asked so often."""
+async def probed(pod: Pod, times: int) -> bool:
+    """Whether the pod has been probed at least so many times."""
     return len(pod.seen) >= times
 
 
 def status_is(status: str, deployment_id: str = "v1") -> str:
-    """Whether this deployment has this status."""
+    """A query that finds this deployment if it has this status."""
     return f"SELECT * FROM deployments WHERE id = '{deployment_id}' AND status = '{status}'"
 
 
 async def test_a_dead_pod_is_failed_and_one_that_answers_again_is_ready(eager: Settings, sessions: Sessions) -> None:
-    """With an event each time, and the reason; production stays where it was, and two janitors do not count twice."""
+    """Each change has an event and a reason; production stays, and two janitors do not count a failure twice."""
     async with a_switchable_pod() as (pod, answer), working(run_janitor, eager), working(run_janitor, eager):
-        await registered(sessions, "v1", pod.url)
-        await eventually(lambda: asked(pod, 3), "it is asked again and again")
+        await register(sessions, "v1", pod.url)
+        await eventually(lambda: probed(pod, 3), "repeated probes")
         answer["status"] = 500
         [failed] = await eventually_rows(sessions, status_is("Failed"))
         answer["status"] = 404
@@ -73,36 +73,36 @@ async def test_a_dead_pod_is_failed_and_one_that_answers_again_is_ready(eager: S
     assert failed.is_production
     assert ready.is_production
     assert ready.status_reason is None
-    told = [row.type for row in await rows(sessions, "SELECT type FROM outbox ORDER BY id")]
-    assert [each.split(".")[2] for each in told[-2:]] == ["failed", "ready"]
+    types = [row.type for row in await rows(sessions, "SELECT type FROM outbox ORDER BY id")]
+    assert [each.split(".")[2] for each in types[-2:]] == ["failed", "ready"]
     assert {seen.target for seen in pod.seen} == {"/healthz"}
 
 
 async def test_one_flicker_never_flips_a_state(eager: Settings, sessions: Sessions) -> None:
-    """A pod that fails two probes of three, again and again, stays Ready."""
+    """A pod that repeatedly fails two of three probes stays Ready."""
     count = 0
 
-    async def flickers(_: web.BaseRequest) -> web.StreamResponse:
+    async def fails_two_of_three(_: web.BaseRequest) -> web.StreamResponse:
         nonlocal count
         count += 1
         return web.Response(status=200 if count % 3 == 0 else 503)
 
-    # No probe may take longer than the interval, and none of those that are answered may be too slow.
+    # A probe may take as long as the interval, so a longer interval prevents that a slow machine fails more probes.
     slower = eager.model_copy(update={"probe_interval": timedelta(seconds=1)})
-    async with running_pod(flickers) as pod, working(run_janitor, slower):
-        await registered(sessions, "v1", pod.url)
-        await eventually(lambda: asked(pod, 7), "it is asked again and again")
+    async with running_pod(fails_two_of_three) as pod, working(run_janitor, slower):
+        await register(sessions, "v1", pod.url)
+        await eventually(lambda: probed(pod, 7), "repeated probes")
         assert await rows(sessions, "SELECT 1 FROM outbox WHERE type LIKE '%failed%'") == []
 
 
 async def test_a_pod_that_announces_itself_during_a_probe_is_not_failed_by_it(
     eager: Settings, sessions: Sessions
 ) -> None:
-    """The verdict is about the announcement that was probed."""
-    being_asked, go_on = asyncio.Event(), asyncio.Event()
+    """A verdict counts only for the announcement that was probed."""
+    probing, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(_: web.BaseRequest) -> web.StreamResponse:
-        being_asked.set()
+        probing.set()
         await go_on.wait()
         return web.Response(status=500)
 
@@ -110,22 +110,22 @@ async def test_a_pod_that_announces_itself_during_a_probe_is_not_failed_by_it(
     async with running_pod(slow) as old, running_pod() as new:
         janitor = Janitor(patient, sessions)
         async with working(lambda _, stop: janitor.run(stop), patient):
-            await registered(sessions, "v1", old.url)
-            await being_asked.wait()
-            await registered(sessions, "v1", new.url)
-            await eventually(lambda: asked(new, 1), "the new address is asked")
+            await register(sessions, "v1", old.url)
+            await probing.wait()
+            await register(sessions, "v1", new.url)
+            await eventually(lambda: probed(new, 1), "a probe of the new address")
             go_on.set()
 
-            async def all_judged() -> bool:
-                return not janitor._looks
+            async def all_decided() -> bool:
+                return not janitor._probes
 
-            await eventually(all_judged, "both have been judged")
+            await eventually(all_decided, "both probes decided")
         assert await rows(sessions, "SELECT 1 FROM outbox WHERE type LIKE '%failed%'") == []
 
 
 async def test_a_version_whose_pod_never_comes_is_failed(eager: Settings, sessions: Sessions) -> None:
-    """Pending past the deadline, with an event; one that is not yet due stays Pending."""
-    await registered(sessions, "v1", "http://127.0.0.1:9")
+    """It was Pending past the deadline, and gets an event. Another one before its deadline stays Pending."""
+    await register(sessions, "v1", "http://127.0.0.1:9")
     create = (
         "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at)"
         " SELECT '{0}', id, 'Pending', now() - interval '{1} seconds', now() FROM agents"
@@ -141,22 +141,22 @@ async def test_a_version_whose_pod_never_comes_is_failed(eager: Settings, sessio
 
 
 async def test_the_work_of_a_janitor_that_dies_is_taken_over(eager: Settings, sessions: Sessions) -> None:
-    """What it had claimed is due again after one interval."""
-    held = asyncio.Event()
+    """What a dead janitor had claimed is due again after one interval."""
+    probing = asyncio.Event()
 
     async def hangs(_: web.BaseRequest) -> web.StreamResponse:
-        held.set()
+        probing.set()
         await asyncio.Event().wait()
         raise AssertionError
 
     async with running_pod(hangs) as pod:
-        await registered(sessions, "v1", pod.url)
-        doomed = asyncio.ensure_future(run_janitor(eager, asyncio.Event()))
-        await held.wait()
-        doomed.cancel()
-        await asyncio.wait({doomed})
-    async with refused_address() as nowhere, sessions() as session, session.begin():
-        await (await session.connection()).exec_driver_sql(f"UPDATE deployments SET acp_url = '{nowhere}'")
+        await register(sessions, "v1", pod.url)
+        janitor = asyncio.ensure_future(run_janitor(eager, asyncio.Event()))
+        await probing.wait()
+        janitor.cancel()
+        await asyncio.wait({janitor})
+    async with refused_address() as dead, sessions() as session, session.begin():
+        await (await session.connection()).exec_driver_sql(f"UPDATE deployments SET acp_url = '{dead}'")
     async with working(run_janitor, eager):
         await eventually_rows(sessions, status_is("Failed"))
 
@@ -164,7 +164,7 @@ async def test_the_work_of_a_janitor_that_dies_is_taken_over(eager: Settings, se
 async def test_with_proof_a_pod_is_ready_only_when_it_answers(
     eager: Settings, sessions: Sessions, broker: AbstractConnection
 ) -> None:
-    """Pods of the SDK announce themselves before their port answers: theirs waits, and is promoted when it does."""
+    """Pods of the SDK register before their port answers: the deployment stays Pending until a probe succeeds."""
     proving = eager.model_copy(update={"ready_requires_probe": True})
     answering = False
 
@@ -199,9 +199,9 @@ PROMOTED = "SELECT * FROM outbox WHERE type = 'podium.deployment.promoted.v1' AN
 
 
 async def three_versions(sessions: Sessions, **urls: str) -> None:
-    """An agent with the policy to roll back, whose versions at these addresses served one after another."""
+    """Make an agent with the rollback policy whose versions at these addresses were in production one after another."""
     for version, url in urls.items():
-        await registered(sessions, version, url)
+        await register(sessions, version, url)
     agent_id = (await rows(sessions, "SELECT id FROM agents"))[0].id
     change = AgentChange(on_failure="rollback")
     await in_transaction(sessions, lambda session: change_agent(session, agent_id, change))
@@ -213,7 +213,7 @@ async def three_versions(sessions: Sessions, **urls: str) -> None:
 
 
 async def test_a_failed_production_goes_back_by_itself_to_what_answers(eager: Settings, sessions: Sessions) -> None:
-    """Past a dead version, with a cause, actor and reason of its own; a later preview does not steal it back."""
+    """It skips a dead version and records cause, actor and reason; a later preview is not promoted automatically."""
     async with AsyncExitStack() as stack:
         alive = await stack.enter_async_context(running_pod())
         dead = await stack.enter_async_context(refused_address())
@@ -222,7 +222,7 @@ async def test_a_failed_production_goes_back_by_itself_to_what_answers(eager: Se
         await stack.enter_async_context(working(run_janitor, eager))
         answer["status"] = 500
         [event] = await eventually_rows(sessions, PROMOTED.format(4))
-        await registered(sessions, "v4", alive.url)
+        await register(sessions, "v4", alive.url)
         [agent] = await rows(sessions, "SELECT * FROM agents")
         [failed] = await rows(sessions, status_is("Failed", "v3"))
     assert event.payload["deployment_id"] == "v1"
@@ -235,7 +235,7 @@ async def test_a_failed_production_goes_back_by_itself_to_what_answers(eager: Se
 async def test_a_production_that_nothing_can_replace_stays_until_something_can(
     eager: Settings, sessions: Sessions
 ) -> None:
-    """Nobody is sent from one dead version to the next; when an earlier one answers, it serves at the next probe."""
+    """Traffic never moves to a dead version. Once an earlier version answers, it serves after the next probe."""
     async with AsyncExitStack() as stack:
         pod, answer = await stack.enter_async_context(a_switchable_pod())
         dead = await stack.enter_async_context(refused_address())
@@ -247,15 +247,15 @@ async def test_a_production_that_nothing_can_replace_stays_until_something_can(
             await connection.exec_driver_sql("UPDATE deployments SET probe_streak = -19 WHERE id = 'v2'")
         await stack.enter_async_context(working(run_janitor, lasting))
         await eventually_rows(sessions, status_is("Failed", "v2"))
-        so_far = len(pod.seen)
-        await eventually(lambda: asked(pod, so_far + 5), "rollback_candidates are looked for again")
+        probes_before = len(pod.seen)
+        await eventually(lambda: probed(pod, probes_before + 5), "repeated probes of the rollback candidate")
         assert await rows(sessions, PROMOTED.format(3)) == []
         answer["status"] = 200
         await eventually_rows(sessions, PROMOTED.format(3))
 
 
 async def test_by_default_a_failed_production_stays(eager: Settings, sessions: Sessions) -> None:
-    """Only whoever asks for it is moved."""
+    """Only agents whose policy says so are rolled back."""
     async with AsyncExitStack() as stack:
         alive = await stack.enter_async_context(running_pod())
         dead = await stack.enter_async_context(refused_address())

@@ -1,4 +1,4 @@
-"""Janitors among everything else that changes agents: claims, verdicts and promotes never stand in a circle."""
+"""Janitors beside other changes of the same agents: claims, verdicts and promotes do not deadlock."""
 
 import asyncio
 import random
@@ -25,13 +25,13 @@ AGENTS, VERSIONS, PROMOTES_AT_ONCE, ROUNDS = 4, 8, 64, 6
 
 
 async def both_ways(sessions: Sessions) -> bool:
-    """Whether verdicts have failed a deployment, and made one Ready that had been announced before."""
-    told = [row.type for row in await rows(sessions, "SELECT type FROM outbox")]
-    return FAILED in told and told.count(READY) > AGENTS * VERSIONS
+    """Whether verdicts have set a deployment Failed, and another one Ready again."""
+    types = [row.type for row in await rows(sessions, "SELECT type FROM outbox")]
+    return FAILED in types and types.count(READY) > AGENTS * VERSIONS
 
 
 async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings: Settings, sessions: Sessions) -> None:
-    """No deadlock, no promote that fails for another reason than a verdict, and all invariants hold afterwards."""
+    """No deadlock occurs, promotes fail only because of a verdict, and all invariants hold afterwards."""
     eager = settings.model_copy(
         update={
             "probe_interval": timedelta(milliseconds=100),
@@ -40,11 +40,11 @@ async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings
         }
     )
 
-    async def moody(_: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(status=random.choice([200, 500]))  # noqa: S311 - a mood, not a secret
+    async def answers_at_random(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=random.choice([200, 500]))  # noqa: S311 - a test, not a secret
 
     async with AsyncExitStack() as stack:
-        pod = await stack.enter_async_context(running_pod(moody))
+        pod = await stack.enter_async_context(running_pod(answers_at_random))
         batch = [
             incoming(f"bot-{agent}", deployment_id=f"{agent}-{version}", acp_url=pod.url)
             for agent in range(AGENTS)
@@ -55,19 +55,21 @@ async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings
         patient = settings.model_copy(update={"lock_timeout": timedelta(seconds=60)})
         engine = make_engine(patient, application_name="promotes", pool_size=PROMOTES_AT_ONCE)
         stack.push_async_callback(engine.dispose)
-        crowd = Sessions(engine)
+        promoting = Sessions(engine)
 
         async def promoted(number: int) -> bool:
             agent = number % AGENTS
             target = f"{agent}-{random.randrange(VERSIONS)}"  # noqa: S311 - as above
             caller = Caller(actor="amy")
             try:
-                await in_transaction(crowd, lambda session: promote(session, agents[f"bot-{agent}"], target, caller))
+                await in_transaction(
+                    promoting, lambda session: promote(session, agents[f"bot-{agent}"], target, caller)
+                )
             except DeploymentNotReady:
                 return False
             return True
 
-        with capture_logs() as told:
+        with capture_logs() as logs:
             for janitor in (eager, eager):
                 await stack.enter_async_context(working(run_janitor, janitor))
             done = rounds = 0
@@ -77,5 +79,5 @@ async def test_64_promotes_at_once_and_janitors_that_change_their_minds(settings
                     rounds += 1
             await stack.aclose()
         assert done > 0
-        assert not [entry for entry in told if "deadlock" in str(entry)]
+        assert not [entry for entry in logs if "deadlock" in str(entry)]
     await in_transaction(sessions, assert_invariants)

@@ -1,4 +1,4 @@
-"""A connection that is given up cancels whoever waits on it; no worker takes that for its own end."""
+"""A closed connection cancels the tasks that wait on it; a worker does not take that for its own cancellation."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from tests.integration.workers.conftest import Work, working
 from tests.support.broker import publish
 from tests.support.factories import a_body
 from tests.support.waiting import eventually_rows
-from workers import runner as run
+from workers import runner
 from workers.runner import WorkerLost, WorkerName, run_drainer, run_registrar, run_relay, run_workers
 
 
 def cancelled_once(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method; its first caller is told that it is cancelled, as by a client that closes."""
+    """The method, whose first call raises `CancelledError`, as when the client closes its connection."""
     calls = 0
 
     async def wrapped(*arguments: Any, **more: Any) -> Any:
@@ -53,7 +53,7 @@ async def test_a_worker_goes_on(
     method: str,
     waiting: str,
 ) -> None:
-    """It connects again, and does what it is there for."""
+    """It reconnects and continues its work."""
     await publish(broker, a_body("bot", deployment_id="v1"))
     channel = await broker.channel()
     await channel.default_exchange.publish(aio_pika.Message(b"dead"), topology.PARKED_QUEUE)
@@ -71,7 +71,7 @@ async def test_a_worker_goes_on(
 
 
 async def test_who_is_really_cancelled_ends() -> None:
-    """The difference is whether somebody asked this very task to end."""
+    """A cancellation counts as real if this task itself was cancelled."""
 
     async def waits() -> None:
         with lost_as(ConnectionError()):
@@ -87,12 +87,12 @@ async def test_who_is_really_cancelled_ends() -> None:
 async def test_a_worker_that_ends_by_itself_ends_the_process(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever supervises the process starts it again; it never goes on without one of its workers."""
+    """A process does not continue without one of its workers, so that its supervisor restarts it."""
 
     async def ends(*_: object) -> None:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(run, "run_relay", ends)
+    monkeypatch.setattr(runner, "run_relay", ends)
     with pytest.raises(ExceptionGroup) as failed:
         await run_workers(settings, [WorkerName.RELAY, WorkerName.DRAINER])
     assert failed.group_contains(WorkerLost)

@@ -25,7 +25,7 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @pytest.mark.usefixtures("registrar")
 async def test_a_message_becomes_a_deployment_in_production(broker: AbstractConnection, sessions: Sessions) -> None:
-    """What a pod publishes is a row in PostgreSQL, and the first deployment of an agent serves."""
+    """A published message becomes a row in PostgreSQL, and the first deployment of an agent goes to production."""
     await publish(broker, a_body("bot", deployment_id="bot-v1"))
     (row,) = await eventually_rows(sessions, "SELECT status, is_production FROM deployments WHERE id = 'bot-v1'")
     assert (row.status, row.is_production) == ("Ready", True)
@@ -81,7 +81,7 @@ BAD_MESSAGES = {
 async def test_bad_messages_are_parked_with_their_reason_and_the_worker_lives(
     broker: AbstractConnection, sessions: Sessions
 ) -> None:
-    """Every kind of bad message ends in `parked`, whole, with a reason; good ones after it are applied."""
+    """Every kind of bad message is parked whole, with a reason; later good messages are applied."""
     headers: Any = {
         "text": "a\x00b",
         "bytes": bytearray(b"\xff\x00"),
@@ -104,7 +104,7 @@ async def test_bad_messages_are_parked_with_their_reason_and_the_worker_lives(
 async def test_a_key_that_names_another_agent_is_parked(
     broker: AbstractConnection, sessions: Sessions, key: str
 ) -> None:
-    """A pod that may publish under its own key alone cannot speak for another agent."""
+    """A pod that may publish only under its own key cannot register a deployment of another agent."""
     await publish(broker, a_body("victim", deployment_id="victim-v1"), key=key)
     (row,) = await eventually_rows(sessions, "SELECT reason, routing_key FROM parked")
     assert (row.reason, row.routing_key) == ("key-mismatch", key)
@@ -113,7 +113,7 @@ async def test_a_key_that_names_another_agent_is_parked(
 
 @pytest.mark.usefixtures("registrar")
 async def test_unknown_fields_are_ignored(broker: AbstractConnection, sessions: Sessions) -> None:
-    """A newer pod may say more than this version understands; unknown metadata is kept."""
+    """A newer pod may send fields that this version does not know; unknown metadata is stored."""
     await publish(broker, a_body("bot", deployment_id="v1", novelty=1, registration_metadata={"commit": "abc"}))
     (row,) = await eventually_rows(sessions, "SELECT registration_metadata AS facts FROM deployments WHERE id = 'v1'")
     assert row.facts == {"commit": "abc", "deployment_id": "v1"}
@@ -122,7 +122,7 @@ async def test_unknown_fields_are_ignored(broker: AbstractConnection, sessions: 
 async def test_a_message_is_acknowledged_only_after_its_commit(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """A registrar that ends while its transaction waits loses nothing: the message goes to the next one."""
+    """A registrar that ends while its transaction waits loses nothing: the next registrar gets the message."""
     async with working(run_registrar, settings):
         await publish(broker, a_body("bot", deployment_id="v1"))
         await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v1'")
@@ -130,13 +130,13 @@ async def test_a_message_is_acknowledged_only_after_its_commit(
     stop = asyncio.Event()
     async with sessions() as holder, holder.begin():
         await holder.execute(text("SELECT 1 FROM agents WHERE name = 'bot' FOR UPDATE"))
-        doomed = asyncio.ensure_future(run_registrar(settings, stop))
+        registrar = asyncio.ensure_future(run_registrar(settings, stop))
         await publish(broker, a_body("bot", deployment_id="v2"))
         waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         await eventually_rows(sessions, waiting)
-        doomed.cancel()
+        registrar.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await doomed
+            await registrar
     assert not await rows(sessions, "SELECT 1 FROM deployments WHERE id = 'v2'")
 
     async with working(run_registrar, settings):
@@ -147,7 +147,7 @@ async def test_a_message_is_acknowledged_only_after_its_commit(
 async def test_what_the_database_refuses_is_parked_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """One message that the database cannot take does not keep its neighbours in the batch from being applied."""
+    """One message that the database refuses does not prevent the other messages of its batch from being applied."""
     async with sessions() as session, session.begin():
         await session.execute(
             text(
@@ -169,7 +169,7 @@ async def test_what_the_database_refuses_is_parked_alone(
 
 @pytest.mark.usefixtures("registrar")
 async def test_direct_replies_tell_the_outcome(broker: AbstractConnection) -> None:
-    """A pod that asks through RabbitMQ's direct reply-to learns what became of its message."""
+    """A pod that uses RabbitMQ's direct reply-to gets the outcome of its message."""
     channel = await broker.channel()
     replies: list[Any] = []
 
@@ -196,9 +196,9 @@ async def test_direct_replies_tell_the_outcome(broker: AbstractConnection) -> No
 
 @pytest.mark.usefixtures("registrar")
 async def test_other_reply_addresses_get_nothing(broker: AbstractConnection, sessions: Sessions) -> None:
-    """A pod cannot have Podium write into somebody's queue."""
+    """A pod cannot make Podium publish to the queue of another program."""
     channel = await broker.channel()
-    queue = await channel.declare_queue(f"somebodys-{uuid4().hex}", exclusive=True)
+    queue = await channel.declare_queue(f"foreign-{uuid4().hex}", exclusive=True)
     await publish(broker, a_body("bot", deployment_id="v1"), reply_to=queue.name)
     await publish(broker, a_body("last", deployment_id="v2"))
     await eventually_rows(sessions, "SELECT 1 FROM agents WHERE name = 'last'")
@@ -207,7 +207,7 @@ async def test_other_reply_addresses_get_nothing(broker: AbstractConnection, ses
 
 @pytest.mark.usefixtures("registrar")
 async def test_the_trace_of_a_pod_reaches_its_events(broker: AbstractConnection, sessions: Sessions) -> None:
-    """A valid W3C traceparent goes with every event that the message causes; another text goes nowhere."""
+    """A valid W3C traceparent is copied to every event that the message causes; an invalid one is dropped."""
     await publish(broker, a_body("bot", deployment_id="v1"), headers={"traceparent": TRACEPARENT})
     await publish(broker, a_body("odd", deployment_id="v2"), headers={"traceparent": "' OR 1=1"})
     await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE agent_name = 'odd'")
@@ -216,7 +216,7 @@ async def test_the_trace_of_a_pod_reaches_its_events(broker: AbstractConnection,
 
 
 async def _nothing_left(broker: AbstractConnection) -> None:
-    """Every message was acknowledged, and none went to the broker's own dead letters."""
+    """Wait until every message is acknowledged, and check that none was dead-lettered."""
 
     async def drained() -> bool:
         return await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0

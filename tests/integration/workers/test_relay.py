@@ -46,7 +46,7 @@ async def promote_back_and_forth(sessions: Sessions, name: str, deployment_ids: 
 
 
 def assert_gap_free(consumer: Consumer) -> None:
-    """Each agent's events, once what was seen is dropped, are 1, 2, 3, ... in the order they came."""
+    """Check that the sequences of each agent, without duplicates, are 1, 2, 3, ... in the order of arrival."""
     by_source: dict[str, list[int]] = {}
     for event in consumer.once():
         by_source.setdefault(event.source, []).append(int(event.sequence))
@@ -56,7 +56,7 @@ def assert_gap_free(consumer: Consumer) -> None:
 
 
 async def everything_published(sessions: Sessions) -> None:
-    """Wait until no event is left unpublished."""
+    """Wait until every event is published."""
 
     async def none_left() -> bool:
         return not await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
@@ -66,7 +66,7 @@ async def everything_published(sessions: Sessions) -> None:
 
 @pytest.mark.usefixtures("relay")
 async def test_events_arrive_in_sequence_order(broker: AbstractConnection, sessions: Sessions) -> None:
-    """A consumer sees each agent's events without gap and in order, and one `promoted` per generation."""
+    """A consumer gets each agent's events in order and without gaps, and one `promoted` event per generation."""
     consumer = await a_consumer(broker)
     await asyncio.gather(*(register(sessions, f"bot-{n}", f"a-{n}", f"b-{n}") for n in range(10)))
     await asyncio.gather(*(promote_back_and_forth(sessions, f"bot-{n}", [f"b-{n}", f"a-{n}"], 10) for n in range(10)))
@@ -80,7 +80,7 @@ async def test_events_arrive_in_sequence_order(broker: AbstractConnection, sessi
 
 @pytest.mark.usefixtures("relay")
 async def test_an_event_is_a_cloudevent_under_its_routing_key(broker: AbstractConnection, sessions: Sessions) -> None:
-    """A consumer bound to one kind of event of one agent gets just that, as CloudEvents 1.0 in structured JSON."""
+    """A consumer bound to one event type of one agent gets only these events, as CloudEvents 1.0 in structured JSON."""
     consumer = await a_consumer(broker, "deployment.promoted.support-bot")
     await register(sessions, "other-bot", "other-v1")
     await register(sessions, "support-bot", "support-v1")
@@ -101,14 +101,14 @@ async def test_an_event_is_a_cloudevent_under_its_routing_key(broker: AbstractCo
 
 @pytest.mark.usefixtures("relay", "broker")
 async def test_an_event_that_nobody_bound_is_published_all_the_same(sessions: Sessions) -> None:
-    """Without any consumer the outbox is emptied."""
+    """Without any consumer, all events are published."""
     await register(sessions, "bot", "v1")
     await everything_published(sessions)
 
 
 @pytest.mark.usefixtures("relay")
 async def test_nothing_uncommitted_is_published(broker: AbstractConnection, sessions: Sessions) -> None:
-    """An event of a transaction that is rolled back is never seen."""
+    """An event of a transaction that is rolled back is never published."""
     consumer = await a_consumer(broker)
     async with sessions() as session:
         await register_batch(session, [incoming("ghost", deployment_id="ghost-v1")])
@@ -123,7 +123,7 @@ async def test_nothing_uncommitted_is_published(broker: AbstractConnection, sess
 async def test_a_second_relay_takes_over_and_loses_nothing(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """Two relays: one works; when its session ends, the events go on without gap, whoever publishes them."""
+    """Of two relays one publishes; when its session is terminated, publishing continues without gaps."""
     consumer = await a_consumer(broker)
     async with working(run_relay, settings), working(run_relay, settings):
         await eventually_rows(sessions, RELAY_LOCKS)
@@ -139,13 +139,13 @@ async def test_a_second_relay_takes_over_and_loses_nothing(
 async def test_without_a_fresh_proof_of_the_lock_nothing_is_published(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relay that was frozen longer than its proof is valid publishes nothing more on it."""
+    """A relay whose proof of the lock has expired publishes nothing."""
     monkeypatch.setattr(relay_module, "PROOF_VALID_SECONDS", -1.0)
     consumer = await a_consumer(broker)
     await register(sessions, "bot", "v1")
     claims: set[object] = set()
 
-    async def claimed_again_and_again() -> bool:
+    async def claimed_four_times() -> bool:
         query = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND query LIKE :claim"
         claims.update(
             row.query_start for row in await rows(sessions, query, claim="%FROM outbox%published_at IS NULL%")
@@ -153,14 +153,14 @@ async def test_without_a_fresh_proof_of_the_lock_nothing_is_published(
         return len(claims) >= 4
 
     async with working(run_relay, settings):
-        await eventually(claimed_again_and_again, "four rounds of the relay")
+        await eventually(claimed_four_times, "four rounds of the relay")
     assert not consumer.events
     assert not await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
 
 
 @pytest.mark.usefixtures("relay", "broker")
 async def test_an_event_that_cannot_be_written_holds_up_its_agent_alone(sessions: Sessions) -> None:
-    """A damaged row stops nobody else's events; it is no secret either, since it is logged and never marked."""
+    """A damaged event delays only later events of its own agent; it is logged and never marked as published."""
     async with sessions.begin() as session:
         await register_batch(session, [incoming("damaged", deployment_id="damaged-v1")])
         await session.execute(text("UPDATE outbox SET payload = '[]' WHERE sequence = 2"))
@@ -173,7 +173,7 @@ async def test_an_event_that_cannot_be_written_holds_up_its_agent_alone(sessions
 
 @pytest.mark.usefixtures("relay")
 async def test_an_agent_whose_event_is_refused_waits_in_order(broker: AbstractConnection, sessions: Sessions) -> None:
-    """Where a full queue refuses one agent's event, its later ones wait behind it and other agents' go on."""
+    """While a full queue refuses an event of one agent, its later events wait, and events of other agents continue."""
     channel = await broker.channel()
     full = await channel.declare_queue(
         f"full-{uuid4().hex}", exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -189,13 +189,13 @@ async def test_an_agent_whose_event_is_refused_waits_in_order(broker: AbstractCo
     )
     assert len(published) < 4
 
-    taken: list[bytes] = []
+    received: list[bytes] = []
 
-    async def next_taken() -> bool:
+    async def all_received() -> bool:
         message = await full.get(fail=False, no_ack=True)
         if message is not None:
-            taken.append(message.body)
-        return len(set(taken)) >= 4
+            received.append(message.body)
+        return len(set(received)) >= 4
 
-    await eventually(next_taken, "all four events of the agent, one after the other")
+    await eventually(all_received, "all four events of the agent")
     await everything_published(sessions)

@@ -1,4 +1,4 @@
-"""The sweep keeps the tables bounded, beside everything else that goes on."""
+"""Retention keeps the tables bounded, also while other transactions run."""
 
 import asyncio
 import random
@@ -39,14 +39,14 @@ VERSIONS = 200
 
 
 def sweeping(settings: Settings, **changes: object) -> Settings:
-    """Settings of an eager sweep that removes nothing but what the test names."""
+    """Settings of a frequent sweep that removes only what the test names."""
     nothing = dict.fromkeys(("deleted_retention", "outbox_retention", "inbox_retention", "parked_retention"), FOREVER)
     eager = {"sweep_interval": timedelta(seconds=0.1), **nothing, **changes}
     return settings.model_copy(update=eager)
 
 
 async def one_pass(settings: Settings, sessions: Sessions) -> Counter[RetentionTask]:
-    """What one pass of a new sweep removed."""
+    """Run one pass of a new sweeper; returns how many rows each task removed."""
     return await Sweeper(settings, sessions).sweep(asyncio.Event())
 
 
@@ -54,7 +54,7 @@ async def one_pass(settings: Settings, sessions: Sessions) -> Counter[RetentionT
 async def test_the_tables_stay_bounded_while_announcements_flow(
     broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
-    """With a retention of half a second none of them ever holds more than a part of what passed, and all end empty."""
+    """With a retention of half a second each table holds a third of the messages at most, and is empty at the end."""
     moments = dict.fromkeys(("outbox_retention", "inbox_retention", "parked_retention"), A_MOMENT)
     most: Counter[str] = Counter()
     passed = 0
@@ -80,7 +80,7 @@ async def test_the_tables_stay_bounded_while_announcements_flow(
 
 
 async def test_thousands_are_purged_beside_promotes_and_registrations(settings: Settings, sessions: Sessions) -> None:
-    """No deadlock, no error but refusals, production stays with who was promoted last."""
+    """No deadlock occurs, no operation fails unexpectedly, and all invariants hold afterwards."""
     world = World(sessions)
     for name in AGENTS:
         await world.register(*[incoming(name, deployment_id=f"{name}.{number}") for number in range(VERSIONS)])
@@ -94,11 +94,11 @@ async def test_thousands_are_purged_beside_promotes_and_registrations(settings: 
     swept = asyncio.Event()
 
     async def busy(change: Callable[[str], Coroutine[Any, Any, Any]]) -> Counter[str]:
-        """What came of changes of random agents until the sweep was done."""
-        became: Counter[str] = Counter()
+        """Change random agents until the sweep is done; returns how often each outcome occurred."""
+        outcomes: Counter[str] = Counter()
         while not swept.is_set():
-            became[type(await settled(change(random.choice(AGENTS)))).__name__] += 1  # noqa: S311
-        return became
+            outcomes[type(await settled(change(random.choice(AGENTS)))).__name__] += 1  # noqa: S311
+        return outcomes
 
     def any_version(name: str) -> str:
         return f"{name}.{random.randrange(VERSIONS)}"  # noqa: S311
@@ -111,7 +111,7 @@ async def test_thousands_are_purged_beside_promotes_and_registrations(settings: 
             swept.set()
 
     with capture_logs() as logs:
-        removed, *became = await asyncio.gather(
+        removed, *outcomes = await asyncio.gather(
             all_sweeps(),
             busy(lambda name: world.promote(any_version(name), name)),
             busy(lambda name: world.promote(any_version(name), name)),
@@ -120,13 +120,13 @@ async def test_thousands_are_purged_beside_promotes_and_registrations(settings: 
         )
     assert not [entry for entry in logs if "deadlock" in entry.get("cause", "")]
     refusals = {DeploymentDeletedError.__name__, NothingToRollBackTo.__name__}
-    assert sum(became, Counter()).keys() <= {AgentSnapshot.__name__, "str"} | refusals
+    assert sum(outcomes, Counter()).keys() <= {AgentSnapshot.__name__, "str"} | refusals
     assert removed[RetentionTask.DELETED_DEPLOYMENTS] > len(AGENTS) * VERSIONS / 2
     await world.do(assert_invariants)
 
 
-async def test_what_others_are_at_is_passed_over(settings: Settings, sessions: Sessions) -> None:
-    """Two processes never do the same chore at once, and neither waits."""
+async def test_a_task_that_another_process_runs_is_skipped(settings: Settings, sessions: Sessions) -> None:
+    """Two processes never run the same task at once, and neither waits."""
     world = World(sessions)
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(10)])
     mine = sweeping(settings, inbox_retention=timedelta(0))
@@ -135,12 +135,12 @@ async def test_what_others_are_at_is_passed_over(settings: Settings, sessions: S
         assert not (await one_pass(mine, sessions)).total()
         await other.rollback()
         assert (await one_pass(mine, sessions)) == {
-            chore: 10 * (chore is RetentionTask.DECIDED_ANNOUNCEMENTS) for chore in RetentionTask
+            task: 10 * (task is RetentionTask.DECIDED_ANNOUNCEMENTS) for task in RetentionTask
         }
 
 
 async def test_nothing_is_removed_before_its_time(settings: Settings, sessions: Sessions) -> None:
-    """With the default retentions young rows stay, with endless ones all do."""
+    """With the default retention, recent rows stay; with an unlimited retention, all rows stay."""
     world = World(sessions)
     await world.two_versions()
     await world.delete("support-bot.v2")
@@ -151,8 +151,8 @@ async def test_nothing_is_removed_before_its_time(settings: Settings, sessions: 
     assert await world.contents() == before
 
 
-async def test_a_chore_that_fails_leaves_the_others_their_turn(settings: Settings, sessions: Sessions) -> None:
-    """One broken table does not let the other ones grow."""
+async def test_other_tasks_run_after_one_has_failed(settings: Settings, sessions: Sessions) -> None:
+    """A broken table does not stop the removal of rows from other tables."""
     await World(sessions).two_versions()
     await in_transaction(sessions, lambda session: session.execute(text("ALTER TABLE outbox RENAME TO elsewhere")))
     moment = sweeping(settings, outbox_retention=timedelta(0), inbox_retention=timedelta(0))
@@ -161,8 +161,8 @@ async def test_a_chore_that_fails_leaves_the_others_their_turn(settings: Setting
     assert await rows(sessions, "SELECT 1 FROM registrations") == []
 
 
-async def test_a_pass_is_told_with_what_it_removed(settings: Settings, sessions: Sessions) -> None:
-    """One line with a count for each kind, and none where there was nothing to do."""
+async def test_a_pass_logs_what_it_removed(settings: Settings, sessions: Sessions) -> None:
+    """A pass logs one line with a count for each task, and no line if it removed nothing."""
     await World(sessions).two_versions()
     moment = sweeping(settings, inbox_retention=timedelta(0), sweep_batch_size=1)
     with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""What the broker lets through is read, whatever it is: one message cannot keep every worker from its neighbours."""
+"""Workers read every message that the broker accepts: one message with invalid properties does not block others."""
 
 import struct
 from dataclasses import dataclass
@@ -24,42 +24,42 @@ from tests.support.waiting import eventually, eventually_rows, rows
 from workers.runner import run_registrar
 
 NANOSECONDS = struct.pack(">Q", 1_764_000_000_000_000_000)
-NO_TEXT = b"\xff\xfe"
+NOT_UTF8 = b"\xff\xfe"
 NESTED = 15_000
 
 
 class Raw(spec.Basic.Properties):
-    """Properties as bytes, since the library would not write them."""
+    """Properties as raw bytes, because the client library cannot encode them."""
 
     def __init__(self, name: str, value: bytes) -> None:
         super().__init__()
         self._raw = struct.pack(">H", self.flags[name]) + value
 
     def marshal(self) -> bytes:
-        """As they are."""
+        """The raw bytes."""
         return self._raw
 
 
 class RawKey(str):
-    """A routing key of any bytes."""
+    """A routing key of arbitrary bytes."""
 
     __slots__ = ("raw",)
     raw: bytes
 
     def encode(self, *_: str) -> bytes:
-        """As they are."""
+        """The raw bytes."""
         return bytes(self.raw)
 
 
 @dataclass(frozen=True)
-class Odd:
-    """A message that a program in another language could publish."""
+class OddMessage:
+    """A message that a program with another client library could publish."""
 
     properties: spec.Basic.Properties | None = None
     key: bytes = b"agent.odd"
 
     async def publish(self, url: str, exchange: str, body: bytes) -> None:
-        """Once it is confirmed."""
+        """Publish the message; returns once the broker has confirmed it."""
         key = RawKey(self.key.decode(errors="replace"))
         key.raw = self.key
         connection = await aiormq.connect(url)
@@ -71,51 +71,51 @@ class Odd:
 
 
 def table(content: bytes) -> bytes:
-    """A table of headers."""
+    """An encoded table of headers."""
     return struct.pack(">I", len(content)) + content
 
 
 def tables_in_tables() -> bytes:
-    """More of them than Python calls functions."""
-    found = table(b"")
+    """An encoded table, nested deeper than Python's recursion limit."""
+    encoded = table(b"")
     for _ in range(NESTED):
-        found = table(b"\x01aF" + found)
-    return found
+        encoded = table(b"\x01aF" + encoded)
+    return encoded
 
 
 ODD = {
-    "a time in nanoseconds": Odd(Raw("timestamp", NANOSECONDS)),
-    "a time in nanoseconds among the headers": Odd(Raw("headers", table(b"\x01aT" + NANOSECONDS))),
-    "a message id that is no text": Odd(Raw("message_id", b"\x02" + NO_TEXT)),
-    "a header's name that is no text": Odd(Raw("headers", table(b"\x02" + NO_TEXT + b"V"))),
-    "tables in tables": Odd(Raw("headers", tables_in_tables())),
+    "a time in nanoseconds": OddMessage(Raw("timestamp", NANOSECONDS)),
+    "a time in nanoseconds among the headers": OddMessage(Raw("headers", table(b"\x01aT" + NANOSECONDS))),
+    "a message id that is no text": OddMessage(Raw("message_id", b"\x02" + NOT_UTF8)),
+    "a header's name that is no text": OddMessage(Raw("headers", table(b"\x02" + NOT_UTF8 + b"V"))),
+    "tables in tables": OddMessage(Raw("headers", tables_in_tables())),
 }
 
 
 async def test_odd_properties_are_no_obstacle(
     broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
-    """They say nothing that Podium needs: each message is applied at its first delivery, as are those after it."""
+    """Podium does not need these properties: such messages, and those after them, are applied at the first delivery."""
     url = settings.amqp_url.get_secret_value()
     for number, odd in enumerate(ODD.values()):
         body = to_json(a_body("odd", deployment_id=f"odd-{number}"))
         await odd.publish(url, topology.REGISTRATIONS_EXCHANGE, body)
     await publish(broker, a_body("good", deployment_id="good-v1"))
-    with capture_logs() as told:
+    with capture_logs() as logs:
         async with working(run_registrar, settings):
             await eventually_rows(sessions, "SELECT 1 FROM deployments", len(ODD) + 1)
-    assert "registrar.disconnected" not in [line["action"] for line in told]
+    assert "registrar.disconnected" not in [line["action"] for line in logs]
 
 
 async def test_odd_messages_are_parked(
     broker: AbstractConnection, settings: Settings, sessions: Sessions, tmp_path: Path
 ) -> None:
-    """Those that cannot be applied, with as much of their headers as can be kept, by registrar and drainer alike."""
+    """Registrar and drainer park them with all headers that can be stored."""
     url = settings.amqp_url.get_secret_value()
-    odd = {**ODD, "a routing key that is no text": Odd(key=b"agent." + NO_TEXT)}
+    odd = {**ODD, "a routing key that is no text": OddMessage(key=b"agent." + NOT_UTF8)}
     for number, each in enumerate(odd.values()):
         await each.publish(url, topology.REGISTRATIONS_EXCHANGE, b"{%d" % number)
-        dead = Odd(each.properties, topology.PARKED_QUEUE.encode())
+        dead = OddMessage(each.properties, topology.PARKED_QUEUE.encode())
         await dead.publish(url, "", b"[%d" % number)
     async with working(run_registrar, settings), worker_process(settings, tmp_path, "drainer"):
         parked = await eventually_rows(sessions, "SELECT headers, reason FROM parked", 2 * len(odd))
@@ -132,17 +132,17 @@ async def test_odd_messages_are_parked(
 async def test_a_delivery_that_is_not_read_is_not_acknowledged_with_its_neighbours(
     broker: AbstractConnection, settings: Settings, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever makes the library drop one: it comes again, since to acknowledge the next would acknowledge it too."""
-    whole: Any = aio_pika.IncomingMessage
+    """If the library drops a delivery, the broker redelivers it: acknowledging the next one would include it."""
+    original: Any = aio_pika.IncomingMessage
     dropped: list[bytes] = []
 
-    def sometimes(message: Any, **options: Any) -> Any:
+    def drops_one(message: Any, **options: Any) -> Any:
         if b"dropped" in message.body and not dropped:
             dropped.append(message.body)
             raise ValueError("cannot be read")
-        return whole(message, **options)
+        return original(message, **options)
 
-    monkeypatch.setattr("aio_pika.queue.IncomingMessage", sometimes)
+    monkeypatch.setattr("aio_pika.queue.IncomingMessage", drops_one)
     for name in ("first", "dropped", "last"):
         await publish(broker, a_body(name, deployment_id=f"{name}-v1"))
     async with working(run_registrar, settings):
