@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.chaos.ground import Field
+from tests.chaos.system import System
 from tests.support.processes import api_process
 
 ANSWER_SECONDS = 10
@@ -22,7 +22,7 @@ class Callers:
         self.answers: list[int] = []
         self.slowest = 0.0
 
-    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and body of a response; checks that it is not a 500, and that a 503 has `retry-after`."""
         began = monotonic()
         async with asyncio.timeout(ANSWER_SECONDS), self._web.request(method, self._url + path, json=body) as response:
@@ -37,8 +37,8 @@ class Callers:
     async def promote_back_and_forth(self, agent: dict[str, Any]) -> None:
         """Promote v1, then v2, then read the agent."""
         for deployment in ("v1", "v2"):
-            await self.ask("POST", f"/agents/{agent['id']}/deployments/{deployment}/promote")
-        await self.ask("GET", f"/agents/{agent['id']}")
+            await self.call("POST", f"/agents/{agent['id']}/deployments/{deployment}/promote")
+        await self.call("GET", f"/agents/{agent['id']}")
 
     async def until(self, seconds: float, agent: dict[str, Any]) -> None:
         """Call the API in a loop for this many seconds."""
@@ -49,13 +49,13 @@ class Callers:
 
 
 @asynccontextmanager
-async def callers_of(field: Field, **more: str) -> AsyncIterator[Callers]:
+async def callers_of(system: System, **more: str) -> AsyncIterator[Callers]:
     """Clients of an API, with a worker process."""
     async with (
-        field.worker(PODIUM_PUBLISH_TIMEOUT="2"),
-        api_process(field.settings, field.folder, **more) as url,
+        system.worker(PODIUM_PUBLISH_TIMEOUT="2"),
+        api_process(system.settings, system.folder, **more) as url,
         # A connection per call: the server may close a kept connection just when it is used again.
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as web,
     ):
-        await field.until_logged("relay.started")
+        await system.until_logged("relay.started")
         yield Callers(url, web)

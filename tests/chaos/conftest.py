@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from podium.servers import private_servers
-from tests.chaos.ground import Field, Ground, fresh, prepared
 from tests.chaos.size import LIMIT_SECONDS
+from tests.chaos.system import ServerPair, System, new_system, prepared_servers
 
 HERE = Path(__file__).parent
 
@@ -31,15 +31,15 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest_asyncio.fixture(scope="package")
-async def ground(data_dir: Path) -> AsyncIterator[Ground]:
+async def server_pair(data_dir: Path) -> AsyncIterator[ServerPair]:
     """Servers that tests may break."""
-    async with private_servers(data_dir, durable=False) as servers, prepared(servers) as ground:
-        yield ground
-        await ground.repair()
+    async with private_servers(data_dir, durable=False) as servers, prepared_servers(servers) as server_pair:
+        yield server_pair
+        await server_pair.repair()
 
 
 @pytest_asyncio.fixture
-async def field(ground: Ground, tmp_path: Path) -> AsyncIterator[Field]:
+async def system(server_pair: ServerPair, tmp_path: Path) -> AsyncIterator[System]:
     """An empty database and empty queues for one test, on servers that it may break."""
-    async with fresh(ground, tmp_path, f"chaos_{uuid4().hex}") as field:
-        yield field
+    async with new_system(server_pair, tmp_path, f"chaos_{uuid4().hex}") as system:
+        yield system

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import InternalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.chaos.ground import Field, run_outside_transaction
+from tests.chaos.system import System, run_outside_transaction
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
 from tests.support.factories import a_body, incoming
 from tests.support.processes import api_process
@@ -31,29 +31,29 @@ END_SESSIONS = text(
 
 
 @pytest_asyncio.fixture
-async def small_disk(field: Field) -> AsyncIterator[Path]:
+async def small_disk(system: System) -> AsyncIterator[Path]:
     """Move this test's database to a disk of 20 MB, which it nearly fills."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    account = field.ground.postgres._around.account
-    folder = field.ground.postgres._kind.folder.parent / "small"  # type: ignore[attr-defined]  # both kinds have one
+    account = system.servers.postgres._around.account
+    folder = system.servers.postgres._kind.folder.parent / "small"  # type: ignore[attr-defined]  # both kinds have one
     folder.mkdir()
     owner = f",uid={account.uid},gid={account.gid}" if account else ""
     mounted = _run("mount", "-t", "tmpfs", "-o", f"{SMALL}{owner},mode=0700", "podium-chaos", str(folder))
     if not mounted:
         pytest.skip("this machine does not allow mounts")
-    name = field.database
-    await run_outside_transaction(field.ground.postgres.url, f"CREATE TABLESPACE small LOCATION '{folder}'")
-    await run_outside_transaction(field.ground.postgres.url, f'ALTER DATABASE "{name}" SET TABLESPACE small')
+    name = system.database
+    await run_outside_transaction(system.servers.postgres.url, f"CREATE TABLESPACE small LOCATION '{folder}'")
+    await run_outside_transaction(system.servers.postgres.url, f'ALTER DATABASE "{name}" SET TABLESPACE small')
     yield folder
-    await field.ground.postgres.start()
+    await system.servers.postgres.start()
     await run_outside_transaction(
-        field.ground.postgres.url, f'DROP DATABASE "{name}" WITH (FORCE)', "DROP TABLESPACE small"
+        system.servers.postgres.url, f'DROP DATABASE "{name}" WITH (FORCE)', "DROP TABLESPACE small"
     )
     _run("umount", str(folder))
 
 
-async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None:
+async def test_a_full_disk_loses_nothing(system: System, small_disk: Path) -> None:
     """Messages wait in the queue. The API answers 503 to writes and 200 to reads, then 503 once sessions have ended.
 
     On a full disk PostgreSQL refuses a new session if it must first write its cache file. It reports that as an
@@ -65,16 +65,16 @@ async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None
         )
         for n in range(MESSAGES)
     ]
-    engine = field.sessions.kw["bind"]
+    engine = system.sessions.kw["bind"]
     async with (
         engine.execution_options(isolation_level="AUTOCOMMIT").connect() as admin,
-        pods_of(field) as pods,
-        field.worker(),
-        api_process(field.settings, field.folder) as url,
+        pods_of(system) as pods,
+        system.worker(),
+        api_process(system.settings, system.folder) as url,
         aiohttp.ClientSession() as web,
     ):
         await pods.publish(messages)
-        await field.until_logged("registrar.database_away", server="PostgreSQL")
+        await system.until_logged("registrar.database_away", server="PostgreSQL")
         body = a_body(
             "late-bot", deployment_id="late-v1", registration_metadata={"ballast": os.urandom(BALLAST * 5).hex()}
         )
@@ -87,12 +87,12 @@ async def test_a_full_disk_loses_nothing(field: Field, small_disk: Path) -> None
         await admin.execute(END_SESSIONS)
         async with web.get(f"{url}/agents") as read:
             assert read.status == 503
-        await field.until_logged("database.failed")
+        await system.until_logged("database.failed")
         assert (await admin.execute(DECIDED)).scalar_one() < MESSAGES
         _run("mount", "-o", f"remount,{LARGE}", str(small_disk))
-        await until_quiet(field, MESSAGES)
-    assert not await rows(field.sessions, "SELECT 1 FROM parked")
-    await all_events_in_order(field)
+        await until_quiet(system, MESSAGES)
+    assert not await rows(system.sessions, "SELECT 1 FROM parked")
+    await all_events_in_order(system)
 
 
 async def _until_sessions_are_refused(engine: AsyncEngine, disk: Path) -> None:

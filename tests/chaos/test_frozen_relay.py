@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
+from tests.chaos.system import System
 from tests.chaos.traffic import all_events_in_order, pods_of, until_quiet
 from tests.support.factories import incoming
 from tests.support.waiting import eventually_rows
@@ -16,24 +16,24 @@ from tests.support.waiting import eventually_rows
 TAKEOVER_SECONDS = 6
 
 
-async def test_a_frozen_relay_is_replaced_and_wakes_without_harm(field: Field) -> None:
+async def test_a_frozen_relay_is_replaced_and_wakes_without_harm(system: System) -> None:
     """The second relay publishes within six seconds; when the first one resumes, events stay in order."""
     async with (
-        field.worker("relay", PODIUM_RELAY_BATCH_SIZE="50") as first,
-        field.worker("registrar"),
-        pods_of(field) as pods,
+        system.worker("relay", PODIUM_RELAY_BATCH_SIZE="50") as first,
+        system.worker("registrar"),
+        pods_of(system) as pods,
     ):
-        await field.until_logged("relay.started")
-        async with field.worker("relay"):
-            await field.until_logged("relay.standing_by")
+        await system.until_logged("relay.started")
+        async with system.worker("relay"):
+            await system.until_logged("relay.standing_by")
             await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"a-{n}") for n in range(500)])
-            await eventually_rows(field.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
+            await eventually_rows(system.sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL")
             os.kill(first.pid, signal.SIGSTOP)
             frozen, frozen_at = monotonic(), datetime.now(UTC)
             try:
                 await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"b-{n}") for n in range(100)])
-                await until_quiet(field, 600, seconds=20)
-                took = (max(map(_moment, field.logged("relay.started"))) - frozen_at).total_seconds()
+                await until_quiet(system, 600, seconds=20)
+                took = (max(map(_moment, system.logged("relay.started"))) - frozen_at).total_seconds()
                 assert 0 < took < TAKEOVER_SECONDS
                 count = 600
                 while monotonic() < frozen + SIZE.frozen:
@@ -42,10 +42,10 @@ async def test_a_frozen_relay_is_replaced_and_wakes_without_harm(field: Field) -
                     await asyncio.sleep(0.05)
             finally:
                 os.kill(first.pid, signal.SIGCONT)
-            await field.until_logged("relay.disconnected", server="PostgreSQL")
+            await system.until_logged("relay.disconnected", server="PostgreSQL")
             await pods.publish([incoming(f"bot-{n % 20}", deployment_id=f"d-{n}") for n in range(100)])
-            await until_quiet(field, count + 100)
-    events = await all_events_in_order(field)
+            await until_quiet(system, count + 100)
+    events = await all_events_in_order(system)
     print(f"taken over after {took:.1f} s; {len(events)} events received")  # noqa: T201 - figures
 
 

@@ -17,8 +17,8 @@ from aiohttp import web
 from podium.servers.process import GuardedProcess
 from services.registration.batch import register_batch
 from services.storage.database import in_transaction
-from tests.chaos.ground import Field
 from tests.chaos.size import SIZE
+from tests.chaos.system import System
 from tests.support.factories import incoming
 from tests.support.waiting import eventually, rows
 
@@ -59,7 +59,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet_of(field: Field) -> AsyncIterator[Fleet]:
+async def fleet_of(system: System) -> AsyncIterator[Fleet]:
     """A fleet whose pods have all registered."""
     fleet = Fleet()
     runner = web.ServerRunner(web.Server(fleet.answer), shutdown_timeout=0.1)
@@ -72,28 +72,28 @@ async def fleet_of(field: Field) -> AsyncIterator[Fleet]:
     ]
     for start in range(0, len(announced), BATCH):
         batch = announced[start : start + BATCH]
-        await in_transaction(field.sessions, lambda session, batch=batch: register_batch(session, batch))  # type: ignore[misc]
+        await in_transaction(system.sessions, lambda session, batch=batch: register_batch(session, batch))  # type: ignore[misc]
     try:
         yield fleet
     finally:
         await runner.cleanup()
 
 
-async def test_one_janitor_probes_all_in_time_and_two_share_the_work(field: Field) -> None:
+async def test_one_janitor_probes_all_in_time_and_two_share_the_work(system: System) -> None:
     """Each deployment is probed once per interval, and the remaining janitor takes over the work of a killed one."""
     often = {"PODIUM_PROBE_INTERVAL": str(SIZE.probe_interval)}
-    async with fleet_of(field) as fleet, field.worker("janitor", **often) as first:
+    async with fleet_of(system) as fleet, system.worker("janitor", **often) as first:
         await fleet.all_probed_since(0)
         # The probes start at the same time, and are spread after one interval.
         await asyncio.sleep(SIZE.probe_interval)
-        began, cost = monotonic(), await Cost.so_far(field, first)
+        began, cost = monotonic(), await Cost.so_far(system, first)
         await asyncio.sleep(2 * SIZE.probe_interval)
-        alone = (await Cost.so_far(field, first)).since(cost, monotonic() - began)
+        alone = (await Cost.so_far(system, first)).since(cost, monotonic() - began)
         gaps = fleet.gaps(began)
         assert gaps[-1] < SIZE.probe_interval + SLACK_SECONDS
         assert nearly_all(gaps) > SIZE.probe_interval / 2
 
-        async with field.worker("janitor", **often) as second:
+        async with system.worker("janitor", **often) as second:
             await asyncio.sleep(SIZE.probe_interval)
             together, used = monotonic(), (cpu_seconds(first.pid), cpu_seconds(second.pid))
             await asyncio.sleep(SIZE.probe_interval)
@@ -104,7 +104,7 @@ async def test_one_janitor_probes_all_in_time_and_two_share_the_work(field: Fiel
             killed = monotonic()
             await fleet.all_probed_since(killed)
             took = monotonic() - killed
-    assert await rows(field.sessions, "SELECT 1 FROM deployments WHERE status <> 'Ready'") == []
+    assert await rows(system.sessions, "SELECT 1 FROM deployments WHERE status <> 'Ready'") == []
     print(  # noqa: T201 - figures
         f"{SIZE.probed} deployments every {SIZE.probe_interval:.0f} s: {alone}; between two probes "
         f"{gaps[0]:.1f} to {gaps[-1]:.1f} s; CPU shares of two {shares[0]:.2f} and {shares[1]:.2f} s; "
@@ -124,10 +124,10 @@ class Cost:
         self.numbers = (janitor, backends, commits, updated)
 
     @classmethod
-    async def so_far(cls, field: Field, process: GuardedProcess) -> "Cost":
+    async def so_far(cls, system: System, process: GuardedProcess) -> "Cost":
         """CPU seconds of the process and of its database sessions, and the database's counters."""
-        backends = [row.pid for row in await rows(field.sessions, BACKENDS)]
-        [work] = await rows(field.sessions, WORK)
+        backends = [row.pid for row in await rows(system.sessions, BACKENDS)]
+        [work] = await rows(system.sessions, WORK)
         return cls(cpu_seconds(process.pid), sum(map(cpu_seconds, backends)), work.xact_commit, work.tup_updated)
 
     def since(self, earlier: "Cost", seconds: float) -> str:

@@ -16,8 +16,8 @@ from aio_pika.exceptions import AMQPError
 from contracts import topology
 from contracts.events import CloudEvent
 from services.registration.batch import Incoming
-from tests.chaos.ground import EVENTS_QUEUE, Field
 from tests.chaos.size import SIZE
+from tests.chaos.system import EVENTS_QUEUE, System
 from tests.support.broker import ready_messages
 from tests.support.shuffle import Shuffle
 from tests.support.waiting import eventually, rows
@@ -33,8 +33,8 @@ EXPECTED_EVENTS = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM
 class Pods:
     """Publishes messages as pods do: mandatory, and repeated with the same id until the broker confirms."""
 
-    def __init__(self, field: Field) -> None:
-        self._url = field.settings.amqp_url.get_secret_value()
+    def __init__(self, system: System) -> None:
+        self._url = system.settings.amqp_url.get_secret_value()
         self._connection: AbstractConnection | None = None
         self._exchange: AbstractExchange | None = None
         self.attempts: Counter[UUID | None] = Counter()
@@ -78,9 +78,9 @@ class Pods:
 
 
 @asynccontextmanager
-async def pods_of(field: Field) -> AsyncIterator[Pods]:
+async def pods_of(system: System) -> AsyncIterator[Pods]:
     """Pods whose connection is closed afterwards."""
-    pods = Pods(field)
+    pods = Pods(system)
     try:
         yield pods
     finally:
@@ -117,13 +117,13 @@ def parts(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     return (items[start:end] for start, end in pairwise(edges))
 
 
-async def all_events_in_order(field: Field, *, seconds: float = 30) -> list[CloudEvent]:
+async def all_events_in_order(system: System, *, seconds: float = 30) -> list[CloudEvent]:
     """Wait until all events are on the consumer's queue, and check that each agent's are in order and without gaps.
 
     Like a consumer, drops an event whose sequence is not greater than the last one of its source. An event that arrives
     too early then leaves a gap.
     """
-    expected = {(row.source, row.sequence) for row in await rows(field.sessions, EXPECTED_EVENTS)}
+    expected = {(row.source, row.sequence) for row in await rows(system.sessions, EXPECTED_EVENTS)}
     events: list[CloudEvent] = []
     accepted: dict[str, list[int]] = {}
 
@@ -137,7 +137,7 @@ async def all_events_in_order(field: Field, *, seconds: float = 30) -> list[Clou
     async def complete() -> bool:
         return len(events) >= len(expected) and expected <= {(event.source, int(event.sequence)) for event in events}
 
-    async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
+    async with await aio_pika.connect(system.settings.amqp_url.get_secret_value()) as broker:
         queue = await (await broker.channel()).get_queue(EVENTS_QUEUE)
         await queue.consume(receive, no_ack=True)
         await eventually(complete, f"{len(expected)} events on the consumer's queue", seconds=seconds)
@@ -147,23 +147,23 @@ async def all_events_in_order(field: Field, *, seconds: float = 30) -> list[Clou
     return events
 
 
-async def until_quiet(field: Field, messages: int, *, published: bool = True, seconds: float = SIZE.patience) -> None:
+async def until_quiet(system: System, messages: int, *, published: bool = True, seconds: float = SIZE.patience) -> None:
     """Wait until this many messages are decided, the queue is empty, and (if `published`) every event is published."""
 
     async def quiet() -> bool:
         (row,) = await rows(
-            field.sessions,
+            system.sessions,
             "SELECT (SELECT count(*) FROM registrations) AS decided, "
             "(SELECT count(*) FROM outbox WHERE published_at IS NULL) AS waiting",
         )
         if row.decided != messages or (published and row.waiting):
             return False
-        return await waiting_in(field, topology.REGISTRATIONS_QUEUE) == 0
+        return await waiting_in(system, topology.REGISTRATIONS_QUEUE) == 0
 
     await eventually(quiet, f"{messages} messages decided, every event published", seconds=seconds)
 
 
-async def waiting_in(field: Field, queue: str) -> int:
+async def waiting_in(system: System, queue: str) -> int:
     """The number of messages in a queue that are ready for delivery."""
-    async with await aio_pika.connect(field.settings.amqp_url.get_secret_value()) as broker:
+    async with await aio_pika.connect(system.settings.amqp_url.get_secret_value()) as broker:
         return await ready_messages(broker, queue)

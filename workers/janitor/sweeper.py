@@ -19,8 +19,8 @@ from workers.retry import Outage, pause
 
 # A longer pass is split, so that the log shows its progress. The next pass continues at its cursors.
 LONGEST_PASS_SECONDS = 60.0
-# After each transaction the sweeper pauses for as long as the transaction took, but no longer than this: it uses the
-# database at most half of the time.
+# After each transaction the sweeper pauses for as long as the transaction took, but no longer than this. So
+# other transactions usually have the database at least half of the time.
 LONGEST_PAUSE_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)

@@ -69,9 +69,9 @@ class Decider:
         return earlier + later if earlier is not None and later is not None else None
 
     async def _could_park(self, poison: Incoming) -> bool:
-        """Whether the database can park this message; if so, the message is at fault when it fails once more.
+        """Whether the database works, that is, could park this message; a dry run, which is rolled back.
 
-        A dry run: the transaction is rolled back.
+        If so, the message is at fault when it fails once more.
         """
 
         async def park_and_undo(session: AsyncSession) -> None:

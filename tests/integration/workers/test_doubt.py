@@ -52,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
+async def test_an_internal_error_of_the_database_parks_nothing(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
     """However long it lasts: a server that cannot park a message either is at fault. Nothing is lost."""
@@ -76,7 +76,7 @@ async def test_an_error_of_the_database_s_own_parks_nothing_while_it_lasts(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_message_that_always_meets_such_an_error_is_parked_alone(
+async def test_a_message_that_always_causes_an_internal_error_is_parked_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
     """It is parked after some attempts, because a page that only it needs may be damaged. The others are applied."""
@@ -93,7 +93,7 @@ async def test_a_message_that_always_meets_such_an_error_is_parked_alone(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_state_that_ends_at_the_last_moment_parks_nothing(
+async def test_an_error_that_ends_after_the_last_attempt_parks_nothing(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message is at fault only if it fails once more after the database was seen to work."""

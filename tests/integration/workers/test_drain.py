@@ -49,7 +49,7 @@ async def dead_letter_one(broker: AbstractConnection) -> None:
     await eventually(dead, "a message that has reached the delivery limit")
 
 
-async def test_what_the_broker_gave_up_on_is_parked_whole(
+async def test_a_dead_letter_is_parked_whole(
     low_limit_broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
     """Reason, key, agent, id and body are kept, and the broker's x-death header too; the queue is empty afterwards."""

@@ -70,7 +70,7 @@ async def test_a_worker_goes_on(
             await eventually_rows(sessions, f"SELECT 1 FROM {waiting}", 2)
 
 
-async def test_who_is_really_cancelled_ends() -> None:
+async def test_a_real_cancellation_ends_the_task() -> None:
     """A cancellation counts as real if this task itself was cancelled."""
 
     async def waits() -> None:

@@ -168,7 +168,7 @@ async def test_what_the_database_refuses_is_parked_alone(
 
 
 @pytest.mark.usefixtures("registrar")
-async def test_direct_replies_tell_the_outcome(broker: AbstractConnection) -> None:
+async def test_direct_replies_contain_the_outcome(broker: AbstractConnection) -> None:
     """A pod that uses RabbitMQ's direct reply-to gets the outcome of its message."""
     channel = await broker.channel()
     replies: list[Any] = []

@@ -100,7 +100,7 @@ async def test_an_event_is_a_cloudevent_under_its_routing_key(broker: AbstractCo
 
 
 @pytest.mark.usefixtures("relay", "broker")
-async def test_an_event_that_nobody_bound_is_published_all_the_same(sessions: Sessions) -> None:
+async def test_an_event_without_a_bound_queue_is_published_too(sessions: Sessions) -> None:
     """Without any consumer, all events are published."""
     await register(sessions, "bot", "v1")
     await everything_published(sessions)

@@ -92,7 +92,7 @@ ODD = {
 }
 
 
-async def test_odd_properties_are_no_obstacle(
+async def test_messages_with_odd_properties_are_applied(
     broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
     """Podium does not need these properties: such messages, and those after them, are applied at the first delivery."""

@@ -36,7 +36,7 @@ SETTLE_SECONDS = 2.5
 
 
 @dataclass(frozen=True)
-class Ground:
+class ServerPair:
     """Both servers, and the time at which the queues were declared."""
 
     postgres: PrivateServer
@@ -56,10 +56,10 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Field:
+class System:
     """One test's database, settings and worker processes."""
 
-    ground: Ground
+    servers: ServerPair
     settings: Settings
     sessions: Sessions
     folder: Path
@@ -95,7 +95,7 @@ class Field:
 
 
 @asynccontextmanager
-async def prepared(servers: Servers) -> AsyncIterator[Ground]:
+async def prepared_servers(servers: Servers) -> AsyncIterator[ServerPair]:
     """The servers with Podium's queues and a queue that stores all events."""
     assert servers.postgres is not None
     assert servers.rabbitmq is not None
@@ -104,32 +104,32 @@ async def prepared(servers: Servers) -> AsyncIterator[Ground]:
         channel = await broker.channel()
         events = await channel.declare_queue(EVENTS_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
         await events.bind(topology.EVENTS_EXCHANGE, "#")
-    yield Ground(servers.postgres, servers.rabbitmq, monotonic())
+    yield ServerPair(servers.postgres, servers.rabbitmq, monotonic())
 
 
 @asynccontextmanager
-async def fresh(ground: Ground, folder: Path, name: str) -> AsyncIterator[Field]:
+async def new_system(servers: ServerPair, folder: Path, name: str) -> AsyncIterator[System]:
     """A new database and empty queues; afterwards both servers are running again."""
-    await ground.repair()
-    url = make_url(ground.postgres.url)
+    await servers.repair()
+    url = make_url(servers.postgres.url)
     await run_outside_transaction(url.render_as_string(hide_password=False), f'CREATE DATABASE "{name}"')
     engine = create_async_engine(
         async_url(str(url.set(database=name).render_as_string(hide_password=False))), poolclass=NullPool
     )
     await migrate(engine)
-    async with await aio_pika.connect(ground.rabbitmq.url) as broker:
+    async with await aio_pika.connect(servers.rabbitmq.url) as broker:
         channel = await broker.channel()
         for queue in (topology.REGISTRATIONS_QUEUE, topology.PARKED_QUEUE, EVENTS_QUEUE):
             await (await channel.get_queue(queue, ensure=False)).purge()
     settings = Settings(
         database_url=SecretStr(engine.url.set(drivername="postgresql").render_as_string(hide_password=False)),
-        amqp_url=SecretStr(ground.rabbitmq.url),
+        amqp_url=SecretStr(servers.rabbitmq.url),
         secret_key=SecretStr("a test's secret key"),
     )
     try:
-        yield Field(ground, settings, Sessions(engine), folder)
+        yield System(servers, settings, Sessions(engine), folder)
     finally:
-        await ground.repair()
+        await servers.repair()
         await engine.dispose()
 
 
