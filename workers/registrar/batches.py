@@ -34,7 +34,10 @@ class Decider:
         self._outage = Outage(failure_action="registrar.database_away", recovery_action="registrar.database_back")
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
-        """The committed outcome of each message; None if `stop` was set while the database was unavailable."""
+        """The committed outcome of each message; None if `stop` was set while the database was unavailable.
+
+        A message that the database refuses is parked. Raises the database's error if it refuses to park it as well.
+        """
         failures_in_doubt, database_works = 0, False
         while True:
             try:

@@ -39,7 +39,7 @@ PREFETCH_BATCHES = 2
 ACKNOWLEDGE_SECONDS = 5.0
 # The longest wait of an idle registrar. A delivery, a lost connection or the stop signal ends it earlier.
 IDLE_SECONDS = 60.0
-BROKER_HINT = "Is it running, and did 'podium migrate' declare its queues?"
+BROKER_HINT = "Check that RabbitMQ is running and that 'podium migrate' has declared the queues."
 
 log = structlog.get_logger(__name__)
 

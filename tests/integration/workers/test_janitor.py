@@ -87,7 +87,7 @@ async def test_one_flicker_never_flips_a_state(eager: Settings, sessions: Sessio
         count += 1
         return web.Response(status=200 if count % 3 == 0 else 503)
 
-    # A probe may take as long as the interval, so a longer interval prevents that a slow machine fails more probes.
+    # Longer, because a probe may take as long as the interval, and a slow machine must not fail more of them.
     slower = eager.model_copy(update={"probe_interval": timedelta(seconds=1)})
     async with running_pod(fails_two_of_three) as pod, working(run_janitor, slower):
         await register(sessions, "v1", pod.url)
