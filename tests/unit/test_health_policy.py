@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from services.domain.health_policy import (
-    LATEST,
+    INTERVAL_SHARE,
     ProbePolicy,
     ProbeResult,
     ProbeTarget,
@@ -126,9 +126,9 @@ def test_the_next_look_is_never_later_than_the_interval_while_anybody_may_call_i
         assert waits == [29.4, 27.9, 26.4]
     preview = a_state(None, a_deployment())
     looks = [wait_before_next(target_of(after(preview, "-" * n).deployments["v1"]), 0) for n in range(9)]
-    assert [wait.total_seconds() / LATEST for wait in looks] == [30, 30, 30, 30, 60, 120, 240, 240, 240]
+    assert [wait.total_seconds() / INTERVAL_SHARE for wait in looks] == [30, 30, 30, 30, 60, 120, 240, 240, 240]
     recovering = after(preview, "-" * 9 + "+").deployments["v1"]
-    assert wait_before_next(target_of(recovering), 0) == POLICY.interval * LATEST
+    assert wait_before_next(target_of(recovering), 0) == POLICY.interval * INTERVAL_SHARE
 
 
 def test_a_version_that_waits_too_long_for_its_pod_is_failed() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.domain.health_policy import LATEST, ProbeResult, apply_probe, wait_before_next
+from services.domain.health_policy import INTERVAL_SHARE, ProbeResult, apply_probe, wait_before_next
 from services.domain.registration_policy import UNPROVEN, decide
 from services.domain.state import AgentSnapshot
 from tests.support.factories import (
@@ -92,6 +92,6 @@ def test_what_waits_for_its_first_answer_is_asked_soon_then_more_patiently() -> 
     state = announced(a_state(an_agent(event_seq=0)))
     waits = []
     for _ in range(8):
-        waits.append(wait_before_next(target_of(state.deployments["v1"]), 0).total_seconds() / LATEST)
+        waits.append(wait_before_next(target_of(state.deployments["v1"]), 0).total_seconds() / INTERVAL_SHARE)
         state = answered(state, failure=REFUSED)
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]

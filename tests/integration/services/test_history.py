@@ -144,7 +144,7 @@ async def test_before_the_first_change_it_is_said_when_that_came(world: World) -
         await world.do(lambda session: served_at(session, agent_id, now))
     await world.arrive(deployment_id="v1")
     (row,) = await ledger(world)
-    with pytest.raises(NothingServedYet, match=f"the first to serve it came at {row.promotion.at:%Y-%m-%dT%H:%M:%S}"):
+    with pytest.raises(NothingServedYet, match=f"its first generation began at {row.promotion.at:%Y-%m-%dT%H:%M:%S}"):
         await world.do(lambda session: served_at(session, agent_id, now))
 
 
