@@ -1,4 +1,4 @@
-"""Everything that can be refused, with its meaning over HTTP; the docstring is the default message."""
+"""Errors that callers see, with their HTTP status and reason. The docstring is the default message."""
 
 from typing import Self
 
@@ -6,11 +6,11 @@ from contracts.fields import ErrorStyle
 
 
 class PodiumError(Exception):
-    """Podium could not do this."""
+    """Podium failed with an internal error: see the log of the process."""
 
     status = 500
     reason = "internal"
-    # How the agent that was called wants its callers to be told; None where that is not known.
+    # How the called agent reports errors to its callers; None if that is unknown.
     error_style: ErrorStyle | None = None
 
     def __init__(self, message: str | None = None) -> None:
@@ -18,13 +18,13 @@ class PodiumError(Exception):
         super().__init__(self.message)
 
     def in_style(self, error_style: ErrorStyle | None) -> Self:
-        """This error, told as the agent wants it."""
+        """This error, in the error style of the called agent."""
         self.error_style = error_style
         return self
 
 
 class InvalidRequest(PodiumError):
-    """The request is not valid."""
+    """The request is not valid: compare it with /openapi.json."""
 
     status = 400
     reason = "invalid-request"
@@ -35,35 +35,35 @@ class InvalidRequest(PodiumError):
 
 
 class Unauthorized(PodiumError):
-    """A valid API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."""
+    """A valid API key is required: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."""
 
     status = 401
     reason = "unauthorized"
 
 
 class AgentNotFound(PodiumError):
-    """There is no such agent."""
+    """There is no such agent: check its id or name."""
 
     status = 404
     reason = "agent-not-found"
 
 
 class DeploymentNotFound(PodiumError):
-    """This agent has no such deployment."""
+    """This agent has no such deployment: check the deployment id."""
 
     status = 404
     reason = "deployment-not-found"
 
 
 class ParkedNotFound(PodiumError):
-    """There is no such parked message: it was dropped, or never parked."""
+    """There is no parked message with this id: list the parked messages to see their ids."""
 
     status = 404
     reason = "parked-not-found"
 
 
 class DeploymentNotReady(PodiumError):
-    """The deployment is not Ready: wait until its pod has registered, then promote it."""
+    """The deployment is not Ready: wait until it is, then try again."""
 
     status = 409
     reason = "deployment-not-ready"
@@ -84,14 +84,14 @@ class NothingToRollBackTo(PodiumError):
 
 
 class TargetDoesNotAnswer(PodiumError):
-    """What the rollback leads to does not answer a probe: name another deployment, or send force."""
+    """The rollback target does not answer a probe: name another deployment, or send force."""
 
     status = 409
     reason = "rollback-target-does-not-answer"
 
 
 class AgentIdMismatch(PodiumError):
-    """The announced agent_id is not the id of the named agent: leave agent_id out, or announce the right name."""
+    """The announced agent_id is not the id of the named agent: omit agent_id, or announce the right name."""
 
     status = 409
     reason = "agent-id-mismatch"
@@ -112,7 +112,7 @@ class ImageConflict(PodiumError):
 
 
 class AgentDeletedError(PodiumError):
-    """The agent was deleted: its name is free, register it again to make a new agent."""
+    """The agent was deleted: register its name again to create a new agent."""
 
     status = 410
     reason = "agent-deleted"
@@ -126,48 +126,48 @@ class DeploymentDeletedError(PodiumError):
 
 
 class GenerationMismatch(PodiumError):
-    """What serves the agent has changed since you looked: read the agent again, then decide."""
+    """The agent is at another generation than the request requires: read the agent again, then decide."""
 
     status = 412
     reason = "generation-mismatch"
 
 
 class MessageTooLarge(PodiumError):
-    """The message is too large."""
+    """The message is too large: shorten it."""
 
     status = 413
     reason = "message-too-large"
 
 
 class Malformed(PodiumError):
-    """The message is not a registration."""
+    """The message is not a valid registration: correct it and send it again."""
 
     status = 400
     reason = "malformed"
 
 
 class KeyMismatch(PodiumError):
-    """The routing key names another agent than the body: publish under 'agent.<name>'."""
+    """The routing key names another agent than the body: publish with the key 'agent.<name>'."""
 
     status = 400
     reason = "key-mismatch"
 
 
 class Unprocessable(PodiumError):
-    """The database refuses this message."""
+    """The database refuses this message: correct it and send it again."""
 
     status = 400
     reason = "unprocessable"
 
 
 class DeadLettered(PodiumError):
-    """The broker gave this message up."""
+    """RabbitMQ stopped delivering this message."""
 
     reason = "dead-lettered"
 
 
 class NotRetryable(PodiumError):
-    """The message is no JSON object, so no new message id fits in: drop it, and have its pod announce itself again."""
+    """The message is not a JSON object, so it cannot get a new message id: drop it, and let its pod register again."""
 
     status = 409
     reason = "not-retryable"
@@ -182,14 +182,14 @@ class Unavailable(PodiumError):
 
 
 class Busy(Unavailable):
-    """Somebody else is changing this agent: try again."""
+    """Another process is changing this agent: try again."""
 
     reason = "agent-busy"
     retry_after_seconds = 1
 
 
 class DatabaseFailed(Unavailable):
-    """The database met an error of its own: try again, and look at its log if that does not help."""
+    """The database reported an internal error: try again; if that does not help, see the database's log."""
 
     reason = "database-failed"
 
@@ -208,33 +208,33 @@ class NothingServes(Unavailable):
 
 
 class DeploymentUnavailable(Unavailable):
-    """The deployment cannot take requests now."""
+    """The deployment cannot serve calls now: try again later, or promote another one."""
 
     reason = "deployment-unavailable"
     retry_after_seconds = 5
 
 
 class DestinationDenied(PodiumError):
-    """The agent's address may not be dialled: the settings PODIUM_DIAL_NETWORKS, _HOSTS and _PORTS say which may."""
+    """The agent's address may not be dialled: PODIUM_DIAL_NETWORKS, _HOSTS and _PORTS set which addresses may."""
 
     status = 502
     reason = "destination-denied"
 
 
 class TargetMoved(Busy):
-    """The agent keeps changing while what it would go back to is asked whether it lives: try again."""
+    """The rollback target changed while it was probed: try again."""
 
     reason = "rollback-target-moved"
 
 
 class LostRace(PodiumError):
-    """Somebody was faster: the transaction must run again."""
+    """Another transaction changed the same rows first: run this one again."""
 
     status = 503
     reason = "lost-race"
 
 
-# Constraints that a legitimate caller can meet; any other violation is a defect and stays an error of its own.
+# Constraints that a valid request can violate. The violation of any other constraint is a defect and is not translated.
 CONSTRAINT_ERRORS: dict[str, type[PodiumError]] = {
     "agents_name_of_living_key": LostRace,
     "deployments_pkey": LostRace,

@@ -1,1 +1,1 @@
-"""Agents and their deployments as operators see and change them."""
+"""Reading agents and deployments, and changing them by other means than registration and promotion."""

@@ -1,4 +1,4 @@
-"""What people and pipelines do to agents and deployments beside promoting them."""
+"""Commands of operators and pipelines: create and delete deployments, change and delete agents."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -20,7 +20,7 @@ from services.promotion.promote import Caller
 from services.storage.store import lock_state, save_state
 
 T = TypeVar("T")
-# Goes back to what the settings say.
+# Resets a value to that of the setting.
 Default = Literal["default"]
 
 _EXPIRE_ONE = text("UPDATE deployments SET expires_at = :at WHERE id = :id")
@@ -29,7 +29,7 @@ _EXPIRE_ALL = text("UPDATE deployments SET expires_at = :at WHERE agent_id = :ag
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDeployment:
-    """A version known ahead of its pod."""
+    """A deployment that is created before its pod registers; a random id if `id` is None."""
 
     docker_image: str
     registration_metadata: dict[str, Any] | None = None
@@ -40,7 +40,7 @@ class NewDeployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentChange:
-    """What an operator sets of an agent; None leaves it as it is."""
+    """New values for an agent; None leaves a value as it is."""
 
     description: str | None = None
     auto_promote: AutoPromote | None = None
@@ -52,7 +52,7 @@ class AgentChange:
 
 
 async def create_deployment(session: AsyncSession, agent_id: UUID, new: NewDeployment) -> DeploymentState:
-    """The new deployment, Pending; the stored one if its id is known and nothing contradicts it.
+    """Create a Pending deployment and return it; returns the stored one if it has the same id and agrees.
 
     Raises `AgentNotFound`, `AgentDeletedError`, `DeploymentOfAnotherAgent`, `DeploymentDeletedError`,
     `ImageConflict`. Others see it once the transaction is committed.
@@ -71,9 +71,10 @@ async def create_deployment(session: AsyncSession, agent_id: UUID, new: NewDeplo
 
 
 async def delete_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> None:
-    """Delete a preview: it leaves the lists and can be reached no more; a second time changes nothing.
+    """Delete a preview: lists omit it, and calls to it get 410. A second time changes nothing.
 
-    Raises `AgentNotFound`, `DeploymentNotFound`, `ProductionCannotBeDeleted`.
+    Raises `AgentNotFound`, `DeploymentNotFound`, `ProductionCannotBeDeleted`. Others see it once the transaction is
+    committed.
     """
     before = await lock_state(session, agent_id, deployment_id)
     deployment = before.deployments.get(deployment_id)
@@ -91,20 +92,20 @@ async def delete_deployment(session: AsyncSession, agent_id: UUID, deployment_id
 
 
 async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) -> AgentSnapshot:
-    """The agent, deleted with all its deployments; its name is free. A second time changes nothing.
+    """Delete the agent and all its deployments; its name is free then. A second time changes nothing.
 
-    Raises `AgentNotFound`. Others see it once the transaction is committed.
+    Returns the agent. Raises `AgentNotFound`. Others see it once the transaction is committed.
     """
     before = await lock_state(session, agent_id)
     if before.agent.deleted_at is not None:
         return before
     state = replace(before, traceparent=caller.traceparent)
-    gone = replace(state.agent, deleted_at=state.now, updated_at=state.now, status="Deleted", status_reason=None)
+    deleted = replace(state.agent, deleted_at=state.now, updated_at=state.now, status="Deleted", status_reason=None)
     if serving(state) is not None:
-        state = cutover(state, None, cause="agent_deleted", actor=caller.actor, reason=caller.reason, agent=gone)
+        state = cutover(state, None, cause="agent_deleted", actor=caller.actor, reason=caller.reason, agent=deleted)
     else:
-        state = replace(state, agent=gone)
-    data = AgentDeleted(agent_id=str(agent_id), agent_name=gone.name, deleted_at=state.now)
+        state = replace(state, agent=deleted)
+    data = AgentDeleted(agent_id=str(agent_id), agent_name=deleted.name, deleted_at=state.now)
     state = emit(state, data)
     await save_state(session, before, state)
     await session.execute(_EXPIRE_ALL, {"agent_id": agent_id, "at": state.now})
@@ -112,7 +113,10 @@ async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) ->
 
 
 async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChange) -> AgentSnapshot:
-    """The agent with these settings. Raises `AgentNotFound`, `AgentDeletedError`."""
+    """Apply these values; returns the agent. Raises `AgentNotFound`, `AgentDeletedError`.
+
+    Others see it once the transaction is committed.
+    """
     before = await lock_state(session, agent_id)
     agent = before.agent
     if agent.deleted_at is not None:
@@ -136,15 +140,15 @@ async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChang
     return after
 
 
-def _chosen(wanted: T | Default | None, stored: T | None) -> T | None:
-    """What is wanted; None, where that is the default of the settings."""
-    if wanted is None:
+def _chosen(value: T | Default | None, stored: T | None) -> T | None:
+    """The value to store: the stored one if `value` is None, and None if it is `default`."""
+    if value is None:
         return stored
-    return None if wanted == "default" else wanted
+    return None if value == "default" else value
 
 
 def _confirmed(state: AgentSnapshot, stored: DeploymentState, new: NewDeployment) -> DeploymentState:
-    """The stored deployment, if it is the one that is asked for; an image that nobody named yet is filled in."""
+    """The stored deployment, with its image filled in if it had none. Raises the reason if it differs from `new`."""
     error = refusal(state.agent, stored, new.docker_image)
     if error is not None:
         raise error

@@ -1,4 +1,4 @@
-"""Reading agents and deployments for people and programs."""
+"""Reads of agents and deployments for the API."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS)
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """An agent and the address that serves it now."""
+    """An agent, and the address that serves it now; None if nothing does."""
 
     agent: AgentState
     acp_url: str | None
@@ -40,7 +40,7 @@ class AgentView:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """A deployment, and the last times that it was in production, newest first."""
+    """A deployment and its last periods in production, newest first."""
 
     deployment: DeploymentState
     production_periods: tuple[Period, ...]
@@ -55,7 +55,7 @@ async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
 
 
 async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
-    """The living agent of this name. Raises `AgentNotFound`."""
+    """The agent of this name that is not deleted. Raises `AgentNotFound`."""
     views = await _views(session, _AGENTS.where(Agent.name == name, Agent.deleted_at.is_(None)))
     if not views:
         raise AgentNotFound
@@ -63,7 +63,7 @@ async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
 
 
 async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
-    """One page of living agents. Raises `InvalidRequest` for an order that does not exist."""
+    """One page of the agents that are not deleted. Raises `InvalidRequest` for an unknown order."""
     query = _AGENTS.where(Agent.deleted_at.is_(None))
     if page.after is not None:
         return await _views(session, query.where(Agent.id > page.after).order_by(Agent.id).limit(page.limit))
@@ -74,8 +74,8 @@ async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
 
 async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> DeploymentView:
     """The agent's deployment, deleted or not. Raises `AgentNotFound`, `DeploymentNotFound`."""
-    one = _DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id)
-    row = (await session.execute(one)).one_or_none()
+    query = _DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id)
+    row = (await session.execute(query)).one_or_none()
     if row is None:
         await _require_agent(session, agent_id)
         raise DeploymentNotFound
@@ -83,15 +83,15 @@ async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: s
 
 
 async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentView:
-    """The deployment of this id, deleted or not, of whichever agent. Raises `DeploymentNotFound`."""
+    """The deployment with this id, of any agent, deleted or not. Raises `DeploymentNotFound`."""
     row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
     if row is None:
-        raise DeploymentNotFound("There is no deployment of this id.")
+        raise DeploymentNotFound("There is no deployment with this id: check it.")
     return _deployment_view(row)
 
 
 async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentView]:
-    """One page of the agent's living deployments. Raises `AgentNotFound`, and `InvalidRequest` for a bad order."""
+    """One page of the agent's deployments that are not deleted. Raises `AgentNotFound`, `InvalidRequest`."""
     order = _ordering(DEPLOYMENT_ORDER, page)
     tie = Deployment.id.asc() if page.direction == "asc" else Deployment.id.desc()
     rows = await session.execute(
@@ -107,7 +107,7 @@ async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) ->
 
 
 async def event_cursor(session: AsyncSession) -> str:
-    """Where the stream of all events stands, as `xid.id`: whatever commits later comes after it."""
+    """The current cursor in the stream of all events, as `xid.id`: events that commit later come after it."""
     horizon = await session.scalar(select(func.pg_snapshot_xmin(func.pg_current_snapshot())))
     return f"{horizon}.0"
 
@@ -117,7 +117,7 @@ def _ordering(allowed: Mapping[str, InstrumentedAttribute[Any]], page: Page) -> 
     if column is None:
         raise InvalidRequest(f"order_by must be one of {', '.join(sorted(allowed))}.", field="order_by")
     ordered = column.asc() if page.direction == "asc" else column.desc()
-    # Only where there can be a NULL: an index read backwards has them first, so that it would not be used.
+    # Only for nullable columns: an index read backwards returns NULLs first, so NULLS LAST would rule it out.
     return ordered.nulls_last() if column.expression.nullable else ordered
 
 
@@ -129,7 +129,7 @@ async def _require_agent(session: AsyncSession, agent_id: UUID) -> None:
 async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
     views = []
     for row in await session.execute(query):
-        columns = dict(row._mapping)  # noqa: SLF001 - public, for all its underscore
+        columns = dict(row._mapping)  # noqa: SLF001 - public API of SQLAlchemy
         production_acp_url = columns.pop("production_acp_url")
         agent = AgentState(**columns)
         legacy = agent.legacy_acp_url if agent.deleted_at is None else None
@@ -138,6 +138,6 @@ async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
 
 
 def _deployment_view(row: Row[Any]) -> DeploymentView:
-    columns = dict(row._mapping)  # noqa: SLF001 - public, for all its underscore
+    columns = dict(row._mapping)  # noqa: SLF001 - public API of SQLAlchemy
     periods = periods_of(columns.pop("periods"))
     return DeploymentView(DeploymentState(**columns), periods)

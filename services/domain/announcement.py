@@ -1,4 +1,4 @@
-"""A message that came in, and what can become of it."""
+"""An announcement, and its possible outcomes."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,20 +10,20 @@ from services.errors import PodiumError
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A well-formed message, from the queue or over HTTP."""
+    """A valid registration, from the queue or over HTTP."""
 
     request: RegisterAgentRequest | RegisterBuildRequest
     message_id: UUID
-    registered_at: datetime | None  # None: now, by the database's clock
+    registered_at: datetime | None  # None: the time of the decision, by the database's clock
     traceparent: str | None = None
 
     name: str = field(init=False)
-    """The agent it speaks for."""
+    """The name of the agent that it announces."""
     deployment_id: str | None = field(init=False)
-    """The version that speaks; None for a legacy agent and for a build."""
+    """The deployment that it announces; None for a legacy agent and for a build."""
 
     def __post_init__(self) -> None:
-        # Not properties: each message of a batch is asked for them again and again.
+        # Fields rather than properties: a batch reads them many times for each message.
         request = self.request
         deployment_id = request.deployment_id if isinstance(request, RegisterAgentRequest) else None
         object.__setattr__(self, "name", request.name)
@@ -32,27 +32,27 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """Applied."""
+    """The announcement was applied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Decided before; nothing changed."""
+    """The message id was decided before. Nothing changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Something newer was applied before; nothing changed."""
+    """A newer announcement was applied before, or the name was deleted later. Nothing changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shadowed:
-    """The legacy address was noted, but the agent's production deployment keeps the traffic."""
+    """The legacy address was stored, but the production deployment keeps the traffic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Refused; nothing changed."""
+    """The announcement was refused. Nothing changed."""
 
     error: PodiumError
 

@@ -1,4 +1,4 @@
-"""The one way in which what serves an agent changes: by hand, by itself, back again, or to nothing."""
+"""Cutover: the only function that changes what serves an agent."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,15 +20,15 @@ def cutover(
     restored: int | None = None,
     agent: AgentState | None = None,
 ) -> AgentSnapshot:
-    """The state in which deployment `to` is in production, or none is: one generation, one ledger row, one event.
+    """Put deployment `to` into production, or none if it is None; adds a generation, a ledger row and an event.
 
-    `agent` is the agent's row with what else changes in the same step (its legacy address, its deletion).
-    The event is `promoted` or `demoted`. Where only the legacy address came, changed or went there is none: the
-    caller announces the generation with its own `agent.registered` or `agent.deleted`.
+    `agent` is the agent's row with the other changes of the same step: a new legacy address, or the deletion.
+    The event is `promoted` or `demoted`. If no deployment is in production before or after, there is none; the caller
+    then emits `agent.registered` or `agent.deleted`, which carries the new generation.
     """
     before = serving(state)
     previous = state.production
-    at = _next_moment(state)
+    at = _next_time(state)
     row = agent or state.agent
     deployments = dict(state.deployments)
     if previous is not None:
@@ -55,10 +55,10 @@ def cutover(
         restored=restored,
         at=at,
     )
-    return _announce(replace(changed, ledger=(*changed.ledger, entry)), entry)
+    return _emit_event(replace(changed, ledger=(*changed.ledger, entry)), entry)
 
 
-def _announce(state: AgentSnapshot, entry: LedgerRow) -> AgentSnapshot:
+def _emit_event(state: AgentSnapshot, entry: LedgerRow) -> AgentSnapshot:
     before, after = entry.before, entry.after
     if after is not None and after.deployment_id is not None:
         return emit(state, _promoted(state, entry, after), subject=after.deployment_id)
@@ -94,8 +94,8 @@ def _promoted(state: AgentSnapshot, entry: LedgerRow, after: Serving) -> Deploym
     )
 
 
-def _next_moment(state: AgentSnapshot) -> datetime:
-    """Later than the last cut-over even where the clock stood still or went back, so that the ledger reads in order."""
+def _next_time(state: AgentSnapshot) -> datetime:
+    """The time of this cutover; later than the last one even if the clock did not advance, so the ledger is ordered."""
     if state.last_cutover_at is None:
         return state.now
     return max(state.now, state.last_cutover_at + LEDGER_RESOLUTION)

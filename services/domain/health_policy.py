@@ -1,7 +1,7 @@
-"""What probes mean: when to look again, and when answers or failures in a row change a status. All policy, no database.
+"""Health policy: when to probe again, and which probe results change a status, as pure functions.
 
-One answer or failure never flips a status: it takes as many in a row as the threshold says, and each change of
-direction begins to count anew.
+A status changes after `threshold` equal results in a row; a different result restarts the count. One exception: a
+deployment that has just registered becomes Ready with its first answered probe.
 """
 
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ from services.domain.state import (
 )
 from services.settings import Settings
 
-# Always sooner, never later: what is promised of the interval holds, although a janitor takes a moment to see what is
-# due, and what came at once does not stay together.
-LATEST, JITTER = 0.98, 0.1
-# A preview that keeps failing is asked less and less often, up to this many doublings.
-DOUBLINGS = 3
-# A pod that has announced itself and waits for its first answer is asked soon, then more patiently.
+# The next probe is due after 88 to 98 % of the interval: a janitor notices a due probe a little late, and the interval
+# must hold all the same. The jitter spreads deployments that became due together.
+INTERVAL_SHARE, JITTER = 0.98, 0.1
+# A preview that keeps failing is probed less often: its interval doubles up to this many times.
+MAX_DOUBLINGS = 3
+# After a pod has registered, its first probes follow quickly; this wait doubles with each failure.
 FIRST_WAIT = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbePolicy:
-    """How often an agent's deployments are asked, how long each may take, and how many in a row make a verdict."""
+    """How often an agent's deployments are probed, the time limit of a probe, and how many in a row make a verdict."""
 
     interval: timedelta
     threshold: int
@@ -42,7 +42,7 @@ class ProbePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeTarget:
-    """A deployment that is due, as it was when it was claimed."""
+    """A deployment that is due for a probe, as stored when it was claimed."""
 
     id: str
     agent_id: UUID
@@ -58,32 +58,32 @@ class ProbeTarget:
 
     @property
     def awaits_probe(self) -> bool:
-        """Whether it has announced itself and not been heard since."""
+        """Whether it has registered and has not answered a probe since."""
         return _awaits_probe(self.status, self.registered_at, self.status_changed_at)
 
     @property
     def url(self) -> str:
-        """Its health page."""
+        """The URL of its health page."""
         return joined(self.acp_url, self.health_path)
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one probe found: why it failed, or None if the pod answered."""
+    """The result of one probe: `failure` is the reason why it failed, or None if the pod answered."""
 
     target: ProbeTarget
     failure: str | None
 
 
 def probe_policy_of(agent: AgentState, settings: Settings) -> ProbePolicy:
-    """What the agent's owner wants, else what the settings say; no probe outlasts the interval."""
+    """The agent's own values, with the settings as defaults. No probe takes longer than the interval."""
     return make_probe_policy(settings, agent.probe_interval_seconds, agent.probe_threshold, agent.probe_timeout_seconds)
 
 
 def make_probe_policy(
     settings: Settings, interval_seconds: float | None, threshold: int | None, timeout_seconds: float | None
 ) -> ProbePolicy:
-    """These where they are set, else the defaults; no probe outlasts the interval."""
+    """The given values, with the settings as defaults. No probe takes longer than the interval."""
     interval = settings.probe_interval if interval_seconds is None else timedelta(seconds=interval_seconds)
     timeout = settings.probe_timeout if timeout_seconds is None else timedelta(seconds=timeout_seconds)
     return ProbePolicy(
@@ -92,17 +92,17 @@ def make_probe_policy(
 
 
 def wait_before_next(target: ProbeTarget, jitter: float) -> timedelta:
-    """How long until this one is due again; `jitter` is between 0 and 1."""
+    """The time until the next probe of this deployment is due; `jitter` is between 0 and 1."""
     wait, failures = target.policy.interval, max(-target.streak, 0)
     if target.awaits_probe:
         wait = min(wait, FIRST_WAIT * 2**failures)
     elif target.status == "Failed" and not target.is_production:
-        wait *= 2 ** min(max(failures - target.policy.threshold, 0), DOUBLINGS)
-    return wait * (LATEST - JITTER * jitter)
+        wait *= 2 ** min(max(failures - target.policy.threshold, 0), MAX_DOUBLINGS)
+    return wait * (INTERVAL_SHARE - JITTER * jitter)
 
 
 def changes_nothing(result: ProbeResult) -> bool:
-    """Whether this answer only confirms what is stored, as nearly all do: nothing has to be locked for it."""
+    """Whether this result only confirms the stored state, as most do. Such a result needs no lock and no write."""
     target, failure = result.target, result.failure
     if target.status == ("Ready" if failure is None else "Failed"):
         return target.streak == _streak(target.status, target.streak, failure, target.policy.threshold)
@@ -110,52 +110,52 @@ def changes_nothing(result: ProbeResult) -> bool:
 
 
 def apply_probe(state: AgentSnapshot, result: ProbeResult) -> AgentSnapshot:
-    """The state after this probe.
+    """The state after this probe result.
 
-    Unchanged if the deployment was deleted or registered again after it was claimed: the probe asked another pod.
+    Unchanged if the deployment was deleted or registered again after the claim: the result may be from another pod.
     """
     target, failure = result.target, result.failure
     stored = state.deployments.get(target.id)
-    if stored is None or stored.expires_at is not None or not _is_what_was_probed(stored, target):
+    if stored is None or stored.expires_at is not None or not _is_unchanged(stored, target):
         return state
     threshold = target.policy.threshold
     deployment = replace(stored, probe_streak=_streak(stored.status, stored.probe_streak, failure, threshold))
     state = state.with_deployment(deployment)
     if failure is not None and deployment.status == "Ready" and deployment.probe_streak <= -threshold:
         return fail(state, deployment, f"{threshold} probes in a row failed, the last one: {failure}")
-    if failure is None and _has_proven_itself(deployment, threshold):
-        return _revive(state, deployment)
+    if failure is None and _recovers(deployment, threshold):
+        return _set_ready(state, deployment)
     return state
 
 
 def expire(state: AgentSnapshot, deployment_id: str, deadline: timedelta) -> AgentSnapshot:
-    """The state in which a deployment that was Pending for this long is Failed; unchanged if it is not."""
+    """Set the deployment Failed if it has been Pending for longer than `deadline`; otherwise nothing changes."""
     deployment = state.deployments.get(deployment_id)
     if deployment is None or deployment.status != "Pending" or deployment.expires_at is not None:
         return state
     if state.now < deployment.status_changed_at + deadline:
         return state
     missing = "its pod did not announce itself" if deployment.acp_url is None else "no probe was answered"
-    return fail(state, deployment, f"{missing} within {_spoken(deadline)}")
+    return fail(state, deployment, f"{missing} within {_in_words(deadline)}")
 
 
 def fail(state: AgentSnapshot, deployment: DeploymentState, reason: str) -> AgentSnapshot:
-    """The state in which this deployment was found not to work, in production or not; the pointer stays."""
+    """Set this deployment Failed. If it is in production, it stays in production and the agent is Failed too."""
     failed = replace(deployment, status="Failed", status_reason=reason, status_changed_at=state.now)
     state = state.with_deployment(failed)
     status, status_reason = status_of_agent(state)
     state = replace(state, agent=replace(state.agent, status=status, status_reason=status_reason))
-    told = DeploymentFailed(
+    event = DeploymentFailed(
         agent_id=str(state.agent.id),
         agent_name=state.agent.name,
         deployment_id=failed.id,
         reason=reason,
         is_production=failed.is_production,
     )
-    return emit(state, told, subject=failed.id)
+    return emit(state, event, subject=failed.id)
 
 
-def _revive(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:
+def _set_ready(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:
     ready = replace(deployment, status="Ready", status_reason=None, status_changed_at=state.now, probe_streak=0)
     if deployment.ready_at is not None:
         return announce_ready(state.with_deployment(ready), ready)
@@ -163,30 +163,30 @@ def _revive(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:
     return promote_first_time(announce_ready(state.with_deployment(ready), ready), ready)
 
 
-def _has_proven_itself(deployment: DeploymentState, threshold: int) -> bool:
+def _recovers(deployment: DeploymentState, threshold: int) -> bool:
     if _awaits_probe(deployment.status, deployment.registered_at, deployment.status_changed_at):
         return True
     return deployment.status == "Failed" and deployment.ready_at is not None and deployment.probe_streak >= threshold
 
 
 def _awaits_probe(status: DeploymentStatus, registered_at: datetime | None, status_changed_at: datetime) -> bool:
-    """Announced after it came to this status: one answer is proof, where without an announcement it takes several."""
+    """Whether the first answered probe makes it Ready: it is Pending, or it registered after it had Failed."""
     if status == "Failed":
         return registered_at is not None and registered_at > status_changed_at
     return status == "Pending"
 
 
-def _is_what_was_probed(stored: DeploymentState, target: ProbeTarget) -> bool:
+def _is_unchanged(stored: DeploymentState, target: ProbeTarget) -> bool:
     return (stored.acp_url, stored.registered_at) == (target.acp_url, target.registered_at)
 
 
 def _streak(status: DeploymentStatus, before: int, failure: str | None, threshold: int) -> int:
-    """One more in this direction, or the first; not counted beyond what makes a difference."""
+    """The streak after one more result; limited to the values that make a difference."""
     if failure is None:
         return 0 if status == "Ready" else min(max(before, 0) + 1, threshold)
-    return max(min(before, 0) - 1, -(threshold + DOUBLINGS))
+    return max(min(before, 0) - 1, -(threshold + MAX_DOUBLINGS))
 
 
-def _spoken(duration: timedelta) -> str:
+def _in_words(duration: timedelta) -> str:
     seconds = duration.total_seconds()
     return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"  # noqa: PLR2004 - of a minute

@@ -1,4 +1,4 @@
-"""What becomes of a deployment that can be reached: the world is told, and its first time may put it in production."""
+"""Readiness: the event of a deployment that is Ready, and automatic promotion when it is so for the first time."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ AUTOMATION = "podium"
 
 
 def announce_ready(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:
-    """The state in which the world knows that this deployment, as `state` has it, is Ready at its address."""
+    """Emit `deployment.ready` for this deployment, which is Ready in `state`, and update the agent's status."""
     status, reason = status_of_agent(state)
     state = replace(state, agent=replace(state.agent, status=status, status_reason=reason))
     ready = DeploymentReady(
@@ -27,19 +27,19 @@ def announce_ready(state: AgentSnapshot, deployment: DeploymentState) -> AgentSn
 
 
 def promote_first_time(state: AgentSnapshot, candidate: DeploymentState) -> AgentSnapshot:
-    """The state with this deployment, Ready for the first time, in production if the agent's policy says so."""
+    """Put this deployment, Ready for the first time, into production if the agent's policy says so."""
     cause = should_auto_promote(state, candidate)
     return state if cause is None else cutover(state, candidate.id, cause=cause, actor=AUTOMATION)
 
 
 def should_auto_promote(state: AgentSnapshot, candidate: DeploymentState) -> Cause | None:
-    """The cause under which a deployment that is Ready for the first time goes to production, if it does."""
-    agent, production, published = state.agent, state.production, candidate.first_registered_at
-    if agent.auto_promote_paused or published is None:
+    """The cause if this deployment, Ready for the first time, is promoted automatically; else None."""
+    agent, production, published_at = state.agent, state.production, candidate.first_registered_at
+    if agent.auto_promote_paused or published_at is None:
         return None
     if agent.auto_promote == "first":
         return "first" if serving(state) is None else None
     if agent.auto_promote == "always":
-        rivals = (production.first_registered_at if production else None, agent.promote_requested_at)
-        return "always" if all(rival is None or published > rival for rival in rivals) else None
+        earlier = (production.first_registered_at if production else None, agent.promote_requested_at)
+        return "always" if all(time is None or published_at > time for time in earlier) else None
     return None

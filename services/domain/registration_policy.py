@@ -1,7 +1,6 @@
-"""What a registration does: all policy, no database.
+"""Registration policy: the effect of an announcement on an agent and its deployments, as pure functions.
 
-`decide` is fed the messages of an agent in the order in which they were first decided; whoever feeds it the same
-messages in the same order gets the same rows, ledger and events.
+`decide` is deterministic: the same messages in the same order give the same rows, ledger and events.
 """
 
 from dataclasses import replace
@@ -14,7 +13,7 @@ from contracts.messages import RegisterAgentRequest, RegisterBuildRequest, Regis
 from services.domain.announcement import Announcement, Duplicate, Outcome, Registered, Rejected, Shadowed, Stale
 from services.domain.cutover import cutover
 from services.domain.readiness import announce_ready, promote_first_time
-from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Pair, emit, serving
+from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Precedence, emit, serving
 from services.errors import (
     AgentIdMismatch,
     DeploymentDeletedError,
@@ -23,20 +22,20 @@ from services.errors import (
     PodiumError,
 )
 
-# A pod's clock may run ahead by this much; beyond it the database's clock dates the message.
+# How far a pod's clock may be ahead. Beyond that, the message gets the database's time.
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
 POD = "pod"
-UNPROVEN = "it has announced itself and has not answered a probe yet"
+UNPROVEN = "its pod has registered but has not answered a probe yet"
 
 
 def effective_time(registered_at: datetime | None, now: datetime) -> datetime:
-    """When a message counts as published: no later than the database's clock allows."""
+    """The publication time of a message; the database's time if the pod sent none, or one too far in the future."""
     return now if registered_at is None or registered_at > now + CLOCK_TOLERANCE else registered_at
 
 
 def decide(state: AgentSnapshot, announcement: Announcement, *, known: bool = False) -> tuple[AgentSnapshot, Outcome]:
-    """The state after this message, and what became of the message; `known` if its id was decided before."""
+    """Apply a message; returns the next state and the outcome. `known`: the message id was decided before."""
     if known:
         return state, Duplicate()
     request = announcement.request
@@ -47,19 +46,19 @@ def decide(state: AgentSnapshot, announcement: Announcement, *, known: bool = Fa
         return _build(state, request), Registered()
     if request.agent_id is not None and request.agent_id != str(state.agent.id):
         return state, Rejected(AgentIdMismatch())
-    pair = (at, announcement.message_id)
+    precedence = (at, announcement.message_id)
     metadata = request.registration_metadata or RegistrationMetadata()
     if metadata.deployment_id is None:
-        return _legacy(state, request, metadata, pair)
-    return _deployment(state, request, metadata, pair)
+        return _legacy(state, request, metadata, precedence)
+    return _deployment(state, request, metadata, precedence)
 
 
 def refusal(agent: AgentState, stored: DeploymentState | None, image: str | None) -> PodiumError | None:
-    """Why the agent cannot have a deployment of the stored one's id with this image (None: any); None if it can."""
+    """The error if `agent` cannot use the id of `stored` with this image; None if it can. `image` None matches any."""
     if stored is None:
         return None
     if stored.agent_id != agent.id:
-        # Names are unique among the living: an owner of the same name is an earlier agent that was deleted.
+        # Names are unique among agents that are not deleted, so an owner of the same name is an earlier, deleted agent.
         return DeploymentDeletedError() if stored.agent_name == agent.name else DeploymentOfAnotherAgent()
     if stored.expires_at is not None:
         return DeploymentDeletedError()
@@ -79,10 +78,10 @@ def _build(state: AgentSnapshot, request: RegisterBuildRequest) -> AgentSnapshot
 
 
 def _legacy(
-    state: AgentSnapshot, request: RegisterAgentRequest, metadata: RegistrationMetadata, pair: Pair
+    state: AgentSnapshot, request: RegisterAgentRequest, metadata: RegistrationMetadata, precedence: Precedence
 ) -> tuple[AgentSnapshot, Outcome]:
     agent, production = state.agent, state.production
-    if agent.newest is not None and pair <= agent.newest:
+    if agent.newest is not None and precedence <= agent.newest:
         return state, Stale()
     announced = replace(
         _described(agent, request),
@@ -95,22 +94,22 @@ def _legacy(
     )
     new_address = request.acp_url != agent.legacy_acp_url
     if production is not None:
-        published_later = production.promoted_at is None or pair[0] > production.promoted_at
+        published_later = production.promoted_at is None or precedence[0] > production.promoted_at
         takes_over = published_later and (new_address or production.status != "Ready")
     else:
         takes_over = new_address
     if takes_over:
         state = cutover(state, None, cause="legacy", actor=POD, agent=announced)
-        # Without production before, nothing else announces this generation.
-        state = _announce_agent(state, state.agent, news=production is None or _differs(agent, state.agent))
+        # If no deployment was in production, the cutover emitted no event for this generation.
+        state = _announce_agent(state, state.agent, changed=production is None or _differs(agent, state.agent))
     else:
         state = _announce_agent(state, announced)
-    state = replace(state, agent=replace(state.agent, registered_at=pair[0], registered_message_id=pair[1]))
+    state = replace(state, agent=replace(state.agent, registered_at=precedence[0], registered_message_id=precedence[1]))
     return state, Shadowed() if production is not None and not takes_over else Registered()
 
 
 def _deployment(
-    state: AgentSnapshot, request: RegisterAgentRequest, metadata: RegistrationMetadata, pair: Pair
+    state: AgentSnapshot, request: RegisterAgentRequest, metadata: RegistrationMetadata, precedence: Precedence
 ) -> tuple[AgentSnapshot, Outcome]:
     agent = state.agent
     deployment_id = metadata.deployment_id or ""
@@ -118,11 +117,11 @@ def _deployment(
     error = refusal(agent, stored, metadata.docker_image)
     if error is not None:
         return state, Rejected(error)
-    if stored is not None and stored.newest is not None and pair <= stored.newest:
+    if stored is not None and stored.newest is not None and precedence <= stored.newest:
         return state, Stale()
     if agent.event_seq == 0:
         state = _announce_agent(state, _described(agent, request))
-    announced = _announced(state, stored, request, metadata, pair)
+    announced = _announced(state, stored, request, metadata, precedence)
     state = state.with_deployment(announced)
     if stored is None:
         created = DeploymentCreated(
@@ -143,9 +142,9 @@ def _announced(
     stored: DeploymentState | None,
     request: RegisterAgentRequest,
     metadata: RegistrationMetadata,
-    pair: Pair,
+    precedence: Precedence,
 ) -> DeploymentState:
-    """The deployment as it looks after this announcement of it."""
+    """The deployment after this announcement."""
     now = state.now
     base = stored or DeploymentState(
         id=metadata.deployment_id or "",
@@ -163,21 +162,21 @@ def _announced(
         rpc_path=metadata.rpc_path or DEFAULT_RPC_PATH,
         health_path=metadata.health_path or DEFAULT_HEALTH_PATH,
         error_style=metadata.error_style or "http",
-        registered_at=pair[0],
-        registered_message_id=pair[1],
+        registered_at=precedence[0],
+        registered_message_id=precedence[1],
     )
     if (base.acp_url, base.health_path) != (announced.acp_url, announced.health_path):
         announced = replace(announced, probe_streak=0)
-    if base.status == "Ready" or (base.status == "Failed" and pair[0] <= base.status_changed_at):
+    if base.status == "Ready" or (base.status == "Failed" and precedence[0] <= base.status_changed_at):
         return announced
-    announced = replace(announced, probe_streak=0, first_registered_at=base.first_registered_at or pair[0])
+    announced = replace(announced, probe_streak=0, first_registered_at=base.first_registered_at or precedence[0])
     if state.ready_requires_probe:
         return _unproven(base, announced, now)
     return replace(announced, status="Ready", status_reason=None, status_changed_at=now, ready_at=base.ready_at or now)
 
 
 def _unproven(before: DeploymentState, announced: DeploymentState, now: datetime) -> DeploymentState:
-    """The deployment, waiting for its first answer; one that was Ready before waits as Failed, in production or not."""
+    """The deployment, waiting for an answered probe: as Pending, or as Failed if it was Ready before."""
     if announced.ready_at is not None or (before.status == "Pending" and before.acp_url is not None):
         return announced
     return replace(announced, status="Pending", status_reason=UNPROVEN, status_changed_at=now)
@@ -194,7 +193,7 @@ def _announce_ready(state: AgentSnapshot, stored: DeploymentState | None, announ
 
 
 def _described(agent: AgentState, request: RegisterAgentRequest | RegisterBuildRequest) -> AgentState:
-    """The agent with what the message says of it; what the message leaves out stays."""
+    """The agent with the fields that the message sets; other fields stay."""
     return replace(
         agent,
         description=agent.description if request.description is None else request.description,
@@ -203,26 +202,26 @@ def _described(agent: AgentState, request: RegisterAgentRequest | RegisterBuildR
     )
 
 
-def _announce_agent(state: AgentSnapshot, agent: AgentState, *, news: bool | None = None) -> AgentSnapshot:
-    """The state with this agent row, and with `agent.registered` if that is news."""
-    if news is None:
-        news = state.agent.event_seq == 0 or _differs(state.agent, agent)
-    if not news:
+def _announce_agent(state: AgentSnapshot, agent: AgentState, *, changed: bool | None = None) -> AgentSnapshot:
+    """Store this agent row; emit `agent.registered` if it `changed` (None: compare the self-descriptions)."""
+    if changed is None:
+        changed = state.agent.event_seq == 0 or _differs(state.agent, agent)
+    if not changed:
         return replace(state, agent=agent)
     state = replace(state, agent=replace(agent, updated_at=state.now))
-    serves = serving(state)
+    now_serving = serving(state)
     data = AgentRegistered(
         agent_id=str(agent.id),
         agent_name=agent.name,
         description=agent.description,
         acp_type=agent.acp_type,
-        acp_url=serves.acp_url if serves else None,
+        acp_url=now_serving.acp_url if now_serving else None,
     )
     return emit(state, data)
 
 
 def _differs(before: AgentState, after: AgentState) -> bool:
-    """Whether what the agent says of itself is another; what serves it and its counters do not count."""
+    """Whether the agents' self-descriptions differ; what serves them and their counters are not compared."""
     return _self_description(before) != _self_description(after)
 
 
@@ -241,7 +240,7 @@ def _self_description(agent: AgentState) -> tuple[object, ...]:
 
 
 def _merged(stored: dict[str, Any] | None, announced: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Facts stored before and announced now, the latter on top."""
+    """The stored facts, updated with the announced ones."""
     if not announced:
         return stored
     return {**stored, **announced} if stored else announced

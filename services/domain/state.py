@@ -1,4 +1,4 @@
-"""An agent and its deployments as plain values: what decisions read and what they leave behind."""
+"""An agent and its deployments as plain values: the input and the output of decisions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ OnFailure = Literal["hold", "rollback"]
 AgentStatus = Literal["BuildOnly", "Ready", "Failed", "Deleted"]
 DeploymentStatus = Literal["Pending", "Ready", "Failed"]
 
-# Total order of announcements: publication time, then message id.
-Pair = tuple[datetime, UUID]
+# The order of announcements: publication time, then message id. The greatest wins.
+Precedence = tuple[datetime, UUID]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +46,15 @@ class AgentState:
     auto_promote_paused: bool = False
     promote_requested_at: datetime | None = None
     on_failure: OnFailure = "hold"
-    probe_interval_seconds: float | None = None  # here and below, None: the default of the settings
+    probe_interval_seconds: float | None = None  # None, here and below: the value of the setting
     probe_threshold: int | None = None
     probe_timeout_seconds: float | None = None
     deleted_at: datetime | None = None
 
     @property
-    def newest(self) -> Pair | None:
-        """The last legacy announcement applied."""
-        return _pair(self.registered_at, self.registered_message_id)
+    def newest(self) -> Precedence | None:
+        """The precedence of the newest legacy announcement that was applied."""
+        return _precedence(self.registered_at, self.registered_message_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +84,12 @@ class DeploymentState:
     promoted_at: datetime | None = None
     expires_at: datetime | None = None
     purged_at: datetime | None = None
-    probe_streak: int = 0  # probes in a row that were answered while not Ready; below zero: that failed
+    probe_streak: int = 0  # positive: answered probes in a row while not Ready; negative: failed probes in a row
 
     @property
-    def newest(self) -> Pair | None:
-        """The last announcement applied."""
-        return _pair(self.registered_at, self.registered_message_id)
+    def newest(self) -> Precedence | None:
+        """The precedence of the newest announcement that was applied."""
+        return _precedence(self.registered_at, self.registered_message_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +123,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSnapshot:
-    """What one decision may look at, and what it adds.
+    """The input of one decision, and the ledger rows and events that it adds.
 
-    `deployments` holds the one in production and those that the decision names, of whichever agent they are.
+    `deployments` holds the production deployment and those that the decision names, of this agent or another.
     """
 
     agent: AgentState
@@ -133,24 +133,24 @@ class AgentSnapshot:
     deployments: Mapping[str, DeploymentState] = field(default_factory=dict)
     last_cutover_at: datetime | None = None
     name_deleted_at: datetime | None = None  # the newest deletion of an earlier agent of this name
-    traceparent: str | None = None  # W3C trace context of what asks for the decision
-    ready_requires_probe: bool = False  # an announcement makes nobody Ready: a probe has to be answered first
+    traceparent: str | None = None  # W3C trace context of the request or message
+    ready_requires_probe: bool = False  # Ready needs an answered probe, not only an announcement
     ledger: tuple[LedgerRow, ...] = ()
     events: tuple[Event, ...] = ()
 
     @property
     def production(self) -> DeploymentState | None:
-        """The deployment in production."""
+        """The deployment in production, or None."""
         pointer = self.agent.production_deployment_id
         return self.deployments[pointer] if pointer is not None else None
 
     def with_deployment(self, deployment: DeploymentState) -> "AgentSnapshot":
-        """The state in which this deployment looks like this."""
+        """The snapshot with this deployment in place of the stored one."""
         return replace(self, deployments={**self.deployments, deployment.id: deployment})
 
 
 def serving(state: AgentSnapshot) -> Serving | None:
-    """What RPC goes to: production if set (Failed or not), else the legacy address, else nothing."""
+    """What serves the agent: its production deployment (Failed or not), else its legacy address, else nothing."""
     if state.agent.deleted_at is not None:
         return None
     production = state.production
@@ -162,7 +162,7 @@ def serving(state: AgentSnapshot) -> Serving | None:
 
 
 def status_of_agent(state: AgentSnapshot) -> tuple[AgentStatus, str | None]:
-    """An agent's status, which follows what serves, and the reason for it."""
+    """The agent's status, derived from what serves it, and the reason."""
     if state.agent.deleted_at is not None:
         return "Deleted", None
     production = state.production
@@ -174,7 +174,7 @@ def status_of_agent(state: AgentSnapshot) -> tuple[AgentStatus, str | None]:
 
 
 def emit(state: AgentSnapshot, data: EventData, *, subject: str | None = None) -> AgentSnapshot:
-    """The state in which the agent has told this too; the subject is the agent unless a deployment is named."""
+    """Add an event with the next sequence. Its subject is the agent's id, unless `subject` names a deployment."""
     sequence = state.agent.event_seq + 1
     event = Event(
         type=EVENT_TYPES[type(data)],
@@ -189,5 +189,5 @@ def emit(state: AgentSnapshot, data: EventData, *, subject: str | None = None) -
     return replace(state, agent=replace(state.agent, event_seq=sequence), events=(*state.events, event))
 
 
-def _pair(at: datetime | None, message_id: UUID | None) -> Pair | None:
+def _precedence(at: datetime | None, message_id: UUID | None) -> Precedence | None:
     return (at, message_id) if at is not None and message_id is not None else None

@@ -1,1 +1,1 @@
-"""What serves an agent: promote, roll back, and the ledger of what served when."""
+"""Promotion: promote, rollback and its targets, and the history of what served."""

@@ -1,4 +1,4 @@
-"""What served when: each row of the ledger with what ended it, and the times that a version was in production."""
+"""The history of what served: the rows of the ledger with their end, and the production periods of a deployment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from sqlalchemy.orm import aliased
 from services.errors import PodiumError
 from services.storage.models import Promotion
 
-# Of a version that goes in and out of production all the time: the ledger has all of them.
+# Shown per deployment. The ledger has all periods.
 PERIODS_SHOWN = 10
 
-# For queries of `deployments`: one look at an index for each row that they answer, and none for what never served.
+# A column for queries of `deployments`: one index lookup per row returned, and none for a row that never served.
 PERIODS = literal_column(
     f"""
 CASE WHEN deployments.promoted_at IS NOT NULL THEN (
@@ -32,7 +32,7 @@ CASE WHEN deployments.promoted_at IS NOT NULL THEN (
         LIMIT {PERIODS_SHOWN}
     ) AS period
 ) END
-""",  # noqa: S608 - no part of it comes from elsewhere
+""",  # noqa: S608 - built from constants only
     JSONB,
 ).label("periods")
 
@@ -51,7 +51,7 @@ _HISTORY = (
     .outerjoin(_Next, (_Next.agent_id == _Own.agent_id) & (_Next.generation == _Own.generation + 1))
     .order_by(_Own.generation.desc())
 )
-_HELD = (
+_AT = (
     select(Promotion, _Next.at)
     .outerjoin(_Next, (_Next.agent_id == Promotion.agent_id) & (_Next.generation == Promotion.generation + 1))
     .where(Promotion.agent_id == bindparam("agent_id"), Promotion.at <= bindparam("at"))
@@ -61,7 +61,7 @@ _HELD = (
 
 
 class NothingServedYet(PodiumError):
-    """Nothing served this agent then."""
+    """Nothing served this agent at that time."""
 
     status = 404
     reason = "nothing-served-yet"
@@ -69,7 +69,7 @@ class NothingServedYet(PodiumError):
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A time in production: the generation that began it, and when the next one ended it."""
+    """A period in production: the generation that began it, and its end; `until` is None if it has not ended."""
 
     generation: int
     since: datetime
@@ -78,44 +78,44 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row of the ledger, and when the next one ended what it began; None if it holds."""
+    """A row of the ledger, and the time of the next row; `until` is None for the newest row."""
 
     promotion: Promotion
     until: datetime | None
 
     @property
     def lasted(self) -> timedelta | None:
-        """For how long it held; None if it still does."""
+        """How long this generation lasted; None for the newest."""
         return None if self.until is None else self.until - self.promotion.at
 
 
 async def history(session: AsyncSession, agent_id: UUID, *, limit: int, offset: int = 0) -> list[Change]:
-    """The agent's ledger, newest first."""
+    """A page of the agent's ledger, newest first."""
     rows = await session.execute(_HISTORY, {"agent_id": agent_id, "limit": limit, "offset": offset})
     return [Change(promotion, until) for promotion, until in rows]
 
 
 async def served_at(session: AsyncSession, agent_id: UUID, at: datetime) -> Change:
-    """What held at this moment. Raises `NothingServedYet` for one before the first change."""
-    row = (await session.execute(_HELD, {"agent_id": agent_id, "at": at})).one_or_none()
+    """The change that was in effect at this time. Raises `NothingServedYet` before the first one."""
+    row = (await session.execute(_AT, {"agent_id": agent_id, "at": at})).one_or_none()
     if row is not None:
         return Change(*row)
     first = await session.scalar(select(Promotion.at).where(Promotion.agent_id == agent_id, Promotion.generation == 1))
-    why = "nothing has served it yet" if first is None else f"the first to serve it came at {_written(first)}"
-    raise NothingServedYet(f"Nothing served this agent at {_written(at)}: {why}.")
+    why = "nothing has served it yet" if first is None else f"its first generation began at {_formatted(first)}"
+    raise NothingServedYet(f"Nothing served this agent at {_formatted(at)}: {why}.")
 
 
-def periods_of(found: Sequence[Sequence[Any]] | None) -> tuple[Period, ...]:
-    """What the column `PERIODS` holds: the last times in production, newest first."""
+def periods_of(column: Sequence[Sequence[Any]] | None) -> tuple[Period, ...]:
+    """The periods in a value of the column `PERIODS`, newest first."""
     return tuple(
-        Period(generation, _moment(since), None if until is None else _moment(until))
-        for generation, since, until in found or ()
+        Period(generation, _parsed(since), None if until is None else _parsed(until))
+        for generation, since, until in column or ()
     )
 
 
-def _moment(text: str) -> datetime:
+def _parsed(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def _written(moment: datetime) -> str:
+def _formatted(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Promote: the agent row is locked first, what decides is read after it, so each call has its turn."""
+"""Promote. The agent row is locked first and the state is read after that, so concurrent calls run one by one."""
 
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -19,7 +19,7 @@ from services.storage.store import lock_state, save_state
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks for a change of what serves, why, and at which generation (None: whichever it is)."""
+    """The author of a change and its reason. `if_generation` is the generation that it requires; None allows any."""
 
     actor: str
     reason: str | None = None
@@ -28,11 +28,11 @@ class Caller:
 
 
 async def promote(session: AsyncSession, agent_id: UUID, deployment_id: str, caller: Caller) -> AgentSnapshot:
-    """The agent with this deployment in production; others see it once the transaction is committed.
+    """Put this deployment into production; returns the agent. Others see it once the transaction is committed.
 
-    Unchanged, at the same generation, if it is in production already. Ends a pause of automatic promotion.
+    If it is in production already, the generation stays. Ends a pause of automatic promotion.
     Raises, in this order: `AgentNotFound`, `DeploymentNotFound`, `AgentDeletedError`, `DeploymentDeletedError`,
-    `GenerationMismatch`, `DeploymentNotReady`; `Busy` when others hold the agent for too long.
+    `GenerationMismatch`, `DeploymentNotReady`; `Busy` if the agent's lock is not free in time.
     """
     before = await lock_state(session, agent_id, deployment_id)
     state = replace(before, traceparent=caller.traceparent)
@@ -49,7 +49,7 @@ async def promote(session: AsyncSession, agent_id: UUID, deployment_id: str, cal
 
 
 def own_deployment(state: AgentSnapshot, deployment_id: str) -> DeploymentState:
-    """The agent's deployment of this id; raises 404, then 410."""
+    """The agent's deployment with this id; raises 404, then 410."""
     deployment = state.deployments.get(deployment_id)
     if deployment is None or deployment.agent_id != state.agent.id:
         raise DeploymentNotFound
@@ -61,17 +61,17 @@ def own_deployment(state: AgentSnapshot, deployment_id: str) -> DeploymentState:
 
 
 def require_ready(state: AgentSnapshot, target: DeploymentState, caller: Caller) -> None:
-    """Raise 412, then 409, if this deployment cannot go to production as the caller wants it."""
+    """Raise 412 if the generation differs from the required one, then 409 if the deployment is not Ready."""
     require_generation(state, caller)
     if target.status != "Ready":
-        because = f": {target.status_reason}" if target.status_reason else ""
+        reason = f": {target.status_reason}" if target.status_reason else ""
         raise DeploymentNotReady(
-            f"Deployment {target.id} is {target.status}{because}. Wait until its pod has registered, then try again."
+            f"Deployment {target.id} is {target.status}{reason}. Wait until it is Ready, then try again."
         )
 
 
 def require_generation(state: AgentSnapshot, caller: Caller) -> None:
-    """Raise 412 if the agent is not at the generation at which the caller looked."""
+    """Raise 412 if the agent is not at the generation that the caller requires."""
     if caller.if_generation is not None and caller.if_generation != state.agent.generation:
         raise GenerationMismatch(
             f"The agent is at generation {state.agent.generation}, not {caller.if_generation}: "

@@ -1,7 +1,7 @@
-"""Rollback: back to what served before, to a named version, or by itself away from one that has failed.
+"""Rollback: to what served before, to a named target, or automatically away from a failed deployment.
 
-Whether a target answers is asked before the agent is locked: a plan says what to ask, and the change is made only if,
-under the lock, the target is still the one that was asked.
+The target is probed between two transactions, without a lock: the first one plans the rollback, and the second one
+makes it only if, under the lock, the target is still the one that was probed.
 """
 
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ from services.promotion.rollback_targets import Target, last_served, rollback_ta
 from services.storage.store import load_deployments, lock_state, save_state
 
 LEGACY = "legacy"
-# Whoever has none alive among so many has another problem than which of them to take.
+# How many targets are probed at most.
 ALTERNATIVES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a rollback would go now, None if nothing would change, and what else can serve, the newest first."""
+    """The target of a rollback now, None if it serves already, and the other targets, the newest first."""
 
     agent: AgentState
     target: Target | None
@@ -32,25 +32,25 @@ class Plan:
 
 
 async def plan_rollback(session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None) -> Plan:
-    """What `roll_back` would do now; nothing is changed. Raises as it does."""
+    """What `roll_back` would do now; changes nothing. Raises the same errors."""
     before = await _locked(session, agent_id, to)
     target = await _target(session, before, to, caller)
     others = await rollback_targets(session, agent_id, limit=ALTERNATIVES)
-    return Plan(before.agent, target, [each for each in others if target is None or not each.is_where(target)])
+    return Plan(before.agent, target, [other for other in others if target is None or not other.matches(target)])
 
 
 async def roll_back(
     session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None, probed: Target | None = None
 ) -> AgentSnapshot:
-    """The agent serving what served before, or `to`: a deployment id or `legacy`. Pauses automatic promotion.
+    """Go back to what served before, or to `to`: a deployment id or `legacy`. Pauses automatic promotion.
 
-    Rolling back twice goes back twice. Raises as `promote` does, `NothingToRollBackTo`, and `TargetMoved` if that
-    would lead elsewhere than to the target `probed` to answer (None: wherever it leads); others see the effect once
-    the transaction is committed.
+    Returns the agent. Rolling back twice goes back twice. Raises the errors of `promote`, `NothingToRollBackTo`, and
+    `TargetMoved` if the target is not the `probed` one (None allows any). Others see the effect once the transaction is
+    committed.
     """
     before = await _locked(session, agent_id, to)
     target = await _target(session, before, to, caller)
-    if target is not None and probed is not None and not target.is_where(probed):
+    if target is not None and probed is not None and not target.matches(probed):
         raise TargetMoved
     before, state = await _restore(session, before, target, caller)
     after = replace(state, agent=replace(state.agent, auto_promote_paused=True))
@@ -59,24 +59,25 @@ async def roll_back(
 
 
 async def rollback_candidates(session: AsyncSession, agent_id: UUID, failed_id: str) -> list[Target]:
-    """Where the agent may go by itself from this deployment, the newest first.
+    """The targets of an automatic rollback away from this deployment, the newest first.
 
-    None unless the deployment is in production, Failed, and the agent's policy is to roll back.
+    Empty unless the deployment is in production and Failed, and the agent's `on_failure` is `rollback`.
     """
     state = await lock_state(session, agent_id)
     return await rollback_targets(session, agent_id, limit=ALTERNATIVES) if _must_roll_back(state, failed_id) else []
 
 
 async def roll_back_failed(session: AsyncSession, agent_id: UUID, failed_id: str, probed: Target) -> AgentSnapshot:
-    """The agent back at this target, which was found to answer, and its automatic promotion paused.
+    """Roll back automatically to this target, which has answered a probe, and pause automatic promotion.
 
-    Unchanged if that is not what its policy says any more. Others see the effect once the transaction is committed.
+    Returns the agent; unchanged if its policy no longer asks for the rollback, or `probed` is no longer a target.
+    Others see the effect once the transaction is committed.
     """
     before = await lock_state(session, agent_id)
     if not _must_roll_back(before, failed_id):
         return before
     targets = await rollback_targets(session, agent_id, limit=ALTERNATIVES)
-    target = next((each for each in targets if each.is_where(probed)), None)
+    target = next((target for target in targets if target.matches(probed)), None)
     if target is None:
         return before
     caller = Caller(actor=AUTOMATION, reason=f"Deployment {failed_id} is Failed: {before.agent.status_reason}")
@@ -98,7 +99,7 @@ async def _locked(session: AsyncSession, agent_id: UUID, to: str | None) -> Agen
 
 
 async def _target(session: AsyncSession, before: AgentSnapshot, to: str | None, caller: Caller) -> Target | None:
-    """Where to go; None if it serves already. Raises whatever stands in the way."""
+    """The target; None if it serves already. Raises the reason if there is none or it cannot serve."""
     if to is None:
         return await _what_served_before(session, before, caller)
     if to == LEGACY:
@@ -107,7 +108,7 @@ async def _target(session: AsyncSession, before: AgentSnapshot, to: str | None, 
 
 
 async def _what_served_before(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target:
-    _require_living(before)
+    _require_not_deleted(before)
     require_generation(before, caller)
     targets = await rollback_targets(session, before.agent.id, limit=1)
     if not targets:
@@ -117,12 +118,12 @@ async def _what_served_before(session: AsyncSession, before: AgentSnapshot, call
 
 async def _legacy_address(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target | None:
     agent = before.agent
-    _require_living(before)
+    _require_not_deleted(before)
     if agent.legacy_acp_url is not None and before.production is None:
         return None
     require_generation(before, caller)
     if agent.legacy_acp_url is None:
-        raise NothingToRollBackTo("This agent has no legacy address: name a deployment to go back to.")
+        raise NothingToRollBackTo("This agent has no legacy address: name a deployment instead.")
     return Target(
         deployment_id=None,
         acp_url=agent.legacy_acp_url,
@@ -149,7 +150,7 @@ async def _named(session: AsyncSession, before: AgentSnapshot, to: str, caller: 
 async def _restore(
     session: AsyncSession, before: AgentSnapshot, target: Target | None, caller: Caller
 ) -> tuple[AgentSnapshot, AgentSnapshot]:
-    """The state at this target; the state before includes it, whoever named it."""
+    """The state before, with the target loaded, and the state after the rollback."""
     if target is None:
         return before, before
     if target.deployment_id is not None and target.deployment_id not in before.deployments:
@@ -167,6 +168,6 @@ async def _restore(
     return before, restored
 
 
-def _require_living(state: AgentSnapshot) -> None:
+def _require_not_deleted(state: AgentSnapshot) -> None:
     if state.agent.deleted_at is not None:
         raise AgentDeletedError

@@ -1,4 +1,4 @@
-"""Questions to the ledger: where a rollback goes."""
+"""The targets of a rollback, read from the ledger."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.fields import joined
 
-# From the newest row to older ones; a rollback row stands for the row that it restored.
+# Walks from the newest row to older ones; a rollback row counts as the row that it restored.
 _ROLLBACK_TARGETS = text("""
 WITH RECURSIVE walk(generation) AS (
     SELECT coalesce(p.restored, p.generation)
@@ -49,32 +49,32 @@ LIMIT 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What can serve in the place of what serves now: a deployment, or the legacy address (None), and where it is."""
+    """What an agent can go back to: a deployment, or the legacy address (`deployment_id` is None)."""
 
     deployment_id: str | None
     acp_url: str
     health_path: str
     registered_at: datetime | None
-    restored: int | None  # the generation at which it came to serve, if it ever did
+    restored: int | None  # the generation that last put it into service; None if it never served
 
     @property
     def url(self) -> str:
-        """Its health page."""
+        """The URL of its health page."""
         return joined(self.acp_url, self.health_path)
 
-    def is_where(self, other: "Target") -> bool:
-        """Whether whoever has asked the other one has asked this one."""
+    def matches(self, other: "Target") -> bool:
+        """Whether a probe of `other` holds for this target: same deployment, address and registration."""
         return replace(self, restored=None) == replace(other, restored=None)
 
 
 async def rollback_targets(session: AsyncSession, agent_id: UUID, *, limit: int) -> list[Target]:
-    """What served before, does not serve now and still can, the newest first: where a rollback goes, and where else."""
+    """What served before, does not serve now and can serve again; the newest, where a rollback goes, is first."""
     rows = await session.execute(_ROLLBACK_TARGETS, {"agent_id": agent_id, "limit": limit})
-    return [Target(**row._mapping) for row in rows]  # noqa: SLF001 - public, for all its underscore
+    return [Target(**row._mapping) for row in rows]  # noqa: SLF001 - public API of SQLAlchemy
 
 
 async def last_served(session: AsyncSession, agent_id: UUID, deployment_id: str | None) -> int | None:
-    """The generation at which this deployment (None: the legacy address) last came to serve, if it ever did."""
+    """The generation that last put this deployment (None: the legacy address) into service; None if none did."""
     parameters = {"agent_id": agent_id, "deployment_id": deployment_id}
     generation: int | None = await session.scalar(_LAST_SERVED, parameters)
     return generation

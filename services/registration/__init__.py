@@ -1,1 +1,1 @@
-"""Announcements: deciding a batch, the inbox, and messages that cannot be applied."""
+"""Registration: deciding batches of announcements, the inbox, parked messages and dead letters."""

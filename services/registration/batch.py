@@ -1,4 +1,4 @@
-"""Registration: a batch of announcements becomes agents, deployments, promotions and events, in one transaction."""
+"""Decides a batch of announcements in one transaction: agents, deployments, promotions, events and the inbox."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.messages import REGISTRATION_MAX_BYTES, RegisterAgent
-from contracts.topology import agent_of_key
+from contracts.topology import agent_of_key, registration_key
 from services.domain.announcement import Announcement, Duplicate, Outcome, Rejected
 from services.domain.registration_policy import decide, effective_time
 from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
@@ -21,7 +21,7 @@ from services.storage.store import load_deployments, load_facts, lock_living, sa
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A message that is no registration, or whose routing key names another agent than its body."""
+    """A message that is not a valid registration, or whose routing key does not match its body."""
 
     error: PodiumError
     message_id: UUID | None = None
@@ -31,7 +31,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One message and, if it came from the queue, the envelope in which it is parked when it is refused."""
+    """One message. `envelope` is set if it came from the queue: a refused message is parked in it."""
 
     content: Announcement | Unreadable
     envelope: Envelope | None = None
@@ -39,36 +39,40 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What became of one message; `state` is the agent right after it, None if no agent is concerned."""
+    """The outcome of one message, and the agent after it; `state` is None if the message was unreadable."""
 
     outcome: Outcome
     state: AgentSnapshot | None = None
 
 
 def read_message(envelope: Envelope, *, traceparent: str | None = None) -> Incoming:
-    """The announcement in a message from the queue; whatever cannot be read is `Unreadable`, never an exception."""
-    named = agent_of_key(envelope.routing_key)
+    """The announcement in a message from the queue, or `Unreadable` if it is not valid; raises no exception."""
+    name_in_key = agent_of_key(envelope.routing_key)
     if len(envelope.body) > REGISTRATION_MAX_BYTES:
-        too_large = MessageTooLarge(f"The message is larger than {REGISTRATION_MAX_BYTES} bytes.")
-        return Incoming(Unreadable(too_large, name=named), envelope)
+        too_large = MessageTooLarge(f"The message is larger than {REGISTRATION_MAX_BYTES} bytes: shorten it.")
+        return Incoming(Unreadable(too_large, name=name_in_key), envelope)
     try:
         request = RegisterAgent.model_validate_json(envelope.body)
     except ValidationError as exc:
-        unreadable = Unreadable(Malformed(_first_problem(exc)), _message_id(envelope.body), named)
+        unreadable = Unreadable(Malformed(_first_problem(exc)), _message_id(envelope.body), name_in_key)
         return Incoming(unreadable, envelope)
-    if named != request.name:
-        mismatch = KeyMismatch(f"The routing key {envelope.routing_key!r} does not name the agent {request.name!r}.")
-        return Incoming(Unreadable(mismatch, request.message_id, named), envelope)
+    if name_in_key != request.name:
+        mismatch = KeyMismatch(
+            f"The routing key {envelope.routing_key!r} does not name the agent {request.name!r}: "
+            f"publish with the key '{registration_key(request.name)}'."
+        )
+        return Incoming(Unreadable(mismatch, request.message_id, name_in_key), envelope)
     return Incoming(Announcement(request, request.message_id, request.registered_at, traceparent), envelope)
 
 
 async def register_batch(
     session: AsyncSession, batch: Sequence[Incoming], *, requires_probe: bool = False
 ) -> list[Decided]:
-    """What became of each message, in the order given; others see all of it once the transaction is committed.
+    """Decide the messages in the given order; returns the outcome of each.
 
-    `requires_probe` leaves what would become Ready to the janitor, which asks it first.
-    Raises `LostRace` if somebody else made or deleted one of the agents or deployments meanwhile: run it again.
+    With `requires_probe`, a registered deployment becomes Ready only after it has answered a probe of the janitor.
+    Raises `LostRace` if another transaction created or deleted one of the agents or deployments meanwhile: run this
+    one again. Others see the effects once the transaction is committed.
     """
     announcements = [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
     names = sorted({announcement.name for announcement in announcements})
@@ -96,7 +100,7 @@ async def register_batch(
 
 @dataclass(slots=True)
 class _Fold:
-    """The states that a batch is folded into, message by message."""
+    """The state of the batch so far; each message is applied to the state that the previous ones left."""
 
     states: dict[str, AgentSnapshot]
     loaded: dict[str, DeploymentState]
@@ -104,16 +108,16 @@ class _Fold:
     known: set[UUID]
 
     def decide(self, incoming: Incoming) -> Decided:
-        """What becomes of the next message."""
+        """Apply the next message."""
         content = incoming.content
         if isinstance(content, Unreadable):
             if content.message_id is not None and content.name is not None:
                 self.known.add(content.message_id)
             return Decided(Rejected(content.error))
         state = self.states[content.name]
-        wanted = (content.deployment_id, state.agent.production_deployment_id)
-        view = {each: self.deployments[each] for each in wanted if each is not None and each in self.deployments}
-        state = replace(state, deployments=view, traceparent=content.traceparent)
+        ids = (content.deployment_id, state.agent.production_deployment_id)
+        deployments = {id_: self.deployments[id_] for id_ in ids if id_ is not None and id_ in self.deployments}
+        state = replace(state, deployments=deployments, traceparent=content.traceparent)
         state, outcome = decide(state, content, known=content.message_id in self.known)
         self.known.add(content.message_id)
         self.deployments.update(state.deployments)
@@ -141,9 +145,9 @@ async def _load(
     if not agents:
         return _Fold({}, {}, {}, known)
     facts = await load_facts(session, [agent.id for agent in agents.values()])
-    pointers = {agent.production_deployment_id for agent in agents.values()}
-    wanted = pointers | {announcement.deployment_id for announcement in announcements}
-    deployments = await load_deployments(session, {each for each in wanted if each is not None})
+    ids = {agent.production_deployment_id for agent in agents.values()}
+    ids |= {announcement.deployment_id for announcement in announcements}
+    deployments = await load_deployments(session, {id_ for id_ in ids if id_ is not None})
     states = {
         name: AgentSnapshot(
             agent=agent,
@@ -160,7 +164,7 @@ async def _load(
 async def _record(
     session: AsyncSession, batch: Sequence[Incoming], decided: Sequence[Decided], known: set[UUID]
 ) -> None:
-    """Enter first decisions into the inbox, and park what was refused."""
+    """Write first decisions to the inbox, and park the refused messages."""
     entries: dict[UUID, dict[str, object]] = {}
     refusals: list[Refusal] = []
     for position, (incoming, result) in enumerate(zip(batch, decided, strict=True)):
@@ -203,14 +207,14 @@ def _refusal(content: Announcement | Unreadable, envelope: Envelope, outcome: Re
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first complaint, with the field it is about."""
+    """The first validation error, with the path of its field."""
     problem = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 def _message_id(body: bytes) -> UUID | None:
-    """The message id in a body that is no registration, as far as one can be made out."""
+    """The message id in a body that is not a valid registration; None if there is none."""
     try:
         content = from_json(body)
         return UUID(content["message_id"])

@@ -1,4 +1,4 @@
-"""What the broker itself gave up on, as messages to park."""
+"""Dead letters, as messages to park."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ DELIVERIES_HEADER = "x-delivery-count"
 
 
 def dead_letter(envelope: Envelope) -> Refusal:
-    """The message as it was before the broker moved it; each has a row of its own, since none was ever decided.
+    """The dead letter with its original routing key. Each gets its own row, since no registrar has decided it.
 
     The headers keep `x-death`: https://www.rabbitmq.com/docs/dlx#effects
     """
@@ -23,7 +23,7 @@ def dead_letter(envelope: Envelope) -> Refusal:
     content = read_message(original).content
     return Refusal(
         original,
-        DeadLettered(_why(death, envelope.headers)),
+        DeadLettered(_reason(death, envelope.headers)),
         content.message_id,
         content.name,
         content.deployment_id,
@@ -36,7 +36,7 @@ def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
 
 
-def _why(death: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
+def _reason(death: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
     deliveries = headers.get(DELIVERIES_HEADER)
     times = f" after {deliveries} deliveries" if isinstance(deliveries, int) else ""
-    return f"The broker gave this message up{times} ({death.get('reason', 'for no reason that it tells')})."
+    return f"RabbitMQ stopped delivering this message{times} ({death.get('reason', 'no reason given')})."

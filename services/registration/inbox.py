@@ -1,4 +1,4 @@
-"""The inbox: what became of announcements, which answers "why is my pod not there?", and for how long it is kept."""
+"""The inbox: the outcome of each announcement. It answers "why is my pod not there?"."""
 
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -12,14 +12,15 @@ from services.domain.state import AgentState
 from services.storage.models import Parked, Registration
 from services.storage.pages import Page
 
-# The outcome of what nobody could read far enough to decide it.
+# The outcome of a message that was parked without a decision.
 PARKED = "Parked"
 
 _BIGINT_ZERO = literal(0)
 
-# A message that comes again after its row is gone is Stale by its pair, or older than the deletion of its name, or
-# refused as it was. A pod's clock that runs ahead breaks this: the message may count as newer than what it was decided
-# as. Its row stays until something at least as new was applied, or what it announced was deleted.
+# A removed message must have no effect if it is delivered again. Most have none: they are Stale by their time and id,
+# or older than the deletion of their name, or rejected as before. A message from a pod whose clock was ahead may have
+# one, since it now counts as newer than when it was decided. Its row stays until something at least as new was applied,
+# or what it announced was deleted.
 _REMOVE = text("""
 WITH old AS (
     SELECT r.message_id
@@ -52,7 +53,7 @@ SELECT count(*) FROM removed
 
 @dataclass(frozen=True, slots=True)
 class InboxRow:
-    """One announcement, and what became of it; `parked_id` and more than one attempt only of what is parked alone."""
+    """One announcement and its outcome. `parked_id`, and more than one attempt, only if it has no row in the inbox."""
 
     message_id: UUID | None
     agent_name: str | None
@@ -67,7 +68,7 @@ class InboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """Which announcements are meant: those for this name, from `since` to `until`."""
+    """A filter for announcements: those for this name, received from `since` to `until`."""
 
     name: str | None = None
     since: datetime | None = None
@@ -75,18 +76,18 @@ class Lifetime:
 
     @classmethod
     def of(cls, agent: AgentState) -> "Lifetime":
-        """Those of this agent alone, whoever had its name before or after."""
+        """The announcements for this agent only, without those for earlier or later agents of the same name."""
         return cls(agent.name, agent.created_at, agent.deleted_at)
 
 
-async def recent_registrations(session: AsyncSession, wanted: Lifetime, page: Page) -> list[InboxRow]:
+async def recent_registrations(session: AsyncSession, lifetime: Lifetime, page: Page) -> list[InboxRow]:
     """One page of announcements, newest first, also for a name that no agent has.
 
-    What the broker or a registrar parked without an entry in the inbox is among them.
+    Includes parked messages without a row in the inbox: dead letters, and messages without a readable id.
     """
-    reach = page.offset + page.limit
+    last = page.offset + page.limit
     both = union_all(
-        select(_decided(wanted).limit(reach).subquery()), select(_parked(wanted).limit(reach).subquery())
+        select(_decided(lifetime).limit(last).subquery()), select(_parked(lifetime).limit(last).subquery())
     ).subquery()
     columns = [both.c[field.name] for field in fields(InboxRow)]
     rows = await session.execute(
@@ -96,14 +97,14 @@ async def recent_registrations(session: AsyncSession, wanted: Lifetime, page: Pa
 
 
 async def remove_decided(session: AsyncSession, before: datetime, limit: int) -> int:
-    """Forget at most so many messages that were received before then; how many they were.
+    """Delete up to `limit` decided messages received before `before`; returns how many it deleted.
 
-    None of them has an effect when it comes again, known or not; what might have one is kept for longer.
+    Deletes only messages that have no effect if they are delivered again; the others stay for longer.
     """
     return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
-def _decided(wanted: Lifetime) -> Select[tuple[object, ...]]:
+def _decided(lifetime: Lifetime) -> Select[tuple[object, ...]]:
     query: Select[tuple[object, ...]] = select(
         Registration.message_id,
         Registration.agent_name,
@@ -116,15 +117,15 @@ def _decided(wanted: Lifetime) -> Select[tuple[object, ...]]:
         literal(1).label("attempts"),
         Registration.seq,
     )
-    if wanted.name is None:
+    if lifetime.name is None:
         return query.order_by(Registration.received_at.desc())
-    # By `seq`, since that is what the index of a name is ordered by.
-    return _within(query.where(Registration.agent_name == wanted.name), wanted, Registration).order_by(
+    # The index of names is ordered by `seq`.
+    return _within(query.where(Registration.agent_name == lifetime.name), lifetime, Registration).order_by(
         Registration.seq.desc()
     )
 
 
-def _parked(wanted: Lifetime) -> Select[tuple[object, ...]]:
+def _parked(lifetime: Lifetime) -> Select[tuple[object, ...]]:
     query: Select[tuple[object, ...]] = select(
         Parked.message_id,
         Parked.agent_name,
@@ -137,16 +138,16 @@ def _parked(wanted: Lifetime) -> Select[tuple[object, ...]]:
         Parked.attempts,
         _BIGINT_ZERO.label("seq"),
     ).where(~exists().where(Registration.message_id == Parked.message_id))
-    if wanted.name is not None:
-        query = _within(query.where(Parked.agent_name == wanted.name), wanted, Parked)
+    if lifetime.name is not None:
+        query = _within(query.where(Parked.agent_name == lifetime.name), lifetime, Parked)
     return query.order_by(Parked.received_at.desc())
 
 
 def _within(
-    query: Select[tuple[object, ...]], wanted: Lifetime, table: type[Registration | Parked]
+    query: Select[tuple[object, ...]], lifetime: Lifetime, table: type[Registration | Parked]
 ) -> Select[tuple[object, ...]]:
-    if wanted.since is not None:
-        query = query.where(table.received_at >= wanted.since)
-    if wanted.until is not None:
-        query = query.where(table.received_at <= wanted.until)
+    if lifetime.since is not None:
+        query = query.where(table.received_at >= lifetime.since)
+    if lifetime.until is not None:
+        query = query.where(table.received_at <= lifetime.until)
     return query

@@ -1,6 +1,6 @@
-"""Messages that cannot be applied: kept whole in `parked`, in the transaction that refuses them.
+"""Parked messages: messages that cannot be applied, stored whole in the transaction that refuses them.
 
-They stay until somebody drops them or their retention ends; sending one again leaves its row where it is.
+They stay until an operator drops them or their retention ends. A retry does not remove the row.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from services.errors import NotRetryable, ParkedNotFound, PodiumError
 from services.storage.models import Parked
 from services.storage.pages import Page
 
-# Names the parked message that this one is a retry of.
+# On a retry: the id of the parked message.
 RETRY_HEADER = "x-podium-retry-of"
-# Names the headers of a parked message that could not be kept.
+# On a parked message: the names of the headers that could not be stored.
 LEFT_OUT_HEADER = "x-podium-left-out"
 
 
@@ -36,7 +36,7 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A message to park, and why; repeated refusals of one deployment for one reason share a row, unless `alone`."""
+    """A message to park, and the error. Refusals of one deployment for one reason share a row, unless `alone`."""
 
     envelope: Envelope
     error: PodiumError
@@ -47,16 +47,16 @@ class Refusal:
 
     @property
     def key(self) -> str:
-        """Refusals with the same key share a row."""
-        named = self.message_id is not None and self.agent_name is not None and self.deployment_id is not None
-        if named and not self.alone:
+        """The key of the row; refusals with the same key share it."""
+        complete = self.message_id is not None and self.agent_name is not None and self.deployment_id is not None
+        if complete and not self.alone:
             return f"{self.agent_name}/{self.deployment_id}/{self.error.reason}"
         if self.message_id is not None:
             return str(self.message_id)
         return hashlib.sha256(self.envelope.body).hexdigest()
 
 
-# A message seen before (same id, or same body without one) changes nothing; another one for the same reason counts up.
+# A message that is already parked (same id, or same body if it has none) changes nothing; another one counts up.
 _PARK = text("""
 INSERT INTO parked (
     key, message_id, agent_name, deployment_id, reason, error, routing_key, headers, body, attempts)
@@ -90,7 +90,7 @@ SELECT count(*) FROM removed
 
 
 async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
-    """Keep these messages; others see them once the transaction is committed."""
+    """Store these messages; others see them once the transaction is committed."""
     newest: dict[str, Refusal] = {}
     attempts: dict[str, set[UUID | None]] = {}
     for refusal in refusals:
@@ -118,7 +118,7 @@ async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
 
 
 async def list_parked(session: AsyncSession, page: Page, agent_name: str | None = None) -> Sequence[Parked]:
-    """One page of parked messages without their bodies, newest first; of one name, or all."""
+    """One page of parked messages without their bodies, newest first; of one agent name, or of all."""
     query = select(Parked).options(defer(Parked.body, raiseload=True))
     if agent_name is not None:
         query = query.where(Parked.agent_name == agent_name)
@@ -135,36 +135,36 @@ async def get_parked(session: AsyncSession, parked_id: UUID) -> Parked:
 
 
 async def mark_retried(session: AsyncSession, parked_id: UUID) -> datetime:
-    """Remember that the message was sent again, and when: just now. It may have been dropped meanwhile."""
+    """Store that the message was sent again; returns the time. Does nothing if it was dropped meanwhile."""
     now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
     await session.execute(update(Parked).where(Parked.id == parked_id).values(retried_at=now))
     return now
 
 
 async def remove_parked(session: AsyncSession, before: datetime, limit: int) -> int:
-    """Forget at most so many messages that came for the last time before then; how many they were."""
+    """Delete up to `limit` messages that were last parked before `before`; returns how many it deleted."""
     return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
 async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:
-    """Forget the message for good, once the transaction is committed. Raises `ParkedNotFound`."""
+    """Delete the message; it is gone once the transaction is committed. Raises `ParkedNotFound`."""
     if await session.scalar(delete(Parked).where(Parked.id == parked_id).returning(Parked.id)) is None:
         raise ParkedNotFound
 
 
 def retry_id(parked: Parked) -> UUID:
-    """The id under which the message is sent next: the same until it is marked as sent, or parked anew.
+    """The message id of the next retry; it stays the same until the message is marked as retried, or parked again.
 
-    So a retry that is repeated, since its answer was lost or late, is a duplicate to whoever decides it.
+    So if a client repeats a retry because it got no response, the registrar decides it once and sees a duplicate.
     """
     return uuid5(parked.id, f"{parked.received_at} {parked.retried_at}")
 
 
 def sent_again(parked: Parked, message_id: UUID) -> Envelope:
-    """The parked message under a new id, to go through the front door once more.
+    """The parked message with a new id, to be published as a normal announcement.
 
-    Its time stays, so that a newer announcement still wins; without one it is the time of parking. Raises
-    `NotRetryable` for what is no JSON object.
+    It keeps its time, so a newer announcement still wins; if it has none, it gets the time of parking. Raises
+    `NotRetryable` if the body is not a JSON object.
     """
     try:
         content = from_json(parked.body)
@@ -182,7 +182,7 @@ def sent_again(parked: Parked, message_id: UUID) -> Envelope:
 
 
 def _storable(headers: dict[str, Any]) -> dict[str, Any]:
-    """The headers; unless they are tables in tables in tables, which nobody could read inside of an answer."""
+    """The headers; only their names if they are nested too deeply to be parsed again inside a response."""
     try:
         from_json(_json([[headers]]))
     except (ValueError, RecursionError):
@@ -191,7 +191,7 @@ def _storable(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _storable_json(rows: list[dict[str, Any]]) -> str:
-    """JSON that PostgreSQL takes, whatever a stranger wrote into headers and routing key."""
+    """JSON that PostgreSQL accepts: headers and routing key are untrusted and may contain NUL characters."""
     return _json(rows).replace("\\u0000", "\\ufffd")
 
 

@@ -41,8 +41,8 @@ LIMIT :limit
 
 _DELETE = text(f"""
 UPDATE deployments AS d SET expires_at = clock_timestamp()
-FROM unnest(CAST(:ids AS text[])) AS wanted(id)
-WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_TOO_OLD}
+FROM unnest(CAST(:ids AS text[])) AS target(id)
+WHERE d.id = target.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_TOO_OLD}
 RETURNING d.id, d.agent_id, d.expires_at AS at
 """)  # noqa: S608 - built from constants only
 
@@ -71,8 +71,8 @@ UPDATE deployments AS d SET
     error_style = DEFAULT,
     sgp_deploy_id = NULL,
     helm_release_name = NULL
-FROM unnest(CAST(:ids AS text[])) AS wanted(id)
-WHERE d.id = wanted.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
+FROM unnest(CAST(:ids AS text[])) AS target(id)
+WHERE d.id = target.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
 RETURNING d.id, d.agent_id, d.purged_at AS at
 """)  # noqa: S608 - built from constants only
 

@@ -61,40 +61,40 @@ class Route:
 # Reads any number of routes in one statement, and so in one snapshot. $1: agent ids; $3: names; $5 and $6: pairs of
 # agent and deployment ids. $2, $4 and $7 hold the session digest of each, or NULL. Each row found carries its key.
 _READ = """
-SELECT asked.by_id, asked.by_name, asked.by_deployment, asked.by_session, asked.id AS agent_id,
-       asked.name AS agent_name, asked.deleted_at, asked.generation, asked.legacy_acp_url, asked.legacy_rpc_path,
-       asked.legacy_error_style, asked.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status,
+SELECT found.by_id, found.by_name, found.by_deployment, found.by_session, found.id AS agent_id,
+       found.name AS agent_name, found.deleted_at, found.generation, found.legacy_acp_url, found.legacy_rpc_path,
+       found.legacy_error_style, found.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status,
        d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at, {of_session}
 FROM (
-    SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, ask.session AS by_session,
-           a.production_deployment_id AS wanted, a.*
-    FROM unnest($1::uuid[], $2::bytea[]) AS ask(agent_id, session) JOIN agents a ON a.id = ask.agent_id
+    SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, lookup.session AS by_session,
+           a.production_deployment_id AS target, a.*
+    FROM unnest($1::uuid[], $2::bytea[]) AS lookup(agent_id, session) JOIN agents a ON a.id = lookup.agent_id
     UNION ALL
-    SELECT NULL, a.name, NULL, ask.session, a.production_deployment_id, a.*
-    FROM unnest($3::text[], $4::bytea[]) AS ask(name, session)
-    CROSS JOIN LATERAL (SELECT * FROM agents WHERE name = ask.name AND deleted_at IS NULL LIMIT 1) AS a
+    SELECT NULL, a.name, NULL, lookup.session, a.production_deployment_id, a.*
+    FROM unnest($3::text[], $4::bytea[]) AS lookup(name, session)
+    CROSS JOIN LATERAL (SELECT * FROM agents WHERE name = lookup.name AND deleted_at IS NULL LIMIT 1) AS a
     UNION ALL
-    SELECT a.id, NULL, ask.deployment_id, ask.session, ask.deployment_id, a.*
-    FROM unnest($5::uuid[], $6::text[], $7::bytea[]) AS ask(agent_id, deployment_id, session)
-    JOIN agents a ON a.id = ask.agent_id
-) AS asked
+    SELECT a.id, NULL, lookup.deployment_id, lookup.session, lookup.deployment_id, a.*
+    FROM unnest($5::uuid[], $6::text[], $7::bytea[]) AS lookup(agent_id, deployment_id, session)
+    JOIN agents a ON a.id = lookup.agent_id
+) AS found
 {sessions}
-LEFT JOIN deployments d ON d.id = {wanted} AND (asked.by_deployment IS NULL OR d.agent_id = asked.id)
+LEFT JOIN deployments d ON d.id = {target} AND (found.by_deployment IS NULL OR d.agent_id = found.id)
 """
 
 READ_ROUTES = _READ.format(
-    of_session="false AS session_known, false AS session_unseen", sessions="", wanted="asked.wanted"
+    of_session="false AS session_known, false AS session_unseen", sessions="", target="found.target"
 )
 # A session goes to its issuing deployment while that is Ready. A key with a deployment id always gets that deployment.
 READ_ROUTES_OF_SESSIONS = _READ.format(
     of_session=f"""coalesce(s.deployment_id = d.id, false) AS session_known,
        coalesce(s.last_seen_at < clock_timestamp() - interval '{SEEN_EVERY.total_seconds()} s', false) AS session_unseen
 """,
-    sessions="""LEFT JOIN mcp_sessions s ON s.agent_id = asked.id AND s.session_sha256 = asked.by_session
+    sessions="""LEFT JOIN mcp_sessions s ON s.agent_id = found.id AND s.session_sha256 = found.by_session
 LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
-    wanted="""CASE
-    WHEN asked.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
-    ELSE asked.wanted END""",
+    target="""CASE
+    WHEN found.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
+    ELSE found.target END""",
 )
 
 

@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: one engine per process, and the one helper that owns transactions."""
+"""Access to PostgreSQL: engines, sessions, and `in_transaction`, which runs every transaction."""
 
 import asyncio
 import random
@@ -24,16 +24,17 @@ POOL_TIMEOUT_SECONDS = 5
 CLOSE_TIMEOUT_SECONDS = 2
 MAX_ATTEMPTS = 10
 BACKOFF_SECONDS = 0.01
-# Beyond the server's own statement timeout, for a server that does not answer at all.
+# Added to the server's statement timeout, for a server that does not respond at all.
 COMMAND_TIMEOUT_MARGIN_SECONDS = 5
 
-# Of SQLSTATE: serialization failure, deadlock, lock not available.
+# By SQLSTATE: serialization failure, deadlock, lock not available.
 STATE_ERRORS: dict[str, type[PodiumError]] = {"40001": LostRace, "40P01": LostRace, "55P03": Busy}
-# The server's state, not the statement's fault: connection exception, read-only (a standby, before or after a
-# fail-over), session ended while idle, no authorization, no such database, insufficient resources, operator, files.
+# SQLSTATE classes and codes caused by the server's state, not by the statement: connection exception, read-only (a
+# standby, before or after a failover), session ended while idle, no authorization, no such database, insufficient
+# resources, operator intervention, system error.
 SERVER_STATES = ("08", "25006", "25P03", "28", "3D", "53", "57", "58")
-# An error of the server's own: a passing state as well (on a full disk no session can begin: "could not write init
-# file"), or a damaged page that only some statements read.
+# Internal errors. They may pass (with a full disk, no session can start: "could not write init file"), or come from a
+# damaged page that only some statements read.
 INTERNAL_STATES = "XX"
 
 _EVENTS_WRITTEN = "podium.events_written"
@@ -42,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 def async_url(database_url: str) -> URL:
-    """The URL with the driver that Podium uses, whichever the setting names."""
+    """The URL with the asyncpg driver, whatever driver the setting names."""
     return make_url(database_url).set(drivername="postgresql+asyncpg")
 
 
@@ -53,7 +54,7 @@ def make_engine(
     pool_size: int | None = None,
     idle_session_timeout: timedelta = timedelta(0),
 ) -> AsyncEngine:
-    """An engine that connects on first use; dispose of it when the process ends. No idle session timeout if zero."""
+    """An engine that connects on first use; close it with `close_engine`. An idle timeout of zero means none."""
     milliseconds = {
         "idle_session_timeout": idle_session_timeout,
         "lock_timeout": settings.lock_timeout,
@@ -71,7 +72,7 @@ def make_engine(
             "command_timeout": settings.statement_timeout.total_seconds() + COMMAND_TIMEOUT_MARGIN_SECONDS,
             "server_settings": {
                 "application_name": application_name,
-                # A plan made while the tables were empty stays a bad plan: batches fell to a quarter of their speed.
+                # A generic plan made while the tables were empty stays in use: it made batches four times slower.
                 "plan_cache_mode": "force_custom_plan",
                 **{name: str(int(limit.total_seconds() * 1000)) for name, limit in milliseconds.items()},
             },
@@ -80,17 +81,17 @@ def make_engine(
 
 
 async def close_engine(engine: AsyncEngine) -> None:
-    """Close its connections, but wait no longer than some seconds for a server that does not say good-bye."""
+    """Close its connections; wait at most two seconds for a server that does not respond."""
     with suppress(SQLAlchemyError, OSError):
         async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
             await engine.dispose()
 
 
 class Sessions(async_sessionmaker[AsyncSession]):
-    """Makes sessions for `in_transaction`, and holds what applies to all transactions of an entry point.
+    """Creates sessions for `in_transaction`, and holds the options of all transactions of a process.
 
     `timeout` bounds a whole transaction (None: no limit). `on_events` is called after each commit that wrote events,
-    so that no caller can forget to wake the relay.
+    so no caller can forget to wake the relay.
     """
 
     def __init__(
@@ -102,18 +103,18 @@ class Sessions(async_sessionmaker[AsyncSession]):
 
 
 async def in_transaction(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-    """What `work` returns, once its transaction is committed; others see nothing of it before.
+    """Run `work` in a transaction, commit, and return its result. Others see nothing of it before the commit.
 
-    Runs `work` again after a deadlock, a serialization failure or a lost race, so it must only touch its session.
-    Raises `Busy` after too long a wait for a lock, `Unavailable` while the database is away or says nothing for longer
-    than `sessions.timeout` (ending the connection may take two seconds more); after the latter the transaction may
-    have been committed all the same, so callers must be able to repeat themselves.
+    Runs `work` again after a deadlock, a serialization failure or a lost race, so `work` must only use its session.
+    Raises `Busy` if a lock is not free in time, and `Unavailable` if the database is unavailable or does not respond
+    within `sessions.timeout` (closing the connection may take two seconds more). After `Unavailable` the transaction
+    may still have been committed, so callers must be able to repeat it.
     """
     try:
         async with asyncio.timeout(sessions.timeout):
             return await _run_until_committed(sessions, work)
     except TimeoutError as exc:
-        raise Unavailable("The database does not answer: try again.") from exc
+        raise Unavailable("The database does not respond in time: try again.") from exc
 
 
 async def _run_until_committed(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
@@ -129,10 +130,10 @@ async def _run_until_committed(sessions: Sessions, work: Callable[[AsyncSession]
             error = translate(exc)
             if isinstance(error, DatabaseFailed):
                 cause = str(getattr(exc, "orig", exc))[:300]
-                log.warning("The database met an error of its own.", action="database.failed", cause=cause)
+                log.warning("The database reported an internal error.", action="database.failed", cause=cause)
             if not isinstance(error, LostRace):
                 raise error from exc
-            log.info("A transaction runs again.", action="transaction.retry", attempt=attempt, cause=str(exc)[:200])
+            log.info("Retrying a transaction.", action="transaction.retry", attempt=attempt, cause=str(exc)[:200])
         await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * attempt))  # noqa: S311 - jitter, not a secret
     raise Busy
 
@@ -148,16 +149,16 @@ def has_written_events(session: AsyncSession) -> bool:
 
 
 def translate(error: Exception) -> Exception:
-    """The domain error that a database error stands for, or the error itself where it is a defect."""
+    """The domain error for a database error; the error itself if it is a defect of Podium."""
     if isinstance(error, PodiumError):
         return error
     if not isinstance(error, DBAPIError):
         return Unavailable()
-    domain_error = _meaning(error)
+    domain_error = _domain_error(error)
     return domain_error() if domain_error else error
 
 
-def _meaning(error: DBAPIError) -> type[PodiumError] | None:
+def _domain_error(error: DBAPIError) -> type[PodiumError] | None:
     state = getattr(error.orig, "sqlstate", None) or ""
     if state in STATE_ERRORS:
         return STATE_ERRORS[state]

@@ -1,4 +1,4 @@
-"""Bringing the database to the schema that this version needs."""
+"""Migration of the database to the schema of this version."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-# Any number; it keeps two `podium migrate` from working at once.
+# An arbitrary number. The lock makes a second `podium migrate` wait for the first.
 _LOCK = text("SELECT pg_advisory_xact_lock(81985529216486895)")
 
 
 async def migrate(engine: AsyncEngine) -> tuple[str | None, str | None]:
-    """The schema's revision before and after; running it again changes nothing."""
+    """Migrate to the newest revision; returns the revisions before and after. A second time changes nothing."""
     async with engine.begin() as connection:
         await connection.execute(_LOCK)
         return await connection.run_sync(_upgrade)
 
 
 async def is_current(engine: AsyncEngine) -> bool:
-    """Whether the database has the schema that this version needs."""
+    """Whether the database has the schema of this version."""
     async with engine.connect() as connection:
-        found = await connection.run_sync(_revision)
-    return found == ScriptDirectory.from_config(_config()).get_current_head()
+        current = await connection.run_sync(_revision)
+    return current == ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""Which part of a list a query returns."""
+"""Pages of lists."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ Direction = Literal["asc", "desc"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Which part of a list: pages start at 1; `after` (an id) pages without counting."""
+    """A page of a list. `number` starts at 1; with `after`, the page begins after that id, whatever `number` is."""
 
     limit: int = 50
     number: int = 1
@@ -19,5 +19,5 @@ class Page:
 
     @property
     def offset(self) -> int:
-        """How many rows come before this page."""
+        """The number of rows before this page."""
         return (self.number - 1) * self.limit

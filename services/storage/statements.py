@@ -148,7 +148,7 @@ UPDATE_DEPLOYMENTS = text(
     f"""
 UPDATE deployments AS d SET
     {_assignments(ANNOUNCED_COLUMNS)},
-    -- Whoever starts anew is looked at soon.
+    -- A new announcement that restarts the streak is probed at once.
     probe_due_at = CASE
         WHEN r.probe_streak = 0 AND r.registered_message_id IS DISTINCT FROM d.registered_message_id
         THEN clock_timestamp() ELSE d.probe_due_at

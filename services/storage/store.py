@@ -1,7 +1,7 @@
-"""Reading and writing agents, deployments, ledger and outbox: every transition goes through here.
+"""Reads and writes agents, deployments, ledger and outbox; every change of them uses this module.
 
-Each statement is set-based and touches its own columns only. The agent's row is locked first, by a statement on
-`agents` alone: a lock inside a join or CTE would decide on rows read before the wait.
+Each statement is set-based and writes its own columns only. The agent's row is locked first, by a statement on `agents`
+alone: a lock inside a join or CTE would return rows as they were before the wait.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ from services.storage.models import Agent, Deployment, Promotion
 _AGENT_FIELDS = [field.name for field in fields(AgentState)]
 _DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState)]
 
-# Tables, not models: what the ORM does around a query of one row takes longer than the query.
+# Tables, not models: for a query of one row, the work of the ORM takes longer than the query.
 _agents = Agent.__table__
 _deployments = Deployment.__table__
 _promotions = Promotion.__table__
@@ -90,7 +90,7 @@ _described = attrgetter(*statements.DESCRIBED_COLUMNS)
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a decision needs to know beyond the rows themselves, read after the lock."""
+    """Facts about an agent that its row does not hold, read after the lock."""
 
     now: datetime
     last_cutover_at: datetime | None
@@ -98,7 +98,7 @@ class Facts:
 
 
 async def lock_living(session: AsyncSession, names: Sequence[str]) -> dict[str, AgentState]:
-    """The living agents of these names, locked until the transaction ends, in id order."""
+    """The agents of these names that are not deleted, locked in id order until the transaction ends."""
     return {agent.name: agent for agent in await _read_agents(session, _LIVING, names=list(names))}
 
 
@@ -111,25 +111,25 @@ async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:
 
 
 async def lock_unclaimed(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
-    """Those of these agents that nobody else holds, locked until the transaction ends; it waits for none."""
+    """Those of these agents that no other transaction has locked, locked until the transaction ends; does not wait."""
     agents = await _read_agents(session, _UNCLAIMED, agent_ids=sorted(set(agent_ids)))
     return {agent.id: agent for agent in agents}
 
 
 async def load_facts(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, Facts]:
-    """Facts by agent; call it after the lock, since they include the clock."""
+    """Facts by agent id. Call it after the lock, because they include the time."""
     rows = await session.execute(_FACTS, {"agent_ids": list(agent_ids)})
     return {row.id: Facts(row.now, row.last_cutover_at, row.name_deleted_at) for row in rows.all()}
 
 
 async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[str, DeploymentState]:
-    """Deployments by id, of whichever agent."""
+    """Deployments by id, of any agent."""
     rows = await session.execute(_NAMED, {"deployment_ids": sorted(set(ids))})
     return {each.id: each for each in map(_deployment, rows.all())}
 
 
 async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> AgentSnapshot:
-    """The agent, locked, with its production deployment and the named ones. Raises `AgentNotFound`."""
+    """The agent, locked, with its production deployment and the given ones. Raises `AgentNotFound`."""
     agent = await lock_agent(session, agent_id)
     pointer = agent.production_deployment_id
     ids = [*deployment_ids, pointer] if pointer is not None else list(deployment_ids)
@@ -143,7 +143,7 @@ async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str
 
 
 async def save_state(session: AsyncSession, before: AgentSnapshot, after: AgentSnapshot) -> None:
-    """Write what a transition of one agent changed; others see it once the transaction is committed."""
+    """Write the changes between two snapshots of an agent; others see them once the transaction is committed."""
     await save(
         session,
         agents=[(before.agent, after.agent)],
@@ -161,9 +161,10 @@ async def save(
     ledger: Iterable[LedgerRow],
     events: Iterable[Event],
 ) -> None:
-    """Write what changed between each before and after, one statement per table and purpose.
+    """Write the changes between each (before, after) pair, with one statement per table and purpose.
 
-    Raises `LostRace` if somebody else made one of the new deployments meanwhile.
+    Raises `LostRace` if another transaction created one of the new deployments meanwhile. Others see the changes once
+    the transaction is committed.
     """
     changed_agents = [(before, after) for before, after in agents if before != after]
     changed = sorted(((b, a) for b, a in deployments if b != a), key=lambda pair: pair[1].id)
@@ -198,7 +199,7 @@ def _deployment(columns: Sequence[Any]) -> DeploymentState:
 
 
 async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[object]) -> int:
-    """How many rows the statement wrote; it is not sent for none."""
+    """Run the statement if there are rows; returns how many rows it wrote."""
     if not rows:
         return 0
     result = await session.execute(statement, {"rows": _as_json(rows)})

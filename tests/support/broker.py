@@ -1,4 +1,4 @@
-"""The broker as pods and consumers use it."""
+"""The broker, as pods and consumers use it."""
 
 import asyncio
 from collections.abc import Mapping
@@ -27,21 +27,21 @@ async def publish(
 
 
 class Consumer:
-    """Keeps every event it is sent, as it is sent, in a queue of its own."""
+    """Stores all events that it receives from its own queue."""
 
     def __init__(self, queue: AbstractQueue) -> None:
         self.queue = queue
         self.events: list[CloudEvent] = []
 
-    async def until(self, count: int = 1, *, type: str = "", seconds: float = 20) -> list[CloudEvent]:  # noqa: A002 - the event's own word
-        """All events of this type so far, as soon as there are that many."""
+    async def until(self, count: int = 1, *, type: str = "", seconds: float = 20) -> list[CloudEvent]:  # noqa: A002 - the attribute's name
+        """All events of this type so far, as soon as there are this many."""
         async with asyncio.timeout(seconds):
             while len(found := [event for event in self.events if type in event.type]) < count:
                 await asyncio.sleep(0.01)
         return found
 
     def once(self) -> list[CloudEvent]:
-        """The events as an idempotent consumer sees them: dropped if not greater than the last of its source."""
+        """The events as an idempotent consumer handles them: dropped unless greater than the last of their source."""
         last: dict[str, str] = {}
         kept = []
         for event in self.events:
@@ -52,7 +52,7 @@ class Consumer:
 
 
 async def a_consumer(broker: AbstractConnection, binding: str = "#") -> Consumer:
-    """A consumer that is bound before this returns."""
+    """A consumer, bound and ready."""
     channel = await broker.channel()
     queue = await channel.declare_queue(f"test.{uuid4().hex}", exclusive=True)
     await queue.bind(topology.EVENTS_EXCHANGE, binding)
@@ -66,7 +66,7 @@ async def a_consumer(broker: AbstractConnection, binding: str = "#") -> Consumer
 
 
 async def ready_messages(broker: AbstractConnection, queue: str) -> int:
-    """How many messages wait in a queue, delivered and unacknowledged ones not counted."""
+    """The number of ready messages in a queue, without delivered and unacknowledged ones."""
     channel = await broker.channel()
     async with channel:
         declared = await channel.get_queue(queue)

@@ -1,4 +1,4 @@
-"""The command line and the settings as their users see them, for tests of what shows or sets them."""
+"""The command line and the settings, for tests of documents and files that use them."""
 
 import tomllib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tests.support.processes import ROOT
 
 
 def assert_is_command(arguments: Sequence[str]) -> None:
-    """Raise `TyperException` unless `podium ARGUMENTS` is a command with these options; nothing of it is run."""
+    """Raise `TyperException` unless `podium ARGUMENTS` is a command with these options; runs nothing."""
     command: Any = typer.main.get_command(app)
     name: str | None = "podium"
     rest, parent = list(arguments), None
@@ -27,7 +27,7 @@ def assert_is_command(arguments: Sequence[str]) -> None:
 
 
 def variables() -> set[str]:
-    """Every variable that sets a setting."""
+    """All environment variables of settings."""
     return {f"PODIUM_{name.upper()}" for name in Settings.model_fields}
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and RabbitMQ as containers, for machines with a Docker engine and without the servers' programs."""
+"""PostgreSQL and RabbitMQ as containers, for machines with Docker and without the servers' programs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ AMQP_PORT = 5672
 
 
 def rabbitmq_container(user: str, password: str) -> DockerContainer:
-    """A broker whose user may come from outside the container, which `guest` may not."""
+    """A broker with a user that may connect from outside the container; `guest` may not."""
     return (
         DockerContainer(RABBITMQ_IMAGE)
         .with_exposed_ports(AMQP_PORT)
@@ -26,7 +26,7 @@ def rabbitmq_container(user: str, password: str) -> DockerContainer:
 
 @contextmanager
 def both_containers() -> Iterator[tuple[str, str]]:
-    """The database's and the broker's URL, while inside."""
+    """The URLs of the database and the broker, which run while inside."""
     user, password = "podium", token_hex(16)
     postgres = PostgresContainer(POSTGRES_IMAGE, username=user, password=password, dbname="podium", driver=None)
     with postgres, rabbitmq_container(user, password) as rabbitmq:

@@ -1,4 +1,4 @@
-"""Databases for tests that share one: a clone costs a sixth of a second, emptying one a few milliseconds."""
+"""Databases for tests that share one: a clone takes a sixth of a second, emptying one a few milliseconds."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.storage.database import async_url
 
-# The ledger refuses to be emptied, as it should; whoever owns the table can have its guards look away.
+# A trigger refuses to empty the ledger. The owner of the table can disable its triggers.
 _EMPTY = (
     "ALTER TABLE promotions DISABLE TRIGGER USER",
     "UPDATE agents SET production_deployment_id = NULL WHERE production_deployment_id IS NOT NULL",
@@ -31,14 +31,14 @@ async def a_database(server_url: str, template: str | None = None) -> AsyncItera
 
 
 async def empty(engine: AsyncEngine) -> None:
-    """Remove every row."""
+    """Remove all rows."""
     async with engine.begin() as connection:
         for statement in _EMPTY:
             await connection.execute(text(statement))
 
 
 async def _run_alone(server_url: str, statement: str) -> None:
-    """Run what cannot run inside a transaction."""
+    """Run a statement that cannot run inside a transaction."""
     engine = create_async_engine(async_url(server_url), isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
         await connection.execute(text(statement))

@@ -1,4 +1,4 @@
-"""What the documentation shows: its code blocks, and the commands in them."""
+"""The code blocks of a document, and the commands in them."""
 
 import re
 import shlex
@@ -18,13 +18,13 @@ def blocks(document: Path, *languages: str) -> list[str]:
 
 
 def documented_command(document: Path, containing: str) -> str:
-    """The one block of shell commands that contains this."""
+    """The only block of shell commands that contains this text."""
     [found] = [block for block in blocks(document, *_SHELL) if containing in block]
     return found
 
 
 def podium_commands(document: Path) -> Iterator[list[str]]:
-    """The arguments of every `podium ...` in its blocks of shell commands, in a container or not."""
+    """The arguments of every `podium ...` in its shell commands, in a container or not."""
     for block in blocks(document, *_SHELL):
         for line in block.replace("\\\n", " ").splitlines():
             for command in _SEPARATORS.split(line) if _PODIUM.search(line) else []:

@@ -1,4 +1,4 @@
-"""What tests are made of: registrations as pods would send them, and the states that decisions read."""
+"""Test data: registrations as pods send them, and states as decisions read them."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,13 +15,13 @@ from services.registration.batch import Incoming, read_message
 from services.registration.parked import Envelope
 
 ADDRESS = "http://10.0.0.7:8000"
-# The database's clock of decisions that are tested without a database.
+# The database's time in decisions that are tested without a database.
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 AGENT_ID = UUID("00000000-0000-4000-8000-00000000000a")
 
 
 def a_body(name: str = "support-bot", *, deployment_id: str | None = None, **fields: Any) -> dict[str, Any]:
-    """A registration's JSON; keywords that belong to the metadata go there, None leaves a field out."""
+    """A registration's JSON; keywords of the metadata go into it, and None omits a field."""
     metadata_names = {"docker_image", "rpc_path", "health_path", "error_style"}
     metadata = {key: fields.pop(key) for key in metadata_names & fields.keys()}
     if deployment_id is not None:
@@ -48,22 +48,22 @@ def incoming(name: str = "support-bot", *, key: str | None = None, **fields: Any
 
 
 def ago(seconds: float) -> str:
-    """A moment in the past, as pods write it."""
+    """A time in the past, as pods write it."""
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 
 def an_id() -> UUID:
-    """A fresh message id."""
+    """A new message id."""
     return uuid4()
 
 
 def moment(seconds: float) -> datetime:
-    """So many seconds after `NOW`; negative: before it."""
+    """This many seconds after `NOW`; before it if negative."""
     return NOW + timedelta(seconds=seconds)
 
 
 def an_agent(name: str = "support-bot", **fields: Any) -> AgentState:
-    """An agent that has been announced before."""
+    """An agent that has registered before."""
     known = {"id": AGENT_ID, "created_at": moment(-3600), "updated_at": moment(-3600), "event_seq": 1}
     return AgentState(name=name, **{**known, **fields})
 
@@ -87,13 +87,13 @@ def a_deployment(deployment_id: str = "v1", **fields: Any) -> DeploymentState:
 
 
 def a_state(agent: AgentState | None = None, *deployments: DeploymentState, **fields: Any) -> AgentSnapshot:
-    """What a decision at `NOW` sees: the agent and these deployments; the one in production is pointed at."""
+    """The input of a decision at `NOW`: the agent, these deployments, and the pointer to the one in production."""
     agent = agent or an_agent()
     return AgentSnapshot(agent=agent, deployments={each.id: each for each in deployments}, **{"now": NOW, **fields})
 
 
 def in_production(deployment_id: str = "v1", *, agent: AgentState | None = None, **fields: Any) -> AgentSnapshot:
-    """An agent one of whose deployments has served since ten minutes ago."""
+    """An agent one of whose deployments has served for ten minutes."""
     since = moment(-600)
     agent = agent or an_agent()
     serving = replace(
@@ -104,26 +104,26 @@ def in_production(deployment_id: str = "v1", *, agent: AgentState | None = None,
 
 
 def an_announcement(*, seconds: float = -60, message_id: UUID | None = None, **fields: Any) -> Announcement:
-    """A message as `decide` gets it, published so many seconds after `NOW`."""
+    """A message as input of `decide`, published this many seconds after `NOW`."""
     request = a_registration(registered_at=moment(seconds).isoformat(), message_id=str(message_id or uuid4()), **fields)
     return Announcement(request, request.message_id, request.registered_at)
 
 
-def told(state: AgentSnapshot) -> list[str]:
-    """The events of a decision."""
+def event_types(state: AgentSnapshot) -> list[str]:
+    """The types of a decision's events."""
     return [event.type.removeprefix("podium.").removesuffix(".v1") for event in state.events]
 
 
 def causes(state: AgentSnapshot) -> list[str]:
-    """The cut-overs of a decision."""
+    """The causes of a decision's cutovers."""
     return [row.cause for row in state.ledger]
 
 
 def a_build(name: str = "support-bot", **fields: Any) -> Incoming:
-    """An agent without a pod, as the API hands it over."""
+    """The registration of a build, as the API passes it on."""
     return Incoming(Announcement(RegisterBuildRequest(name=name, **fields), uuid4(), None))
 
 
 def over_http(name: str = "support-bot", **fields: Any) -> Incoming:
-    """A registration as the API hands it over: dated by the database, with an id of its own."""
+    """A registration over HTTP, as the API passes it on: with a new id and the time of the database."""
     return Incoming(Announcement(a_registration(name, **fields), uuid4(), None))

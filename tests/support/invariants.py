@@ -1,4 +1,4 @@
-"""What holds over the whole database after any history: the table constraints and the guarantees, G14 above all."""
+"""Invariants of the whole database after any history: the guarantees, G14 above all."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,22 +16,22 @@ PURGED = "podium.deployment.purged.v1"
 
 
 async def assert_invariants(session: AsyncSession) -> None:
-    """Raise if any agent's pointer, flag, ledger and events do not tell one story."""
+    """Raise if the pointer, the flag, the ledger and the events of any agent disagree."""
     agents = list(await session.scalars(select(Agent)))
     deployments = list(await session.scalars(select(Deployment)))
     ledger = list(await session.scalars(select(Promotion).order_by(Promotion.agent_id, Promotion.generation)))
     events = list(await session.scalars(select(OutboxEvent).order_by(OutboxEvent.id)))
-    living = [agent.name for agent in agents if agent.deleted_at is None]
-    assert len(living) == len(set(living)), "two living agents share a name"
+    names = [agent.name for agent in agents if agent.deleted_at is None]
+    assert len(names) == len(set(names)), "two agents that are not deleted share a name"
     for agent in agents:
         own = [each for each in deployments if each.agent_id == agent.id]
         rows = [each for each in ledger if each.agent_id == agent.id]
-        told = [each for each in events if each.agent_id == agent.id]
+        own_events = [each for each in events if each.agent_id == agent.id]
         _pointer_and_flag_agree(agent, own)
-        _numbers_have_no_gaps(agent, rows, told)
+        _numbers_have_no_gaps(agent, rows, own_events)
         _ledger_is_a_chain(agent, rows)
-        _each_generation_is_announced_once(rows, told)
-        _each_deployment_is_told_of(agent, own, told)
+        _each_generation_is_announced_once(rows, own_events)
+        _each_deployment_has_its_events(agent, own, own_events)
         _ledger_ends_where_the_agent_is(agent, own, rows)
 
 
@@ -44,7 +44,7 @@ def _pointer_and_flag_agree(agent: Agent, own: Sequence[Deployment]) -> None:
         reachable = each.acp_url is not None or each.purged_at is not None
         assert reachable or each.status != "Ready", f"{each.id} is Ready without an address"
         assert each.ready_at is None or each.first_registered_at is not None, f"{each.id}: Ready, but never announced"
-        assert each.ready_at is not None or each.status != "Ready", f"{each.id}: Ready since when?"
+        assert each.ready_at is not None or each.status != "Ready", f"{each.id}: Ready without ready_at"
     failed = any(each.is_production and each.status == "Failed" for each in own)
     serves = pointer is not None or agent.legacy_acp_url is not None
     status = "Deleted" if agent.deleted_at else "Failed" if failed else "Ready" if serves else "BuildOnly"
@@ -53,15 +53,15 @@ def _pointer_and_flag_agree(agent: Agent, own: Sequence[Deployment]) -> None:
         assert all(each.expires_at for each in own), f"{agent.name} is deleted, its deployments are not"
 
 
-def _numbers_have_no_gaps(agent: Agent, rows: Sequence[Promotion], told: Sequence[OutboxEvent]) -> None:
+def _numbers_have_no_gaps(agent: Agent, rows: Sequence[Promotion], events: Sequence[OutboxEvent]) -> None:
     assert [row.generation for row in rows] == list(range(1, agent.generation + 1)), f"{agent.name}: generations"
-    # In outbox order: ids grow with the sequence, since the relay claims by id.
-    assert [event.sequence for event in told] == list(range(1, agent.event_seq + 1)), f"{agent.name}: sequences"
-    assert told, f"{agent.name} was never told of"
-    generations = [event.generation for event in told]
+    # In outbox order: ids grow with the sequence, because the relay claims by id.
+    assert [event.sequence for event in events] == list(range(1, agent.event_seq + 1)), f"{agent.name}: sequences"
+    assert events, f"{agent.name} has no event"
+    generations = [event.generation for event in events]
     assert generations == sorted(generations), f"{agent.name}: events out of generation order"
     assert generations[-1] == agent.generation, f"{agent.name}: the last generation was not announced"
-    assert len({event.event_id for event in told}) == len(told)
+    assert len({event.event_id for event in events}) == len(events)
 
 
 def _ledger_is_a_chain(agent: Agent, rows: Sequence[Promotion]) -> None:
@@ -83,13 +83,13 @@ def _ledger_is_a_chain(agent: Agent, rows: Sequence[Promotion]) -> None:
             assert by_generation[row.restored].to_deployment_id == row.to_deployment_id
 
 
-def _each_generation_is_announced_once(rows: Sequence[Promotion], told: Sequence[OutboxEvent]) -> None:
-    switches = [event for event in told if event.type in {PROMOTED, DEMOTED}]
+def _each_generation_is_announced_once(rows: Sequence[Promotion], events: Sequence[OutboxEvent]) -> None:
+    switches = [event for event in events if event.type in {PROMOTED, DEMOTED}]
     for row in rows:
         announcing = [event for event in switches if event.generation == row.generation]
         if row.to_deployment_id is None and row.from_deployment_id is None:
             assert not announcing, f"generation {row.generation} moved no deployment"
-            first = next(event for event in told if event.generation == row.generation)
+            first = next(event for event in events if event.generation == row.generation)
             assert first.type in {REGISTERED, DELETED}, f"generation {row.generation} was announced by {first.type}"
             assert first.payload["acp_url"] == row.to_acp_url
             continue
@@ -119,21 +119,21 @@ def _announces(event: OutboxEvent, row: Promotion) -> None:
         assert said["acp_url"] == row.to_acp_url
 
 
-def _each_deployment_is_told_of(agent: Agent, own: Sequence[Deployment], told: Sequence[OutboxEvent]) -> None:
-    created = [event.subject for event in told if event.type == "podium.deployment.created.v1"]
+def _each_deployment_has_its_events(agent: Agent, own: Sequence[Deployment], events: Sequence[OutboxEvent]) -> None:
+    created = [event.subject for event in events if event.type == "podium.deployment.created.v1"]
     assert sorted(created) == sorted(each.id for each in own), f"{agent.name}: created events {created}"
-    ready = {event.subject for event in told if event.type == "podium.deployment.ready.v1"}
+    ready = {event.subject for event in events if event.type == "podium.deployment.ready.v1"}
     assert ready == {each.id for each in own if each.ready_at}, f"{agent.name}: ready events {ready}"
-    gone = [event.subject for event in told if event.type == "podium.deployment.deleted.v1"]
-    assert len(gone) == len(set(gone)), f"{agent.name}: a deployment was deleted twice"
+    deleted = [event.subject for event in events if event.type == "podium.deployment.deleted.v1"]
+    assert len(deleted) == len(set(deleted)), f"{agent.name}: a deployment was deleted twice"
     if agent.deleted_at is None:
-        assert set(gone) == {each.id for each in own if each.expires_at}, f"{agent.name}: deleted events {gone}"
-    purged = [event.subject for event in told if event.type == PURGED]
+        assert set(deleted) == {each.id for each in own if each.expires_at}, f"{agent.name}: deleted events {deleted}"
+    purged = [event.subject for event in events if event.type == PURGED]
     assert sorted(purged) == sorted(each.id for each in own if each.purged_at), f"{agent.name}: purged events {purged}"
-    # Nothing but what retention removes happens to a deleted agent.
-    last = next(event.sequence for event in reversed(told) if agent.deleted_at is None or event.type != PURGED)
-    farewells = [event.sequence for event in told if event.type == DELETED]
-    assert farewells == ([] if agent.deleted_at is None else [last]), f"{agent.name}: agent.deleted"
+    # Retention is the only source of events of a deleted agent.
+    last = next(event.sequence for event in reversed(events) if agent.deleted_at is None or event.type != PURGED)
+    deletions = [event.sequence for event in events if event.type == DELETED]
+    assert deletions == ([] if agent.deleted_at is None else [last]), f"{agent.name}: agent.deleted"
 
 
 def _ledger_ends_where_the_agent_is(agent: Agent, own: Sequence[Deployment], rows: Sequence[Promotion]) -> None:

@@ -1,4 +1,4 @@
-"""Podium's own programs as processes of their own, as people run them."""
+"""Podium's programs as separate processes, as users run them."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
-    """What a Podium process needs to work on this test's servers."""
+    """The environment variables that a Podium process needs to use this test's servers."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("PODIUM_")},
         "PODIUM_DATABASE_URL": settings.database_url.get_secret_value(),
@@ -31,7 +31,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def program(arguments: str, env: dict[str, str], log: Path) -> AsyncIterator[GuardedProcess]:
-    """`python -m ARGUMENTS`, stopped in order afterwards; its output goes to `log`."""
+    """`python -m ARGUMENTS` while inside, then a graceful stop; its output goes to `log`."""
     command = Command([sys.executable, "-m", *arguments.split()], env, ROOT)
     process = await start(Launch(command), Surroundings(None, log))
     try:
@@ -42,7 +42,7 @@ async def program(arguments: str, env: dict[str, str], log: Path) -> AsyncIterat
 
 @asynccontextmanager
 async def api_at_once(settings: Settings, folder: Path, **more: str) -> AsyncIterator[str]:
-    """The base URL of a `podium api` that answers, ready or not."""
+    """The base URL of a `podium api` that responds, ready or not."""
     port = free_ports(["api"])["api"]
     log = folder / f"api-{port}.log"
     async with program("podium api", environment(settings, PODIUM_PORT=str(port), **more), log) as process:
@@ -69,7 +69,7 @@ async def api_process(settings: Settings, folder: Path, **more: str) -> AsyncIte
 
 
 async def _status(url: str) -> int | None:
-    """None while nobody answers."""
+    """The status of the response; None while nothing responds."""
     try:
         async with aiohttp.ClientSession() as client, client.get(url) as response:
             return response.status

@@ -1,4 +1,4 @@
-"""The environment of the SDKs whose clients and servers are used in tests: their own Python, their own packages."""
+"""A separate Python environment for the SDKs whose clients and servers the tests use."""
 
 import asyncio
 import fcntl
@@ -27,12 +27,12 @@ DRIVING_SECONDS = 120
 
 
 def made_environment() -> str | None:
-    """The Python of the environment, made from its lock file once; None if this machine has no Python for it."""
-    wanted = hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    """The Python of the environment, created once from its lock file; None if this machine has no Python for it."""
+    lock_digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     python = ENVIRONMENT / "bin" / "python"
-    with LOCK.open() as lock:  # several processes of one test run may want it
+    with LOCK.open() as lock:  # several processes of one test run may need it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if STAMP.exists() and STAMP.read_text() == wanted:
+        if STAMP.exists() and STAMP.read_text() == lock_digest:
             return str(python)
         base = _new_enough_python()
         if base is None:
@@ -40,7 +40,7 @@ def made_environment() -> str | None:
         subprocess.run([base, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
         install = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(LOCK)]
         subprocess.run(install, check=True, timeout=INSTALL_SECONDS)
-        STAMP.write_text(wanted)
+        STAMP.write_text(lock_digest)
     return str(python)
 
 
@@ -68,7 +68,7 @@ async def sdk_pod(python: str, program: str, port: int, folder: Path, **env: str
 
 
 async def driven(python: str, program: str, *arguments: str) -> Any:
-    """What a client of `tests/sdk` printed as JSON; it must end well."""
+    """The JSON that a client of `tests/sdk` printed; it must exit with 0."""
     client = await asyncio.create_subprocess_exec(
         python, str(ROOT / "tests/sdk" / program), *arguments, stdout=subprocess.PIPE
     )
@@ -83,7 +83,7 @@ async def driven(python: str, program: str, *arguments: str) -> Any:
 
 
 def _new_enough_python() -> str | None:
-    """A Python that the SDKs run on, on the path or among those that pyenv keeps."""
+    """A Python that the SDKs support, on the path or installed by pyenv."""
     kept = sorted(Path.home().glob(".pyenv/versions/3.1[2-4].*/bin/python3"))
     for candidate in [*(found for name in PYTHONS if (found := shutil.which(name))), *map(str, kept)]:
         if subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0:

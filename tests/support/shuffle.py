@@ -1,4 +1,4 @@
-"""Announcements of several agents, repeated and in any order, as a broker may deliver them."""
+"""Announcements of several agents, repeated and in random order, as a broker may deliver them."""
 
 import os
 import random
@@ -24,7 +24,7 @@ LARGEST_BATCH = 20
 
 @dataclass
 class Shuffle:
-    """Messages of several agents, and how often, in what order and together with which others they arrive."""
+    """Messages of several agents, and batches of deliveries of them."""
 
     rng: random.Random
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -32,7 +32,7 @@ class Shuffle:
     incoming: list[Incoming] = field(default_factory=list)
 
     def add(self, name: str, **fields: Any) -> None:
-        """One more message, published at some time: mostly in the past, sometimes by a clock that runs ahead."""
+        """Add a message, published at a random time: mostly in the past, sometimes by a clock that is ahead."""
         ahead = self.rng.choice([self.rng.uniform(-3600, -60)] * 6 + [self.rng.uniform(5, 29), 3600.0])
         body = a_body(
             name,
@@ -48,7 +48,7 @@ class Shuffle:
         self.incoming.append(read_message(Envelope(registration_key(name), to_json(body))))
 
     def fill(self) -> None:
-        """At least five deployments per agent, each announced several times; legacy and wrong messages mixed in."""
+        """Add at least five deployments per agent, each announced several times; and legacy and invalid messages."""
         for name in POLICIES:
             for number in range(DEPLOYMENTS):
                 image = self.rng.choice([None, f"{name}:{number}"])

@@ -1,4 +1,4 @@
-"""`podium up` as a process of its own, started and watched as a person does it."""
+"""`podium up` as a separate process, started and stopped as a user does it."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ START_SECONDS = 60
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """The environment of somebody who has set nothing of Podium's."""
+    """The environment without any setting of Podium."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith("PODIUM_")}, **more}
 
 
@@ -28,13 +28,13 @@ async def podium(*arguments: str, **environment: str) -> Process:
 
 
 async def output(process: Process) -> str:
-    """Everything that a command prints, once it has ended."""
+    """The whole output of a command, once it has ended."""
     printed, _ = await asyncio.wait_for(process.communicate(), START_SECONDS)
     return printed.decode()
 
 
 async def line_with(process: Process, words: str) -> str:
-    """The first line that has these words; fails with all that was printed if the command ends before."""
+    """The first line that contains these words; fails with the output if the command ends before."""
     assert process.stdout is not None
     printed = ""
     async with asyncio.timeout(START_SECONDS):
@@ -47,7 +47,7 @@ async def line_with(process: Process, words: str) -> str:
 
 @asynccontextmanager
 async def up(data_dir: Path, port: int, *arguments: str, **environment: str) -> AsyncIterator[Process]:
-    """`podium up`, ready; killed hard afterwards if it still runs."""
+    """`podium up`, ready; killed afterwards if it still runs."""
     process = await podium("up", "--data-dir", str(data_dir), "--port", str(port), *arguments, **environment)
     try:
         await line_with(process, "Press Ctrl-C")
@@ -59,7 +59,7 @@ async def up(data_dir: Path, port: int, *arguments: str, **environment: str) -> 
 
 
 def processes_of(*marks: str) -> set[int]:
-    """Processes that carry one of these texts in their command line or environment."""
+    """Processes with one of these texts in their command line or environment."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere: by looking again until a deadline, never by sleeping and hoping."""
+"""Waiting for a condition: polling with a deadline, instead of a fixed sleep."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ from services.storage.database import Sessions
 
 
 async def eventually(happened: Callable[[], Awaitable[bool]], what: str, *, seconds: float = 20) -> None:
-    """Return as soon as it has happened; fail with `what` if it has not in time."""
+    """Return as soon as the condition is true; fail with `what` at the deadline."""
     try:
         async with asyncio.timeout(seconds):
             while not await happened():
@@ -20,7 +20,7 @@ async def eventually(happened: Callable[[], Awaitable[bool]], what: str, *, seco
 
 
 async def eventually_rows(sessions: Sessions, query: str, count: int = 1, *, seconds: float = 20) -> list[Any]:
-    """The rows of a query as soon as there are that many."""
+    """The rows of a query, as soon as there are this many."""
     found: list[Any] = []
 
     async def enough() -> bool:

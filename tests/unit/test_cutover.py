@@ -36,25 +36,25 @@ def state_before(what: str) -> AgentSnapshot:
 def test_each_generation_is_announced_by_one_event(
     what: str, to: str | None, event: type, before: Serving | None
 ) -> None:
-    """G14: `promoted` (with `previous`) if a deployment serves after it, `demoted` if one served before it only."""
+    """G14: `promoted` (with `previous`) if a deployment serves after it, `demoted` if one served only before it."""
     state = state_before(what)
     after = cutover(state, to, cause="manual", actor="amy", reason="why")
-    (told,) = after.events
+    (emitted,) = after.events
     (entry,) = after.ledger
-    assert type(told.data) is event
-    assert told.generation == entry.generation == after.agent.generation == state.agent.generation + 1
+    assert type(emitted.data) is event
+    assert emitted.generation == entry.generation == after.agent.generation == state.agent.generation + 1
     assert (entry.before, entry.at, entry.actor, entry.reason) == (before, NOW, "amy", "why")
     assert after.agent.production_deployment_id == to
-    if isinstance(told.data, DeploymentPromoted):
-        assert (told.subject, told.data.previous, told.data.promoted_at) == ("v2", before, NOW)
-        assert (told.data.acp_url, told.data.docker_image) == (ADDRESS, "bot:2")
+    if isinstance(emitted.data, DeploymentPromoted):
+        assert (emitted.subject, emitted.data.previous, emitted.data.promoted_at) == ("v2", before, NOW)
+        assert (emitted.data.acp_url, emitted.data.docker_image) == (ADDRESS, "bot:2")
     else:
-        assert isinstance(told.data, DeploymentDemoted)
-        assert (told.subject, told.data.acp_url) == ("v1", state.agent.legacy_acp_url)
+        assert isinstance(emitted.data, DeploymentDemoted)
+        assert (emitted.subject, emitted.data.acp_url) == ("v1", state.agent.legacy_acp_url)
 
 
 def test_a_change_of_the_legacy_address_alone_is_left_to_its_own_event() -> None:
-    """G14: no deployment served before or after, so the caller's `agent.registered` announces the generation."""
+    """G14: no deployment served before or after, so the caller's `agent.registered` reports the generation."""
     moved = replace(LEGACY, legacy_acp_url="http://new")
     after = cutover(state_before("legacy"), None, cause="legacy", actor="pod", agent=moved)
     (entry,) = after.ledger
@@ -64,7 +64,7 @@ def test_a_change_of_the_legacy_address_alone_is_left_to_its_own_event() -> None
 
 
 def test_flag_and_pointer_move_together() -> None:
-    """The pointer is the truth; the old flag goes as the new one comes, and only the new one gets `promoted_at`."""
+    """The old flag is cleared and the new one is set, and only the new deployment gets `promoted_at`."""
     state = state_before("v1")
     after = cutover(state, "v2", cause="manual", actor="amy")
     assert [each.id for each in after.deployments.values() if each.is_production] == ["v2"]
@@ -84,7 +84,7 @@ def test_flag_and_pointer_move_together() -> None:
     ],
 )
 def test_the_ledger_s_time_moves_on_though_the_clock_does_not(last: object, at: object) -> None:
-    """Where the clock stood still or went back, a generation still comes a microsecond after the one before."""
+    """If the clock stood still or went back, the new generation is a microsecond after the one before."""
     state = replace(state_before("nothing"), last_cutover_at=last)  # type: ignore[arg-type]
     after = cutover(state, "v2", cause="manual", actor="amy")
     assert after.ledger[0].at == at
@@ -93,7 +93,7 @@ def test_the_ledger_s_time_moves_on_though_the_clock_does_not(last: object, at: 
 
 
 def test_status_follows_what_serves() -> None:
-    """Nothing yet is BuildOnly, a Failed production Failed with its reason, anything else Ready."""
+    """BuildOnly if nothing serves, Failed with the reason of a Failed production, otherwise Ready."""
     failed = state_before("v1 over legacy").with_deployment(a_deployment("v2", status="Failed", status_reason="probe"))
     to_failed = cutover(failed, "v2", cause="manual", actor="amy")
     assert (to_failed.agent.status, to_failed.agent.status_reason) == ("Failed", "probe")

@@ -1,11 +1,11 @@
-"""With the setting, an announcement is a claim: the first answer to a probe is what makes a deployment Ready."""
+"""`ready_requires_probe`: the first answered probe makes a deployment Ready, not its announcement."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from services.domain.health_policy import LATEST, ProbeResult, apply_probe, wait_before_next
+from services.domain.health_policy import INTERVAL_SHARE, ProbeResult, apply_probe, wait_before_next
 from services.domain.registration_policy import UNPROVEN, decide
 from services.domain.state import AgentSnapshot
 from tests.support.factories import (
@@ -15,15 +15,15 @@ from tests.support.factories import (
     an_agent,
     an_announcement,
     causes,
+    event_types,
     in_production,
     moment,
-    told,
 )
 from tests.unit.test_health_policy import REFUSED, target_of
 
 
 def announced(state: AgentSnapshot, deployment_id: str = "v1", **fields: Any) -> AgentSnapshot:
-    """The state after an announcement that has to be proven."""
+    """The state after an announcement, with the setting on."""
     state, _ = decide(replace(state, ready_requires_probe=True), an_announcement(deployment_id=deployment_id, **fields))
     return state
 
@@ -34,40 +34,40 @@ def answered(state: AgentSnapshot, deployment_id: str = "v1", failure: str | Non
 
 
 def test_the_first_answer_makes_it_ready_and_decides_about_its_promotion() -> None:
-    """Pending until then, however many probes fail: pods announce themselves before their port answers."""
+    """Pending until then, however many probes fail: pods announce themselves before they listen on their port."""
     state = announced(a_state(an_agent(event_seq=0)), seconds=-60)
     waiting = state.deployments["v1"]
     assert (waiting.status, waiting.status_reason, waiting.ready_at) == ("Pending", UNPROVEN, None)
-    assert told(state) == ["agent.registered", "deployment.created"]
+    assert event_types(state) == ["agent.registered", "deployment.created"]
     for _ in range(10):
         state = answered(state, failure=REFUSED)
     assert state.deployments["v1"].status == "Pending"
     state = answered(state)
     assert (state.deployments["v1"].status, state.deployments["v1"].ready_at) == ("Ready", NOW)
-    assert told(state)[2:] == ["deployment.ready", "deployment.promoted"]
+    assert event_types(state)[2:] == ["deployment.ready", "deployment.promoted"]
     assert causes(state) == ["first"]
     assert state.agent.status == "Ready"
 
 
 @pytest.mark.parametrize(("seconds", "goes"), [(-59, True), (-61, False)])
-def test_whoever_announced_itself_earlier_does_not_take_production_later(seconds: float, *, goes: bool) -> None:
-    """Under `always` a version is as old as its first announcement, however late it answers or repeats itself."""
+def test_an_earlier_announcement_does_not_take_production_later(seconds: float, *, goes: bool) -> None:
+    """Under `always`, the first announcement of a version counts, however late it answers or registers again."""
     production = in_production(agent=an_agent(auto_promote="always"), first_registered_at=moment(-60))
     state = announced(production, "v2", seconds=seconds)
     state = announced(state, "v2", seconds=-1)
     assert causes(answered(state, "v2")) == (["always"] if goes else [])
 
 
-def test_a_ready_version_that_announces_itself_again_stays_ready() -> None:
-    """Only so many failures in a row take that away."""
+def test_a_ready_version_that_registers_again_stays_ready() -> None:
+    """Only `threshold` failures in a row make it Failed."""
     state = announced(in_production(), seconds=-10, acp_url="http://new")
     assert state.deployments["v1"].status == "Ready"
-    assert told(state) == ["deployment.ready"]
+    assert event_types(state) == ["deployment.ready"]
 
 
 @pytest.mark.parametrize("is_production", [True, False])
 def test_a_failed_version_that_announces_itself_again_needs_one_answer(*, is_production: bool) -> None:
-    """Failed until then, in production or not: nothing is routed to what has not answered."""
+    """Failed until then, in production or not: no call goes to a deployment that has not answered."""
     failed: dict[str, Any] = {"status": "Failed", "status_changed_at": moment(-60), "probe_streak": -6}
     state = in_production(**failed) if is_production else a_state(None, a_deployment(**failed))
     assert answered(state).deployments["v1"].status == "Failed"
@@ -79,7 +79,7 @@ def test_a_failed_version_that_announces_itself_again_needs_one_answer(*, is_pro
 
 
 def test_one_that_never_answered_in_time_may_try_again() -> None:
-    """Failed by its deadline, it is Pending with a new one once it announces itself anew; repeating does not help."""
+    """Failed by its deadline, it is Pending again after a new announcement; a repeated one has no effect."""
     never: dict[str, Any] = {"status": "Failed", "status_changed_at": moment(-60), "ready_at": None}
     state = announced(a_state(None, a_deployment(**never)), seconds=-10)
     assert (state.deployments["v1"].status, state.deployments["v1"].status_changed_at) == ("Pending", NOW)
@@ -87,11 +87,11 @@ def test_one_that_never_answered_in_time_may_try_again() -> None:
     assert later.deployments["v1"].status_changed_at == NOW
 
 
-def test_what_waits_for_its_first_answer_is_asked_soon_then_more_patiently() -> None:
-    """Never less often than others."""
+def test_the_first_probes_follow_quickly() -> None:
+    """At least as often as others."""
     state = announced(a_state(an_agent(event_seq=0)))
     waits = []
     for _ in range(8):
-        waits.append(wait_before_next(target_of(state.deployments["v1"]), 0).total_seconds() / LATEST)
+        waits.append(wait_before_next(target_of(state.deployments["v1"]), 0).total_seconds() / INTERVAL_SHARE)
         state = answered(state, failure=REFUSED)
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]

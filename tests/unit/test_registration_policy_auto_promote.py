@@ -35,8 +35,8 @@ def preview_beside(what: str, *, paused: bool = False, policy: AutoPromote = "fi
         ("newer production", None, None),
     ],
 )
-def test_who_goes_to_production_by_itself(what: str, first: str | None, always: str | None) -> None:
-    """G9: `first` only where nothing serves by any path; `always` only if newer; `never` never; paused never."""
+def test_what_is_promoted_automatically(what: str, first: str | None, always: str | None) -> None:
+    """G9: `first` only if nothing serves; `always` only if newer; `never` and paused: not at all."""
     assert should_auto_promote(preview_beside(what), CANDIDATE) == first
     assert should_auto_promote(preview_beside(what, policy="always"), CANDIDATE) == always
     assert should_auto_promote(preview_beside(what, policy="never"), CANDIDATE) is None
@@ -59,14 +59,14 @@ def test_who_goes_to_production_by_itself(what: str, first: str | None, always: 
 def test_always_takes_only_what_is_newer_than_production_and_than_the_last_promote(
     production_first: datetime, promote_requested: datetime | None, *, goes: bool
 ) -> None:
-    """G9: under `always`, a person's promote and a newer version are never overtaken by an older message."""
+    """G9: under `always`, an older message never replaces a newer version or an explicit promote."""
     agent = an_agent(auto_promote="always", promote_requested_at=promote_requested)
     state = in_production(agent=agent, first_registered_at=production_first).with_deployment(CANDIDATE)
     assert (should_auto_promote(state, CANDIDATE) == "always") is goes
 
 
 def test_a_deployment_is_considered_once() -> None:
-    """G9: passed over at its first Ready, a deployment is not promoted by a later registration of itself."""
+    """G9: a deployment that was not promoted at its first Ready is not promoted by a later registration."""
     state = a_state(an_agent(auto_promote_paused=True))
     state, _ = decide(state, an_announcement(deployment_id="v1", seconds=-60))
     state = a_state(an_agent(auto_promote="always"), state.deployments["v1"])
@@ -84,7 +84,7 @@ def test_a_pending_deployment_is_not_considered_before_it_is_ready() -> None:
 
 
 def test_under_always_the_newest_serves_in_whatever_order_messages_come() -> None:
-    """G3: each deployment announcing itself once, the newest `registered_at` serves after every permutation."""
+    """G3: if each deployment registers once, the newest `registered_at` serves after every permutation."""
     messages = [an_announcement(deployment_id=f"v{age}", seconds=-age) for age in (1, 2, 3, 4, 5)]
     for order in permutations(messages):
         state = a_state(an_agent(auto_promote="always"))

@@ -6,7 +6,7 @@ from contracts.messages import RegisterBuildRequest
 from services.domain.announcement import Announcement, Registered, Rejected
 from services.domain.registration_policy import decide
 from services.domain.state import AgentSnapshot
-from tests.support.factories import a_deployment, a_state, an_agent, an_announcement, an_id, moment, told
+from tests.support.factories import a_deployment, a_state, an_agent, an_announcement, an_id, event_types, moment
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tests.support.factories import a_deployment, a_state, an_agent, an_announce
 def test_the_first_image_named_stays(
     stored: str | None, announced: str | None, of_agent: str | None, kept: str | None
 ) -> None:
-    """G6: no image keeps the stored one, else takes the agent's; the first named fills in, another is refused."""
+    """G6: without an image the stored one stays, else the agent's is used; a second image is refused."""
     state = a_state(an_agent(docker_image=of_agent), a_deployment("v1", docker_image=stored))
     after, outcome = decide(state, an_announcement(deployment_id="v1", docker_image=announced))
     if kept == "image-conflict":
@@ -36,7 +36,7 @@ def test_the_first_image_named_stays(
 
 
 def test_metadata_of_a_newer_registration_is_merged() -> None:
-    """G6: newer facts lie on top of older ones, which stay where nothing new is said."""
+    """G6: newer facts replace older ones; facts that the message omits stay."""
     stored = a_deployment("v1", registration_metadata={"git": {"commit": "a"}, "team": "mail"})
     message = an_announcement(deployment_id="v1", registration_metadata={"git": {"branch": "main"}})
     after, _ = decide(a_state(None, stored), message)
@@ -45,7 +45,7 @@ def test_metadata_of_a_newer_registration_is_merged() -> None:
 
 
 def test_a_new_address_replaces_all_of_the_old_one() -> None:
-    """Paths and error style belong to the address: not named again, they are the defaults again."""
+    """Paths and error style belong to the address: if omitted, they are reset to the defaults."""
     stored = a_deployment("v1", rpc_path="/old", health_path="/old", error_style="jsonrpc")
     after, _ = decide(a_state(None, stored), an_announcement(deployment_id="v1", acp_url="http://new"))
     version = after.deployments["v1"]
@@ -54,7 +54,7 @@ def test_a_new_address_replaces_all_of_the_old_one() -> None:
 
 
 def test_a_deployment_s_registration_leaves_the_agent_s_own_fields_alone() -> None:
-    """G8: a preview cannot change how its agent describes itself, nor where it serves as a legacy agent."""
+    """G8: a preview changes neither its agent's self-description nor its legacy address."""
     agent = an_agent(
         description="Mine.",
         acp_type="sync",
@@ -85,8 +85,8 @@ def test_a_deployment_s_registration_leaves_the_agent_s_own_fields_alone() -> No
     assert after_apart_from_events == {name: getattr(agent, name) for name in _fields(after) if name != "event_seq"}
 
 
-def test_a_new_agent_takes_its_description_from_whoever_made_it() -> None:
-    """The first deployment of a new agent describes it, since nobody else has."""
+def test_a_new_agent_takes_its_description_from_its_first_deployment() -> None:
+    """The first deployment of a new agent describes it, since nothing else has."""
     message = an_announcement(deployment_id="v1", description="Answers mail.", acp_type="sync")
     after, _ = decide(a_state(an_agent(event_seq=0)), message)
     assert (after.agent.description, after.agent.acp_type, after.agent.legacy_acp_url) == (
@@ -94,22 +94,22 @@ def test_a_new_agent_takes_its_description_from_whoever_made_it() -> None:
         "sync",
         None,
     )
-    assert told(after) == ["agent.registered", "deployment.created", "deployment.ready", "deployment.promoted"]
+    assert event_types(after) == ["agent.registered", "deployment.created", "deployment.ready", "deployment.promoted"]
 
 
 def test_a_build_makes_an_agent_that_nothing_serves() -> None:
-    """`register-build` tells of a new agent once; repeated, it is idempotent; no pair is written."""
+    """`register-build` emits one event for a new agent; repeated, it is idempotent; it sets no time of registration."""
     build = RegisterBuildRequest(name="support-bot", docker_image="bot:1", registration_metadata={"git": "a"})
     state, outcome = decide(a_state(an_agent(event_seq=0)), Announcement(build, an_id(), None))
     assert outcome == Registered()
     assert (state.agent.status, state.agent.docker_image, state.agent.newest) == ("BuildOnly", "bot:1", None)
-    assert told(state) == ["agent.registered"]
+    assert event_types(state) == ["agent.registered"]
     again, _ = decide(state, Announcement(build, an_id(), None))
     assert again == state
 
 
 def test_a_first_deployment_of_a_build_serves_with_the_build_s_image() -> None:
-    """G6: a pod that names no image runs what was built; its agent is Ready then."""
+    """G6: a pod that names no image gets the image of the build; its agent is Ready then."""
     agent = an_agent(docker_image="bot:1")
     state, _ = decide(a_state(agent), an_announcement(deployment_id="v1"))
     assert (state.agent.status, state.agent.production_deployment_id) == ("Ready", "v1")

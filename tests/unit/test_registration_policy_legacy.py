@@ -6,7 +6,7 @@ import pytest
 from services.domain.announcement import Outcome, Registered, Shadowed, Stale
 from services.domain.registration_policy import decide
 from services.domain.state import AgentState
-from tests.support.factories import a_state, an_agent, an_announcement, causes, in_production, moment, told
+from tests.support.factories import a_state, an_agent, an_announcement, causes, event_types, in_production, moment
 
 LEGACY_AGENT: dict[str, Any] = {
     "legacy_acp_url": "http://old",
@@ -43,11 +43,11 @@ def test_when_a_legacy_message_takes_over(
     assert causes(after) == ([] if serves else ["legacy"])
     assert after.agent.generation == (1 if serves else 2)
     news = ["agent.registered"] if url == "http://new" else []
-    assert told(after) == (news if serves else ["deployment.demoted", *news])
+    assert event_types(after) == (news if serves else ["deployment.demoted", *news])
 
 
 def test_a_shadowed_message_is_still_the_newest() -> None:
-    """G12: the pair is written, so that an even older message cannot bring back an older URL."""
+    """G12: its time and id are stored, so that an even older message cannot bring back an older URL."""
     state = in_production(agent=an_agent(**LEGACY_AGENT))
     state, _ = decide(state, an_announcement(seconds=-700, acp_url="http://newer"))
     state, outcome = decide(state, an_announcement(seconds=-800, acp_url="http://older"))
@@ -56,9 +56,9 @@ def test_a_shadowed_message_is_still_the_newest() -> None:
 
 
 def test_a_legacy_agent_s_first_address_and_each_new_one_is_a_generation() -> None:
-    """What serves changes with the legacy URL; `agent.registered` announces it, since no deployment moves."""
+    """What serves changes with the legacy URL; `agent.registered` reports it, since no deployment moves."""
     state, _ = decide(a_state(an_agent(event_seq=0)), an_announcement(acp_url="http://one", seconds=-60))
-    assert (state.agent.generation, state.agent.status, told(state)) == (1, "Ready", ["agent.registered"])
+    assert (state.agent.generation, state.agent.status, event_types(state)) == (1, "Ready", ["agent.registered"])
     state, _ = decide(state, an_announcement(acp_url="http://one", seconds=-50))
     assert (state.agent.generation, len(state.events)) == (1, 1)
     state, _ = decide(state, an_announcement(acp_url="http://one", seconds=-40, rpc_path="/new"))
@@ -70,7 +70,7 @@ def test_a_legacy_agent_s_first_address_and_each_new_one_is_a_generation() -> No
 
 
 def test_what_a_legacy_message_leaves_out_stays() -> None:
-    """Description, types, image and metadata are kept where a message is silent; silence is no news."""
+    """Description, types, image and metadata stay if a message omits them, and no event is emitted."""
     agent = an_agent(
         **LEGACY_AGENT,
         description="Answers mail.",
@@ -83,4 +83,4 @@ def test_what_a_legacy_message_leaves_out_stays() -> None:
     fields = set(AgentState.__dataclass_fields__)
     kept = {name for name in fields if getattr(after.agent, name) == getattr(agent, name)}
     assert fields - kept == {"registered_at", "registered_message_id"}
-    assert told(after) == []
+    assert event_types(after) == []

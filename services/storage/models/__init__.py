@@ -1,7 +1,4 @@
-"""The tables. Bad states cannot be stored: each is refused by a constraint with a name of its own.
-
-Names of constraints are translated to domain errors in `services.errors` alone.
-"""
+"""The tables. Named constraints refuse bad states; `services.errors` translates their names to domain errors."""
 
 from services.storage.models.base import Base
 from services.storage.models.deployments import Agent, Deployment, Promotion

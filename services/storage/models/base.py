@@ -1,4 +1,4 @@
-"""What all tables share."""
+"""The base class of all tables."""
 
 from datetime import datetime
 from typing import Any
@@ -26,7 +26,7 @@ NAMING = {
 
 
 class Xid8(UserDefinedType[int]):
-    """PostgreSQL's 64-bit transaction id, which never wraps around."""
+    """PostgreSQL's 64-bit transaction id. It never wraps around."""
 
     cache_ok = True
 
@@ -36,7 +36,7 @@ class Xid8(UserDefinedType[int]):
 
 
 class Base(DeclarativeBase):
-    """What all tables share: names, and types of columns by annotation."""
+    """The base class of all tables: naming of constraints, and the SQL type of each annotation."""
 
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute

@@ -1,4 +1,4 @@
-"""Agents, their deployments, and the ledger of what served."""
+"""Agents, deployments, and the ledger."""
 
 from datetime import datetime
 from typing import Any
@@ -21,14 +21,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 from contracts.fields import AGENT_NAME_PATTERN, DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, DEPLOYMENT_ID_PATTERN
 from services.storage.models.base import CLOCK, Base
 
-# What the janitor probes: whatever lives and can be reached, but for versions that failed before they were ever Ready.
+# Deployments that the janitor probes: all with an address, except deleted ones and those that failed before they were
+# ever Ready.
 PROBED = "expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)"
-# What has a deadline.
+# Deployments that have a deadline.
 WAITING = "expires_at IS NULL AND status = 'Pending'"
 
 
 class Agent(Base):
-    """One named service; its pointer and generation are the truth about what serves."""
+    """A named service. `production_deployment_id` and `generation` define what serves."""
 
     __tablename__ = "agents"
 
@@ -54,7 +55,7 @@ class Agent(Base):
     auto_promote_paused: Mapped[bool] = mapped_column(server_default=text("false"))
     promote_requested_at: Mapped[datetime | None]
     on_failure: Mapped[str] = mapped_column(server_default="hold")
-    probe_interval_seconds: Mapped[float | None]  # here and below, NULL: the default of the settings
+    probe_interval_seconds: Mapped[float | None]  # NULL, here and below: the value of the setting
     probe_threshold: Mapped[int | None] = mapped_column(Integer())
     probe_timeout_seconds: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
@@ -89,7 +90,7 @@ class Agent(Base):
 
 
 class Deployment(Base):
-    """One version of an agent."""
+    """A version of an agent."""
 
     __tablename__ = "deployments"
 
@@ -132,7 +133,7 @@ class Deployment(Base):
         Index("deployments_agent_id_created_at_id_idx", "agent_id", "created_at", "id"),
         Index("deployments_probe_due_at_idx", "probe_due_at", postgresql_where=text(PROBED)),
         Index("deployments_pending_since_idx", "status_changed_at", postgresql_where=text(WAITING)),
-        # What retention looks for: the oldest that live, the longest deleted, and what was in production last.
+        # For retention: the oldest that are not deleted, those deleted first, and the last ones in production.
         Index("deployments_of_age_idx", "created_at", "id", postgresql_where=text("expires_at IS NULL")),
         Index(
             "deployments_to_purge_idx",
@@ -150,7 +151,7 @@ class Deployment(Base):
 
 
 class Promotion(Base):
-    """One change of what serves an agent; append-only."""
+    """A row of the ledger: one change of what serves an agent. The table is append-only."""
 
     __tablename__ = "promotions"
 

@@ -1,4 +1,4 @@
-"""What became of messages."""
+"""The inbox and the parked messages."""
 
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from services.storage.models.base import CLOCK, Base
 
 
 class Registration(Base):
-    """The inbox: what was decided of each message; answers "why is my pod not there?"."""
+    """A row of the inbox: the outcome of one message."""
 
     __tablename__ = "registrations"
 
@@ -25,7 +25,7 @@ class Registration(Base):
     agent_name: Mapped[str]
     deployment_id: Mapped[str | None]
     registered_at: Mapped[datetime | None]
-    dated_at: Mapped[datetime | None]  # by the pod, where its clock ran so far ahead that ours dated the message
+    dated_at: Mapped[datetime | None]  # the pod's own time, if it was too far ahead and registered_at is ours
     outcome: Mapped[str]
     reason: Mapped[str | None]
     received_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
@@ -39,7 +39,7 @@ class Registration(Base):
 
 
 class Parked(Base):
-    """A message that cannot be applied, kept until somebody drops it, sends it again or its retention ends."""
+    """A message that cannot be applied, stored until an operator drops it or its retention ends."""
 
     __tablename__ = "parked"
 

@@ -1,4 +1,4 @@
-"""Events that were committed with what they tell of."""
+"""The outbox."""
 
 from datetime import datetime
 from typing import Any
@@ -15,20 +15,21 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from services.storage.models.base import CLOCK, Base, Xid8
 
-# The order of all events must be that of each agent's sequence. A transaction that has its id before it gets the
-# agent's lock writes after one with a greater id: it takes the greatest id that had ended when it wrote.
+# The order of all events must keep the order of each agent's sequence. A transaction that gets its id before it locks
+# the agent may write after one with a greater id. So an event takes the greatest id that had ended when it was written,
+# if that is greater than the id of its own transaction.
 EVENT_XID = "GREATEST(pg_current_xact_id(), (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text::xid8)"
 
 
 class OutboxEvent(Base):
-    """An event that was committed together with the change it tells of."""
+    """An event, committed together with the change that it reports."""
 
     __tablename__ = "outbox"
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     event_id: Mapped[UUID]
     type: Mapped[str]
-    agent_id: Mapped[UUID]  # written under this agent's lock alone: a foreign key would only cost time
+    agent_id: Mapped[UUID]  # no foreign key: events are written only under the agent's lock
     agent_name: Mapped[str]
     subject: Mapped[str]
     sequence: Mapped[int]
@@ -48,7 +49,7 @@ class OutboxEvent(Base):
 
 
 class LowWater(Base):
-    """Up to where events of an agent were removed; the greatest of all is the mark of the stream of all events."""
+    """The last removed event of an agent; the greatest of all agents is the low-water mark of all events."""
 
     __tablename__ = "outbox_low_water"
 

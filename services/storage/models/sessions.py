@@ -1,4 +1,4 @@
-"""Which deployment issued which session."""
+"""MCP sessions."""
 
 from datetime import datetime
 from uuid import UUID
@@ -14,7 +14,7 @@ from services.storage.models.base import CLOCK, Base
 
 
 class McpSession(Base):
-    """Which deployment issued a session (MCP over HTTP); of its id, which is a secret, only the digest is kept."""
+    """An MCP session and the deployment that issued it. The session id is a secret, so only its digest is stored."""
 
     __tablename__ = "mcp_sessions"
 

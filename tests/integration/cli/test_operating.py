@@ -81,7 +81,7 @@ async def test_from_announcement_to_rollback(operator: Terminal, pod: Pod) -> No
     assert "so far" not in then.out
     before = await operator.quick("history", "bot", "--at", "2000-01-01T00:00:00Z")
     assert (before.code, before.out) == (4, "")
-    assert before.error.startswith("Nothing served this agent at 2000-01-01T00:00:00Z: the first to serve it came at ")
+    assert before.error.startswith("Nothing served this agent at 2000-01-01T00:00:00Z: its first generation began at ")
 
     called = await operator.done("rpc", "bot", "--deployment", "v2", "message/send", '{"n": 1}')
     assert json.loads(called.out)["result"] == "ok"

@@ -38,5 +38,6 @@ async def test_a_parked_message_is_found_read_sent_again_and_dropped(
     dropped = await terminal.done("parked", "drop", found["id"])
     assert dropped.out == f"The parked message {found['id']} is dropped.\n"
     again = await terminal.quick("parked", "drop", found["id"])
-    assert (again.code, again.error) == (4, "There is no such parked message: it was dropped, or never parked.")
+    assert again.code == 4
+    assert again.error == "There is no parked message with this id: list the parked messages to see their ids."
     assert (await terminal.quick("parked", "show", "x")).code == 2

@@ -13,9 +13,9 @@ from tests.conftest import TestServers
 from tests.integration.properties.stage import Stage
 from tests.support.databases import a_database
 
-# A story of several operations and several statements each takes its time, and its data are what the test is about.
+# A run of several operations and many statements takes time, and its data is what the test is about.
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
-# Without the phase that explains: it repeats failures hundreds of times, each against the database.
+# Without the explain phase: it repeats failures hundreds of times, each against the database.
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 settings.register_profile(
@@ -25,7 +25,7 @@ settings.register_profile(
     suppress_health_check=_SLOW,
     print_blob=True,
     report_multiple_bugs=False,
-    # New stories each time for whoever works here; a merge does not depend on jitter.
+    # New random runs each time on a developer's machine. On CI the runs are fixed, so no merge depends on chance.
     derandomize=bool(os.environ.get("CI")),
 )
 settings.register_profile("long", settings.get_profile("default"), max_examples=3000, derandomize=False)
@@ -34,7 +34,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 @pytest.fixture
 def stage(servers: TestServers, template: str) -> Iterator[tuple[Stage, asyncio.Runner]]:
-    """A stage on a database of its own, and the event loop on which to use it: Hypothesis itself knows none."""
+    """A stage on its own database, and the event loop to run it on, since Hypothesis does not know asyncio."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         stack = AsyncExitStack()
         url = runner.run(stack.enter_async_context(a_database(servers.database_url, template)))

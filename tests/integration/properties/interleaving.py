@@ -1,4 +1,4 @@
-"""Transactions that take turns at the database, statement by statement, in an order that a test chooses."""
+"""Concurrent transactions whose statements run in an order that the test chooses."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -18,9 +18,9 @@ WHERE datname = current_database() AND wait_event_type = 'Lock' AND cardinality(
 
 
 class Interleaving:
-    """Several tasks at once, each of which stops before each statement and each commit until it is its turn.
+    """Several concurrent tasks; each stops before each statement and each commit until it gets a turn.
 
-    One per engine, since it listens to the engine for as long as that lives.
+    One per engine, because it listens to the engine's events for the engine's lifetime.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -31,9 +31,10 @@ class Interleaving:
         event.listen(engine.sync_engine, "commit", self._stop)
 
     async def run(self, works: Sequence[Awaitable[Any]], turns: Sequence[int] | None) -> list[Any]:
-        """What comes of each. A turn says whose it is, counted among those who stand still.
+        """The result of each task. A turn is an index into the tasks that are stopped at that moment.
 
-        After the last turn it is always the first one's: no turns, no overlap. None: all run as they like.
+        When the turns are used up, the first stopped task always goes on; so without turns, nothing overlaps. With
+        None, all tasks run freely.
         """
         running: list[asyncio.Future[Any]] = [asyncio.ensure_future(work) for work in works]
         if turns is not None and len(running) > 1:
@@ -41,7 +42,7 @@ class Interleaving:
             async with self._engine.connect() as observer:
                 await observer.execution_options(isolation_level="AUTOCOMMIT")
                 for turn in chain(turns, repeat(0)):
-                    await self._until_nobody_moves(observer)
+                    await self._until_all_wait(observer)
                     waiting = [task for task in running if task in self._gates]
                     if not waiting:
                         break
@@ -49,18 +50,18 @@ class Interleaving:
             self._tasks = []
         return await asyncio.gather(*running)
 
-    async def _until_nobody_moves(self, observer: AsyncConnection) -> None:
-        """Return once everybody stands still, waits for a lock of somebody who does, or has ended."""
+    async def _until_all_wait(self, observer: AsyncConnection) -> None:
+        """Return once each task is stopped, waits for a lock that a stopped task holds, or has ended."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            moving = [task for task in self._tasks if not task.done() and task not in self._gates]
-            if not moving:
+            running_tasks = [task for task in self._tasks if not task.done() and task not in self._gates]
+            if not running_tasks:
                 return
-            if self._gates and (await observer.scalar(_BLOCKED) or 0) >= len(moving):
+            if self._gates and (await observer.scalar(_BLOCKED) or 0) >= len(running_tasks):
                 return
 
     def _stop(self, *_: Any) -> None:
-        """Called by the engine, in the task that is about to talk to the database."""
+        """Stop the current task. The engine calls this before each statement and each commit."""
         task = asyncio.current_task()
         if task is not None and task in self._tasks:
             self._gates[task] = asyncio.get_running_loop().create_future()

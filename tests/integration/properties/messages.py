@@ -1,4 +1,4 @@
-"""What can be said of agents: messages, and the scene in which they and all other operations find whom they mean."""
+"""Messages as test data, and the scene that resolves the names in operations to ids."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -15,16 +15,16 @@ from tests.support.reference_model.state import Message, Moment
 
 @dataclass(frozen=True)
 class Call:
-    """One operation on what is there."""
+    """One operation, bound to the ids that exist now."""
 
     sentence: str
-    by_the_rules: Callable[[Model, Moment], str]
+    on_the_model: Callable[[Model, Moment], str]
     on_the_database: Callable[[AsyncSession], Awaitable[str]]
 
 
 @dataclass(frozen=True)
-class Letter:
-    """A message, as the model and as Podium reads it."""
+class WrittenMessage:
+    """A message, in the form of the model and in the form of Podium."""
 
     message: Message
     incoming: Incoming
@@ -32,28 +32,28 @@ class Letter:
 
 
 class Scene(Protocol):
-    """Where operations happen: it knows who is there now, and keeps every message that was written."""
+    """The agents that exist now, and all messages written so far."""
 
-    letters: list[Letter]
+    written: list[WrittenMessage]
 
-    def label(self, who: str) -> str:
-        """The agent of this name, or `old a`: the one that had the name before."""
+    def label(self, name: str) -> str:
+        """The label of the agent with this name; `old a` is the agent that had the name before."""
 
     def deployment(self, version: str) -> str:
-        """The id of a version: `a-v1` is `a2-v1` while the second agent of the name lives, and `old a-v1` `a1-v1`."""
+        """The id of a version. While a second agent `a` exists, `a-v1` is `a2-v1` and `old a-v1` is `a1-v1`."""
 
     def agent_id(self, label: str) -> UUID:
-        """The id of this agent; of nobody, one that no agent has."""
+        """The id of this agent; an unused id if there is no such agent."""
 
     def generation(self, label: str, which: str | None) -> int | None:
         """The agent's `current` generation, or the one before it (`outdated`)."""
 
-    def write(self, draft: "Announce") -> Letter:
+    def write(self, draft: "Announce") -> WrittenMessage:
         """A new message."""
 
 
-class Spoken:
-    """Prints as the call that makes it, without what is left out."""
+class ReprAsCall:
+    """Its repr is the call that creates it, without default values."""
 
     def __repr__(self) -> str:
         said = [(each, getattr(self, each.name)) for each in fields(self)]  # type: ignore[arg-type]
@@ -69,8 +69,8 @@ class Spoken:
 
 
 @dataclass(frozen=True, repr=False)
-class Announce(Spoken):
-    """A message that somebody writes; without a version it is a legacy agent's."""
+class Announce(ReprAsCall):
+    """An announcement; without a version it is one of a legacy agent."""
 
     agent: str
     version: str | None = None
@@ -81,34 +81,36 @@ class Announce(Spoken):
     description: str | None = None
     rpc_path: str | None = None
     fact: str | None = None
-    agent_id: str | None = None  # whose id it gives as its own
+    agent_id: str | None = None  # the agent whose id it contains
 
-    def letter(self, scene: Scene) -> Letter:
+    def written_message(self, scene: Scene) -> WrittenMessage:
         """The message."""
         return scene.write(self)
 
 
 @dataclass(frozen=True, repr=False)
-class Again(Spoken):
-    """A message that was written before, delivered (perhaps once more); 0 is the last one written."""
+class Redelivered(ReprAsCall):
+    """A message that was written before, delivered again; 0 is the newest one."""
 
     back: int
 
-    def letter(self, scene: Scene) -> Letter | None:
-        """The message; None if there was none."""
-        return scene.letters[-1 - self.back % len(scene.letters)] if scene.letters else None
+    def written_message(self, scene: Scene) -> WrittenMessage | None:
+        """The message; None if none was written yet."""
+        return scene.written[-1 - self.back % len(scene.written)] if scene.written else None
 
 
 @dataclass(frozen=True, repr=False)
-class Register(Spoken):
+class Register(ReprAsCall):
     """Messages that are decided in one transaction."""
 
-    batch: Sequence[Announce | Again]
+    batch: Sequence[Announce | Redelivered]
 
     def bind(self, scene: Scene) -> Call:
-        """The messages, written now or before."""
-        letters = [letter for each in self.batch if (letter := each.letter(scene)) is not None]
-        messages, batch = [each.message for each in letters], [each.incoming for each in letters]
+        """The call, with messages written now or before."""
+        written = [
+            written_message for each in self.batch if (written_message := each.written_message(scene)) is not None
+        ]
+        messages, batch = [each.message for each in written], [each.incoming for each in written]
 
         async def on_the_database(session: AsyncSession) -> str:
             outcomes = [each.outcome for each in await register_batch(session, batch)]
@@ -117,5 +119,5 @@ class Register(Spoken):
                 for each in outcomes
             )
 
-        sentence = "; ".join(each.sentence for each in letters) or "nothing arrives"
+        sentence = "; ".join(each.sentence for each in written) or "nothing arrives"
         return Call(sentence, lambda model, now: model.register(messages, now), on_the_database)

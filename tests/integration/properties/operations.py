@@ -1,4 +1,4 @@
-"""What people and pipelines do to agents, as one says it; bound to a scene, each operation becomes a `Call`.
+"""Operations on agents; bound to a scene, each becomes a `Call`.
 
 Promote("a-v2", if_generation="current").bind(scene)
 """
@@ -15,7 +15,7 @@ from services.domain.state import AgentSnapshot, AutoPromote
 from services.promotion import promote as promotion
 from services.promotion import rollback
 from services.promotion.promote import Caller
-from tests.integration.properties.messages import Call, Register, Scene, Spoken
+from tests.integration.properties.messages import Call, Register, ReprAsCall, Scene
 from tests.support.reference_model.rollback_walk import LEGACY
 
 _FAIL = (
@@ -25,15 +25,15 @@ _FAIL = (
 
 
 @dataclass(frozen=True, repr=False)
-class Promote(Spoken):
-    """A promote; `through` names another agent than the version's own."""
+class Promote(ReprAsCall):
+    """A promote; `through` names an agent other than the version's own."""
 
     version: str
     through: str | None = None
     if_generation: str | None = None
 
     def bind(self, scene: Scene) -> Call:
-        """At the generation that is current now."""
+        """The call, with the generation that is current now."""
         label, deployment = scene.label(self.through or owner(self.version)), scene.deployment(self.version)
         agent_id, caller = scene.agent_id(label), _caller(scene, label, self.if_generation)
         return Call(
@@ -44,7 +44,7 @@ class Promote(Spoken):
 
 
 @dataclass(frozen=True, repr=False)
-class RollBack(Spoken):
+class RollBack(ReprAsCall):
     """A rollback: to what served before, to a version, or to `legacy`."""
 
     agent: str
@@ -52,7 +52,7 @@ class RollBack(Spoken):
     if_generation: str | None = None
 
     def bind(self, scene: Scene) -> Call:
-        """At the generation that is current now."""
+        """The call, with the generation that is current now."""
         label = scene.label(self.agent)
         to = scene.deployment(self.to) if self.to not in {None, LEGACY} else self.to
         agent_id, caller = scene.agent_id(label), _caller(scene, label, self.if_generation)
@@ -64,15 +64,15 @@ class RollBack(Spoken):
 
 
 @dataclass(frozen=True, repr=False)
-class Create(Spoken):
-    """A deployment known ahead of its pod."""
+class Create(ReprAsCall):
+    """The creation of a deployment before its pod registers."""
 
     version: str
     image: str = "image:1"
     through: str | None = None
 
     def bind(self, scene: Scene) -> Call:
-        """For the agent that is there now."""
+        """The call, for the agent that exists now."""
         label, deployment = scene.label(self.through or owner(self.version)), scene.deployment(self.version)
         agent_id, new = scene.agent_id(label), NewDeployment(id=deployment, docker_image=self.image)
 
@@ -87,14 +87,14 @@ class Create(Spoken):
 
 
 @dataclass(frozen=True, repr=False)
-class Delete(Spoken):
-    """A deployment's deletion."""
+class Delete(ReprAsCall):
+    """The deletion of a deployment."""
 
     version: str
     through: str | None = None
 
     def bind(self, scene: Scene) -> Call:
-        """For the agent that is there now."""
+        """The call, for the agent that exists now."""
         label, deployment = scene.label(self.through or owner(self.version)), scene.deployment(self.version)
         agent_id = scene.agent_id(label)
 
@@ -110,13 +110,13 @@ class Delete(Spoken):
 
 
 @dataclass(frozen=True, repr=False)
-class DeleteAgent(Spoken):
-    """An agent's deletion."""
+class DeleteAgent(ReprAsCall):
+    """The deletion of an agent."""
 
     agent: str
 
     def bind(self, scene: Scene) -> Call:
-        """The one that is there now."""
+        """The call, for the agent that exists now."""
         label = scene.label(self.agent)
         agent_id, caller = scene.agent_id(label), Caller(actor="amy")
         return Call(
@@ -127,7 +127,7 @@ class DeleteAgent(Spoken):
 
 
 @dataclass(frozen=True, repr=False)
-class Change(Spoken):
+class Change(ReprAsCall):
     """New settings of an agent."""
 
     agent: str
@@ -135,7 +135,7 @@ class Change(Spoken):
     paused: bool | None = None
 
     def bind(self, scene: Scene) -> Call:
-        """The one that is there now."""
+        """The call, for the agent that exists now."""
         label = scene.label(self.agent)
         agent_id = scene.agent_id(label)
         change = AgentChange(auto_promote=self.auto_promote, auto_promote_paused=self.paused)
@@ -147,13 +147,13 @@ class Change(Spoken):
 
 
 @dataclass(frozen=True, repr=False)
-class Fail(Spoken):
-    """A verdict on the health of a deployment, written as it will be: nothing else may run at the same time."""
+class Fail(ReprAsCall):
+    """A verdict that a deployment is Failed, written directly; no other operation may run at the same time."""
 
     version: str
 
     def bind(self, scene: Scene) -> Call:
-        """Nothing happens to a deployment that is not there."""
+        """The call; it does nothing if the deployment does not exist."""
         deployment = scene.deployment(self.version)
 
         async def on_the_database(session: AsyncSession) -> str:
@@ -172,7 +172,7 @@ Operation = Register | Promote | RollBack | Create | Delete | DeleteAgent | Chan
 
 
 def owner(version: str) -> str:
-    """The name of the agent whose version it is."""
+    """The name of the agent that the version belongs to."""
     return version.removeprefix("old ").partition("-")[0]
 
 

@@ -1,4 +1,4 @@
-"""Which serial order explains what several operations did at once."""
+"""Finds a serial order that explains the results of concurrent operations."""
 
 import pickle
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ BETWEEN: Moment = 0.01  # two operations of one step
 
 @dataclass(frozen=True)
 class Done:
-    """A call, and what its caller was told."""
+    """A call, and the result that its caller got."""
 
     call: Call
     outcome: str
@@ -24,19 +24,19 @@ class Done:
 
 
 def explain(before: Model, done: Sequence[Done], now: Moment, database: Picture) -> Model:
-    """The model after the first serial order in which the rules say the same as the database.
+    """The model after the first serial order in which the model and the database agree.
 
-    Raises `AssertionError` with what is nearest to an explanation.
+    Raises `AssertionError` with the order that comes nearest.
     """
     objections: list[tuple[int, str]] = []
     for after, order in _orders(before, list(done), now, [], objections):
         found = differences(database, of_model(after))
         if not found:
             return after
-        told = "" if len(done) == 1 else f" in the order {_numbers(order, done)}"
-        objections.append((len(done) * 100 - len(found), "\n".join([f"After this{told}:", *found])))
+        in_order = "" if len(done) == 1 else f" in the order {_numbers(order, done)}"
+        objections.append((len(done) * 100 - len(found), "\n".join([f"After this{in_order}:", *found])))
     _, nearest = max(objections)
-    what = "No serial order explains this:" if len(done) > 1 else "The rules do not say this:"
+    what = "No serial order explains this:" if len(done) > 1 else "The model does not allow this:"
     listed = [f"  ({number}) {each}" for number, each in enumerate(done, 1)]
     raise AssertionError("\n".join([what, *listed, nearest]))
 
@@ -44,25 +44,25 @@ def explain(before: Model, done: Sequence[Done], now: Moment, database: Picture)
 def _orders(
     model: Model, remaining: list[Done], now: Moment, order: list[Done], objections: list[tuple[int, str]]
 ) -> Iterator[tuple[Model, list[Done]]]:
-    """Every order in which the rules tell each caller what it was told."""
+    """Every order in which the model gives each caller the result that it got."""
     if not remaining:
         yield model, order
     frozen = pickle.dumps(model)
     for index, each in enumerate(remaining):
         after: Model = pickle.loads(frozen)  # noqa: S301 - a copy, several times as fast as copy.deepcopy
-        told = judge(each.call, after, now)
-        if told == each.outcome:
+        by_model = result_by_model(each.call, after, now)
+        if by_model == each.outcome:
             others = remaining[:index] + remaining[index + 1 :]
             yield from _orders(after, others, now + BETWEEN, [*order, each], objections)
         else:
             first = "".join(f" after {done.call.sentence}," for done in order[-1:])
-            objections.append((len(order), f"Nearest:{first} the rules say: {each.call.sentence} -> {told}"))
+            objections.append((len(order), f"Nearest:{first} the model gives: {each.call.sentence} -> {by_model}"))
 
 
-def judge(call: Call, model: Model, now: Moment) -> str:
-    """What the rules tell the caller; the model is changed."""
+def result_by_model(call: Call, model: Model, now: Moment) -> str:
+    """The result that the model gives to the caller; changes the model."""
     try:
-        return call.by_the_rules(model, now)
+        return call.on_the_model(model, now)
     except Refused as refused:
         return f"refused: {refused}"
 

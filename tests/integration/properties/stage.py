@@ -1,4 +1,4 @@
-"""Where the story plays: a real database, the model beside it, and the messages that were written."""
+"""The stage of a run: a real database, the model, and the messages written so far."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from services.errors import PodiumError
 from services.registration.batch import Incoming
 from services.storage.database import Sessions, in_transaction
 from tests.integration.properties.interleaving import Interleaving
-from tests.integration.properties.messages import Announce, Call, Letter
+from tests.integration.properties.messages import Announce, Call, WrittenMessage
 from tests.integration.properties.operations import Operation
 from tests.integration.properties.orders import Done, explain
 from tests.support.databases import empty
@@ -25,8 +25,8 @@ from tests.support.reference_model.picture import Seen, of_database
 from tests.support.reference_model.state import Message, Moment
 
 NO_AGENT = UUID(int=0)
-# What a published time means: steps ago, and seconds after that step began. In the model a step is 1 long, and a
-# second so much that no story catches up with it.
+# How published times are written: steps ago, and seconds after that step began. In the model a step is 1 long, and a
+# second is so long that no run catches up with it.
 PUBLISHED = {
     "now": (0, 0),
     "1 step ago": (1, 0),
@@ -36,11 +36,11 @@ PUBLISHED = {
     "an hour ahead": (0, 3600),
 }
 SECOND: Moment = 70  # the 30 seconds of G4 are `announcing.TOLERANCE`
-WITHIN: Moment = 0.5  # a step's operations come after its messages
+WITHIN: Moment = 0.5  # the operations of a step come after its messages
 
 
 class Stage:
-    """One story at a time."""
+    """One run at a time."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -48,41 +48,41 @@ class Stage:
         self._interleaving = Interleaving(engine)
 
     async def begin(self) -> None:
-        """A new story, in an empty database."""
+        """Start a new run with an empty database."""
         await empty(self._engine)
         self.model = Model()
-        self.letters: list[Letter] = []
-        self.story: list[str] = []
+        self.written: list[WrittenMessage] = []
+        self.log: list[str] = []
         self._began: list[datetime] = []
         self._agent_ids: dict[str, UUID] = {}
-        self._see(await in_transaction(self._sessions, of_database))
+        self._store(await in_transaction(self._sessions, of_database))
 
-    async def happen(self, operations: Sequence[Operation], turns: Sequence[int] | None = None) -> None:
-        """The next step of the story, all its operations at once; raises if the rules do not say the same."""
+    async def run_step(self, operations: Sequence[Operation], turns: Sequence[int] | None = None) -> None:
+        """Run the operations of the next step concurrently; raises if the model and the database differ."""
         step = len(self._began)
         done = await self._perform([operation.bind(self) for operation in operations], turns)
-        self.story += [f"{step}. {each}" for each in done]
+        self.log += [f"{step}. {each}" for each in done]
         seen, _ = await asyncio.gather(
             in_transaction(self._sessions, of_database), in_transaction(self._sessions, assert_invariants)
         )
         self.model = explain(self.model, done, self._now + WITHIN, seen.picture)
-        self._see(seen)
+        self._store(seen)
 
-    def label(self, who: str) -> str:
-        """The newest agent of this name, or with `old ` the one before it."""
-        lives = self.model.of_name(who.removeprefix("old "))
-        newest = lives[:-1] if who.startswith("old ") else lives
-        return newest[-1].label if newest else f"no {who}"
+    def label(self, name: str) -> str:
+        """The label of the newest agent of this name, or with `old ` of the one before it."""
+        lives = self.model.of_name(name.removeprefix("old "))
+        newest = lives[:-1] if name.startswith("old ") else lives
+        return newest[-1].label if newest else f"no {name}"
 
     def deployment(self, version: str) -> str:
-        """The id of a version: each agent of a name has versions of its own, counted from 1."""
+        """The id of a version: each agent of a name has its own versions, counted from 1."""
         name, _, number = version.removeprefix("old ").partition("-")
         lives = self.model.of_name(name)
         living = len(lives) + (not lives or lives[-1].deleted_at is not None)
         return f"{name}{living - version.startswith('old ')}-{number}"
 
     def agent_id(self, label: str) -> UUID:
-        """The agent's id; one that no agent has, if there is none."""
+        """The id of this agent; an unused id if there is no such agent."""
         return self._agent_ids.get(label, NO_AGENT)
 
     def generation(self, label: str, which: str | None) -> int | None:
@@ -92,10 +92,10 @@ class Stage:
             return None
         return life.generation if which == "current" else life.generation - 1
 
-    def write(self, draft: Announce) -> Letter:
+    def write(self, draft: Announce) -> WrittenMessage:
         """A new message."""
-        # In pairs, the second before the first: equal times are decided by the id, and not always for the newer one.
-        message_id = UUID(int=(len(self.letters) + 2) ^ 1)
+        # In pairs, the second id before the first: so of equal times, the newer message does not always win.
+        message_id = UUID(int=(len(self.written) + 2) ^ 1)
         steps, seconds = PUBLISHED[draft.published]
         then = max(0, len(self._began) - 1 - steps)
         at = self._began[then] + timedelta(seconds=seconds)
@@ -115,9 +115,9 @@ class Stage:
             agent_id=agent_id,
         )
         sentence = f"message {message_id.int}: {_sentence(message, draft.published)}"
-        letter = Letter(message, self._as_sent(message, at), sentence)
-        self.letters.append(letter)
-        return letter
+        written_message = WrittenMessage(message, self._as_sent(message, at), sentence)
+        self.written.append(written_message)
+        return written_message
 
     def _as_sent(self, message: Message, at: datetime) -> Incoming:
         metadata = {"fact": message.fact} if message.fact else {}
@@ -144,18 +144,18 @@ class Stage:
         return float(len(self._began) - 1)
 
     async def _perform(self, calls: Sequence[Call], turns: Sequence[int] | None) -> list[Done]:
-        outcomes = await self._interleaving.run([self._settle(call) for call in calls], turns)
+        outcomes = await self._interleaving.run([self._outcome_of(call) for call in calls], turns)
         return [Done(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
 
-    async def _settle(self, call: Call) -> str:
+    async def _outcome_of(self, call: Call) -> str:
         try:
             return await in_transaction(self._sessions, call.on_the_database)
         except PodiumError as error:
             return f"refused: {type(error).__name__}"
-        except Exception as error:  # noqa: BLE001 - whatever breaks is an answer that no rule gives
+        except Exception as error:  # noqa: BLE001 - any exception is a result that the model does not allow
             return f"broken: {getattr(error, 'orig', error)!r}"
 
-    def _see(self, seen: Seen) -> None:
+    def _store(self, seen: Seen) -> None:
         self._began.append(seen.clock)
         self._agent_ids |= seen.agent_ids
 

@@ -1,10 +1,10 @@
-"""Which operations a story is made of. Ids are few, so that operations meet; what comes first is the simplest."""
+"""The operations of random runs. Ids are few, so that operations collide; the first alternatives are the simplest."""
 
 from typing import TypeVar
 
 from hypothesis import strategies as st
 
-from tests.integration.properties.messages import Again, Announce, Register, Spoken
+from tests.integration.properties.messages import Announce, Redelivered, Register, ReprAsCall
 from tests.integration.properties.operations import (
     Change,
     Create,
@@ -19,9 +19,9 @@ from tests.integration.properties.operations import (
 from tests.integration.properties.stage import PUBLISHED
 from tests.support.reference_model.rollback_walk import LEGACY
 
-S = TypeVar("S", bound=Spoken)
+S = TypeVar("S", bound=ReprAsCall)
 
-# What stands more than once is drawn more often: most of it happens to the agent `a`. `old a` had its name before.
+# Repeated entries are drawn more often: most operations concern `a`. `old a` is the earlier agent of that name.
 AGENTS = st.sampled_from(["a", "a", "a", "b"])
 ANY_AGENT = st.sampled_from(["a", "a", "a", "a", "a", "b", "old a"])
 VERSIONS = st.sampled_from(["a-v1", "a-v2", "a-v3", "a-v1", "a-v2", "a-v3", "a-v4", "b-v1", "b-v2", "old a-v1"])
@@ -33,8 +33,8 @@ MOST_AT_ONCE = 6
 
 
 @st.composite
-def spoken(draw: st.DrawFn, kind: type[S], /, **parts: st.SearchStrategy[object]) -> S:
-    """One of this kind."""
+def instances(draw: st.DrawFn, kind: type[S], /, **parts: st.SearchStrategy[object]) -> S:
+    """A strategy for operations of this class."""
     return kind(**{name: draw(part) for name, part in parts.items()})
 
 
@@ -54,7 +54,7 @@ def _announcing(**parts: st.SearchStrategy[object]) -> st.SearchStrategy[Announc
         "rpc_path": st.sampled_from([None, "/rpc"]),
         "fact": st.sampled_from([None, "this", "that"]),
     }
-    return spoken(Announce, **{**everything, **parts})
+    return instances(Announce, **{**everything, **parts})
 
 
 PODS = _by_its_version()
@@ -63,35 +63,35 @@ BUILDS = _announcing(
     agent=AGENTS, way=st.just("build"), published=st.just("now"), url=st.just("http://one"), rpc_path=st.none()
 )
 WRONG = _announcing(agent=AGENTS, version=VERSIONS, agent_id=st.sampled_from([None, "a", "b", "old a"]))
-AGAIN = spoken(Again, back=st.integers(0, 5))
+REDELIVERED = instances(Redelivered, back=st.integers(0, 5))
 
 
-def _in_one_batch(*messages: st.SearchStrategy[Announce | Again], most: int = 1) -> st.SearchStrategy[Register]:
-    return spoken(Register, batch=st.lists(st.one_of(*messages), min_size=1, max_size=most))
+def _in_one_batch(*messages: st.SearchStrategy[Announce | Redelivered], most: int = 1) -> st.SearchStrategy[Register]:
+    return instances(Register, batch=st.lists(st.one_of(*messages), min_size=1, max_size=most))
 
 
 A_VERSION_ANNOUNCES_ITSELF = _in_one_batch(PODS)
 A_LEGACY_POD_ANNOUNCES_ITSELF = _in_one_batch(LEGACY_PODS)
 A_BUILD_IS_ANNOUNCED = _in_one_batch(BUILDS)
 A_WRONG_MESSAGE_ARRIVES = _in_one_batch(WRONG)
-A_MESSAGE_COMES_AGAIN = _in_one_batch(AGAIN)
-A_BATCH_ARRIVES = _in_one_batch(PODS, PODS, LEGACY_PODS, WRONG, AGAIN, most=4)
+A_MESSAGE_IS_REDELIVERED = _in_one_batch(REDELIVERED)
+A_BATCH_ARRIVES = _in_one_batch(PODS, PODS, LEGACY_PODS, WRONG, REDELIVERED, most=4)
 
-PROMOTE = spoken(Promote, version=VERSIONS, through=THROUGH, if_generation=IF_GENERATION)
-ROLL_BACK = spoken(RollBack, agent=ANY_AGENT, if_generation=IF_GENERATION)
-ROLL_BACK_TO = spoken(RollBack, agent=ANY_AGENT, to=st.just(LEGACY) | VERSIONS, if_generation=IF_GENERATION)
-CREATE = spoken(Create, version=VERSIONS, image=IMAGES, through=THROUGH)
-DELETE = spoken(Delete, version=VERSIONS, through=THROUGH)
-DELETE_AGENT = spoken(DeleteAgent, agent=ANY_AGENT)
-# An agent seldom goes: with it ends what its story could still have come to.
+PROMOTE = instances(Promote, version=VERSIONS, through=THROUGH, if_generation=IF_GENERATION)
+ROLL_BACK = instances(RollBack, agent=ANY_AGENT, if_generation=IF_GENERATION)
+ROLL_BACK_TO = instances(RollBack, agent=ANY_AGENT, to=st.just(LEGACY) | VERSIONS, if_generation=IF_GENERATION)
+CREATE = instances(Create, version=VERSIONS, image=IMAGES, through=THROUGH)
+DELETE = instances(Delete, version=VERSIONS, through=THROUGH)
+DELETE_AGENT = instances(DeleteAgent, agent=ANY_AGENT)
+# Agents are rarely deleted, since a deletion ends the history of the agent.
 DELETE_SOMETHING = st.one_of(DELETE, DELETE, DELETE_AGENT)
-CHANGE = spoken(
+CHANGE = instances(
     Change,
     agent=ANY_AGENT,
     auto_promote=st.sampled_from([None, "first", "always", "never"]),
     paused=st.sampled_from([None, False, True]),
 )
-FAIL = spoken(Fail, version=VERSIONS)
+FAIL = instances(Fail, version=VERSIONS)
 
 TWO_VERSIONS = Register([Announce("a", "a-v1"), Announce("a", "a-v2")])
 LEGACY_POD = Register([Announce("a")])
@@ -114,7 +114,7 @@ ANYTHING = st.one_of(
     A_VERSION_ANNOUNCES_ITSELF,
     A_VERSION_ANNOUNCES_ITSELF,
     A_LEGACY_POD_ANNOUNCES_ITSELF,
-    A_MESSAGE_COMES_AGAIN,
+    A_MESSAGE_IS_REDELIVERED,
     A_WRONG_MESSAGE_ARRIVES,
     A_BATCH_ARRIVES,
     A_BATCH_ARRIVES,

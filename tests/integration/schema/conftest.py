@@ -10,7 +10,7 @@ from tests.support.databases import a_database
 
 @pytest_asyncio.fixture(scope="module")
 async def migrated(servers: TestServers, template: str) -> AsyncIterator[AsyncEngine]:
-    """A database that the migrations made."""
+    """A database created by the migrations."""
     async with a_database(servers.database_url, template) as url:
         engine = create_async_engine(url)
         yield engine
@@ -19,7 +19,7 @@ async def migrated(servers: TestServers, template: str) -> AsyncIterator[AsyncEn
 
 @pytest_asyncio.fixture(scope="module")
 async def modelled(servers: TestServers) -> AsyncIterator[AsyncEngine]:
-    """A database that the models made."""
+    """A database created from the models."""
     async with a_database(servers.database_url) as url:
         engine = create_async_engine(url)
         async with engine.begin() as connection:

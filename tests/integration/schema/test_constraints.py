@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 A, B, GONE = (f"00000000-0000-4000-8000-00000000000{digit}" for digit in "abc")
 
-# Two living agents and a deleted one; agent a has a production deployment, a preview, a ledger row and an event.
+# Two agents and a deleted one; agent a has a production deployment, a preview, a ledger row and an event.
 GOOD = f"""
 INSERT INTO agents (id, name) VALUES ('{A}', 'a'), ('{B}', 'b');
 INSERT INTO agents (id, name, status, deleted_at) VALUES ('{GONE}', 'gone', 'Deleted', now());
@@ -129,7 +129,7 @@ BAD_STATES = [
     Bad("parked_attempts_positive", "UPDATE parked SET attempts = 0"),
 ]
 
-# The target that the composite foreign key needs; the primary key refuses its violations first.
+# The target of the composite foreign key; the primary key refuses its violations first.
 NEVER_FIRST = {"deployments_id_agent_id_key"}
 
 
@@ -143,7 +143,7 @@ async def run(connection: AsyncConnection, statements: str) -> None:
     "bad", BAD_STATES, ids=lambda bad: f"{bad.constraint}: {bad.statement[:40]}".replace("\n", " ")
 )
 async def test_a_bad_state_cannot_be_stored(migrated: AsyncEngine, bad: Bad) -> None:
-    """Each constraint refuses its bad state under its own name, whoever writes it."""
+    """G25: each constraint refuses its bad state under its own name, whatever program writes it."""
     async with migrated.connect() as connection:
         await run(connection, GOOD)
         with pytest.raises(DBAPIError) as refused:
@@ -153,8 +153,8 @@ async def test_a_bad_state_cannot_be_stored(migrated: AsyncEngine, bad: Bad) -> 
         await connection.rollback()
 
 
-async def test_every_constraint_is_shown_to_refuse_something(migrated: AsyncEngine) -> None:
-    """A constraint that is added without a bad state in the table above is noticed here."""
+async def test_every_constraint_has_a_bad_state(migrated: AsyncEngine) -> None:
+    """A constraint without a bad state in the table above makes this test fail."""
     async with migrated.connect() as connection:
         constraints = await connection.scalars(
             text("""
@@ -183,7 +183,7 @@ async def test_every_constraint_is_shown_to_refuse_something(migrated: AsyncEngi
     ],
 )
 async def test_a_good_state_can_be_stored(migrated: AsyncEngine, statement: str) -> None:
-    """The name of a deleted agent is free, each agent may have a production, and the ledger does not hold previews."""
+    """The name of a deleted agent can be used again, each agent may have a production, and previews can be deleted."""
     async with migrated.connect() as connection:
         await run(connection, GOOD)
         await run(connection, statement)

@@ -4,7 +4,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.storage.migrate import is_current, migrate
 
-# Alembic's own comparison sees neither CHECK constraints nor the predicate of a partial index, hence the catalogues.
+# Alembic's comparison ignores CHECK constraints and the predicate of a partial index, so this compares the catalogs.
 CATALOGUES = {
     "columns": """
         SELECT table_name, column_name, data_type, udt_name, is_nullable, column_default, is_identity,
@@ -37,7 +37,7 @@ CATALOGUES = {
 async def test_models_and_migrations_make_the_same_schema(
     migrated: AsyncEngine, modelled: AsyncEngine, catalogue: str
 ) -> None:
-    """What the code believes of the tables is what a migrated database has, down to checks, predicates and triggers."""
+    """The models equal a migrated database, including checks, index predicates and triggers."""
     found = []
     for engine in (migrated, modelled):
         async with engine.connect() as connection:
@@ -47,12 +47,12 @@ async def test_models_and_migrations_make_the_same_schema(
 
 
 async def test_migrating_again_changes_nothing(engine: AsyncEngine) -> None:
-    """`podium migrate` may run as often as one likes."""
+    """`podium migrate` can run any number of times."""
     before, after = await migrate(engine)
     assert before == after
     assert await is_current(engine)
 
 
 async def test_a_database_that_was_not_migrated_is_not_current(modelled: AsyncEngine) -> None:
-    """Readiness can tell that the schema is missing."""
+    """Without the schema, `is_current` is false, so readiness can report it."""
     assert not await is_current(modelled)

@@ -17,7 +17,7 @@ MOST_AT_ONCE = 20
 
 @pytest_asyncio.fixture(scope="session")
 async def settings(servers: TestServers, template: str) -> AsyncIterator[Settings]:
-    """Settings that point to the one database of these tests; each test finds it empty."""
+    """Settings for the database that these tests share; each test starts with empty tables."""
     async with a_database(servers.database_url, template) as url:
         yield Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
 
@@ -32,7 +32,7 @@ async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
 
 @pytest_asyncio.fixture(scope="module")
 async def filled(servers: TestServers, template: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on a database to fill: of this file alone, since plans of others would follow its statistics."""
+    """An engine on a database for one module to fill, so its statistics do not affect the plans of others."""
     async with a_database(servers.database_url, template) as url:
         settings = Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
         engine = make_engine(settings, application_name="tests")
@@ -48,7 +48,7 @@ def sessions(engine: AsyncEngine) -> Sessions:
 
 @pytest_asyncio.fixture
 async def world(sessions: Sessions, engine: AsyncEngine) -> AsyncIterator[World]:
-    """An empty database; whatever the test does to it, the invariants must hold at its end."""
+    """An empty database; at the end of the test, the invariants must hold."""
     await empty(engine)
     world = World(sessions)
     yield world

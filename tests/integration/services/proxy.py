@@ -1,14 +1,14 @@
-"""A way to a server that a test can freeze, take away, and bring back."""
+"""A TCP proxy to a server, which a test can freeze, stop and start."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 
 
 class Proxy:
-    """Passes bytes on in both directions, while it may."""
+    """Forwards bytes in both directions unless it is frozen."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -19,23 +19,23 @@ class Proxy:
         self.port = 0
 
     def freeze(self) -> None:
-        """Connections stay, and new ones are taken; nothing passes."""
+        """Keep connections open and accept new ones, but forward nothing."""
         self._open.clear()
 
     def thaw(self) -> None:
-        """All that waited passes."""
+        """Forward everything that waits."""
         self._open.set()
 
-    async def away(self) -> None:
-        """Nothing listens any more, and what was open is closed."""
+    async def stop(self) -> None:
+        """Stop listening, and close all connections."""
         assert self._server is not None
         self._server.close()
         for pipe in self._pipes:
             pipe.cancel()
         await asyncio.gather(*self._pipes, return_exceptions=True)
 
-    async def back(self) -> None:
-        """Listen at the port as before."""
+    async def start(self) -> None:
+        """Listen on the same port again."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -43,16 +43,16 @@ class Proxy:
         with suppress(OSError):
             there_reader, there_writer = await asyncio.open_connection(*self._target)
             for source, sink in ((reader, there_writer), (there_reader, writer)):
-                pipe = asyncio.create_task(self._pass_on(source, sink))
+                pipe = asyncio.create_task(self._forward(source, sink))
                 self._pipes.add(pipe)
                 pipe.add_done_callback(self._pipes.discard)
 
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             with suppress(OSError):
-                while piece := await source.read(PIECE_BYTES):
+                while chunk := await source.read(CHUNK_BYTES):
                     await self._open.wait()
-                    sink.write(piece)
+                    sink.write(chunk)
                     await sink.drain()
         finally:
             sink.close()
@@ -60,11 +60,11 @@ class Proxy:
 
 @asynccontextmanager
 async def running_proxy(host: str, port: int) -> AsyncIterator[Proxy]:
-    """A proxy to this server, on a port of its own."""
+    """A proxy to this server, on its own port."""
     proxy = Proxy(host, port)
-    await proxy.back()
+    await proxy.start()
     try:
         yield proxy
     finally:
         proxy.thaw()
-        await proxy.away()
+        await proxy.stop()

@@ -13,8 +13,8 @@ async def with_policy(world: World, policy: str, name: str = "support-bot") -> N
 
 
 @pytest.mark.parametrize(("policy", "serves"), [("never", None), ("first", "v1"), ("always", "v2")])
-async def test_the_policy_says_what_goes_to_production_by_itself(world: World, policy: str, serves: str | None) -> None:
-    """G9: `never` nothing, `first` what comes while nothing serves, `always` whatever is newer."""
+async def test_the_policy_decides_what_is_promoted_automatically(world: World, policy: str, serves: str | None) -> None:
+    """G9: `never` promotes nothing, `first` only while nothing serves, `always` every newer deployment."""
     await with_policy(world, policy)
     await world.arrive(deployment_id="v1", registered_at=ago(20))
     await world.arrive(deployment_id="v2", registered_at=ago(10))
@@ -36,7 +36,7 @@ async def test_under_always_the_newest_serves_whatever_the_order(world: World) -
 
 
 async def test_always_does_not_overtake_a_promote_by_an_older_message(world: World) -> None:
-    """G9: what was published before the last explicit promote waits as a preview; what comes later serves."""
+    """G9: a deployment published before the last explicit promote stays a preview; one published later serves."""
     await with_policy(world, "always")
     await world.arrive(deployment_id="v1", registered_at=ago(60))
     await world.arrive(deployment_id="v2", registered_at=ago(50))
@@ -48,7 +48,7 @@ async def test_always_does_not_overtake_a_promote_by_an_older_message(world: Wor
 
 
 async def test_a_promote_that_changes_nothing_still_counts_as_the_last_one(world: World) -> None:
-    """G9: somebody said "this one shall serve", also where it served already."""
+    """G9: an explicit promote counts, even if the deployment was in production already."""
     await with_policy(world, "always")
     await world.arrive(deployment_id="v1", registered_at=ago(60))
     await world.promote("v1")
@@ -57,7 +57,7 @@ async def test_a_promote_that_changes_nothing_still_counts_as_the_last_one(world
 
 
 async def test_a_deployment_is_considered_once_at_its_first_ready(world: World) -> None:
-    """G9: a preview that registers again stays a preview, even where nothing serves any more by then."""
+    """G9: a preview that registers again stays a preview, even if nothing serves any more."""
     await with_policy(world, "never")
     await world.arrive(deployment_id="v1", registered_at=ago(10))
     await world.change(auto_promote="always")
@@ -68,7 +68,7 @@ async def test_a_deployment_is_considered_once_at_its_first_ready(world: World) 
 
 
 async def test_a_failed_production_is_still_what_serves(world: World) -> None:
-    """G9: `first` does not take over from a production that failed."""
+    """G9: `first` does not replace a production that has failed."""
     await world.arrive(deployment_id="v1")
     await world.fail("v1")
     await world.arrive(deployment_id="v2")
@@ -76,8 +76,8 @@ async def test_a_failed_production_is_still_what_serves(world: World) -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["nothing", "promote", "promote of what serves", "settings"])
-async def test_a_rollback_pauses_automatic_promotion_until_somebody_ends_it(world: World, ended_by: str) -> None:
-    """G9: after a rollback, the next deployment of a pipeline does not bring the fault back by itself."""
+async def test_a_rollback_pauses_automatic_promotion_until_an_operator_ends_it(world: World, ended_by: str) -> None:
+    """G9: after a rollback, the next deployment of a pipeline is not promoted automatically."""
     await with_policy(world, "always")
     await world.arrive(deployment_id="v1", registered_at=ago(60))
     await world.arrive(deployment_id="v2", registered_at=ago(50))
@@ -96,13 +96,13 @@ async def test_a_rollback_pauses_automatic_promotion_until_somebody_ends_it(worl
 
 
 async def test_a_pre_created_deployment_is_considered_when_its_pod_comes(world: World) -> None:
-    """G9: Pending is not Ready; the first registration makes it so."""
+    """G9: Pending is not Ready; the first registration makes the deployment Ready."""
     await world.register(a_build())
     await world.create(id="v1")
     assert await world.production() is None
     await world.arrive(deployment_id="v1")
     assert await world.production() == "v1"
-    assert await world.told() == [
+    assert await world.event_types() == [
         "agent.registered",
         "deployment.created",
         "deployment.ready",
@@ -111,7 +111,7 @@ async def test_a_pre_created_deployment_is_considered_when_its_pod_comes(world: 
 
 
 async def test_a_pre_created_deployment_overtakes_a_serving_one_under_always(world: World) -> None:
-    """G9: made Ready by a newer message than the one that made production Ready, it serves; one flag at a time."""
+    """G9: it serves if its message is newer than the first one of the production; only one flag is set at any time."""
     await with_policy(world, "always")
     await world.create(id="v2")
     await world.arrive(deployment_id="v1", registered_at=ago(20))

@@ -21,42 +21,42 @@ from tests.support.factories import an_id, incoming
 
 
 @pytest_asyncio.fixture
-async def impatient(settings: Settings, world: World) -> AsyncIterator[World]:
-    """The same database for callers that wait a fifth of a second for a lock."""
+async def short_lock_timeout(settings: Settings, world: World) -> AsyncIterator[World]:
+    """The same database with a lock timeout of 0.2 s."""
     engine = make_engine(settings.model_copy(update={"lock_timeout": timedelta(seconds=0.2)}), application_name="tests")
     yield World(Sessions(engine))
     assert await world.agent()
     await engine.dispose()
 
 
-async def test_who_waits_too_long_for_an_agent_is_told_to_come_again(world: World, impatient: World) -> None:
+async def test_a_lock_timeout_is_busy(world: World, short_lock_timeout: World) -> None:
     """G10: `Busy` (503 with retry-after) after the lock timeout, for promotes and registrations; never 500."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id = await world.agent_id()
     async with world.uncommitted() as session:
         await lock_agent(session, agent_id)
         for waiting in (
-            impatient.promote("v2"),
-            impatient.roll_back(),
-            impatient.delete("v2"),
-            impatient.delete_agent(),
-            impatient.arrive(deployment_id="v3"),
+            short_lock_timeout.promote("v2"),
+            short_lock_timeout.roll_back(),
+            short_lock_timeout.delete("v2"),
+            short_lock_timeout.delete_agent(),
+            short_lock_timeout.arrive(deployment_id="v3"),
         ):
             with pytest.raises(Busy) as refused:
                 await waiting
             assert (refused.value.status, refused.value.retry_after_seconds) == (503, 1)
-    await impatient.promote("v2")
+    await short_lock_timeout.promote("v2")
 
 
-async def test_reading_and_other_agents_do_not_wait_for_a_lock(world: World, impatient: World) -> None:
-    """G1: the lock is the agent's alone, and readers need none."""
+async def test_reading_and_other_agents_do_not_wait_for_a_lock(world: World, short_lock_timeout: World) -> None:
+    """G1: the lock covers one agent only, and reads need no lock."""
     await world.register(incoming(deployment_id="v1"), incoming("other", deployment_id="w1"))
     agent_id = await world.agent_id()
     async with world.uncommitted() as session:
         await lock_agent(session, agent_id)
-        assert await impatient.production() == "v1"
-        assert await impatient.arrive("other", deployment_id="w2") == "Registered"
-        await impatient.promote("w2", "other")
+        assert await short_lock_timeout.production() == "v1"
+        assert await short_lock_timeout.arrive("other", deployment_id="w2") == "Registered"
+        await short_lock_timeout.promote("w2", "other")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_reading_and_other_agents_do_not_wait_for_a_lock(world: World, imp
     [{"port": 1}, {"database": "no_such_database"}, {"username": "nobody"}, {"host": "no.such.host.invalid"}],
 )
 async def test_a_database_that_cannot_be_reached_is_unavailable(settings: Settings, elsewhere: dict[str, Any]) -> None:
-    """G10: whatever keeps us out (nothing listens, no such database, role or host), it is 503 with retry-after."""
+    """G10: 503 with retry-after, whatever the cause: nothing listens, or the database, role or host does not exist."""
     url = make_url(settings.database_url.get_secret_value()).set(**elsewhere).render_as_string(hide_password=False)
     engine = make_engine(settings.model_copy(update={"database_url": SecretStr(url)}), application_name="tests")
     with pytest.raises(Unavailable) as refused:
@@ -74,7 +74,7 @@ async def test_a_database_that_cannot_be_reached_is_unavailable(settings: Settin
 
 
 async def test_a_standby_is_unavailable_for_changes(world: World) -> None:
-    """G10: during a fail-over the server reads but does not write; nobody is told 500 for that."""
+    """G10: during a failover the server is read-only; callers get 503, not 500."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id = await world.agent_id()
 
@@ -87,7 +87,7 @@ async def test_a_standby_is_unavailable_for_changes(world: World) -> None:
 
 
 async def test_a_connection_that_breaks_midway_is_unavailable_and_leaves_nothing(world: World) -> None:
-    """G10: the server ended the session, nothing was committed, and the next call works."""
+    """G10: the server ended the session: nothing was committed, and the next call works."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id = await world.agent_id()
     before = await world.contents()
@@ -104,8 +104,8 @@ async def test_a_connection_that_breaks_midway_is_unavailable_and_leaves_nothing
     await world.promote("v2")
 
 
-async def test_a_statement_without_end_is_unavailable(settings: Settings, world: World) -> None:
-    """The server gives up a statement after the timeout; the caller may come again."""
+async def test_a_statement_timeout_is_unavailable(settings: Settings, world: World) -> None:
+    """The server cancels a statement after the timeout; the caller gets 503 and can try again."""
     await world.arrive(deployment_id="v1")
     limited = settings.model_copy(update={"statement_timeout": timedelta(seconds=0.1)})
     engine = make_engine(limited, application_name="tests")
@@ -115,16 +115,16 @@ async def test_a_statement_without_end_is_unavailable(settings: Settings, world:
 
 
 @pytest.mark.parametrize("state", ["XX000", "XX001", "58030"])
-async def test_an_error_of_the_server_s_own_is_unavailable(world: World, state: str) -> None:
-    """G10: a damaged page or a file that cannot be read is no defect of ours, and may pass: 503, never 500."""
+async def test_an_internal_error_of_the_server_is_unavailable(world: World, state: str) -> None:
+    """G10: a damaged page or an unreadable file is not a defect of Podium, and may pass: 503, never 500."""
     failing = text(f"DO $$ BEGIN RAISE EXCEPTION 'broken' USING ERRCODE = '{state}'; END $$")
     with pytest.raises(Unavailable) as refused:
         await world.do(lambda session: session.execute(failing))
     assert (refused.value.status, refused.value.retry_after_seconds) == (503, 2)
 
 
-async def test_a_deadlock_is_run_again_and_seen_by_nobody(world: World) -> None:
-    """40P01: PostgreSQL ends one of the two; its work runs again from the start, and both succeed."""
+async def test_a_deadlock_is_retried(world: World) -> None:
+    """40P01: PostgreSQL cancels one of the two; its work runs again from the start, and both succeed."""
     await world.register(incoming("bot-a", deployment_id="a1"), incoming("bot-b", deployment_id="b1"))
     ids = [await world.agent_id("bot-a"), await world.agent_id("bot-b")]
     both_hold_one = asyncio.Barrier(2)
@@ -144,8 +144,8 @@ async def test_a_deadlock_is_run_again_and_seen_by_nobody(world: World) -> None:
     assert runs == 3
 
 
-async def test_a_race_lost_for_ever_ends_as_busy(world: World) -> None:
-    """The retry is bounded; what was written in the attempts is gone."""
+async def test_too_many_lost_races_are_busy(world: World) -> None:
+    """The number of retries is limited; what the attempts wrote is rolled back."""
     runs = 0
 
     async def lose(session: AsyncSession) -> None:
@@ -160,8 +160,8 @@ async def test_a_race_lost_for_ever_ends_as_busy(world: World) -> None:
     assert (await world.contents())["agents"] == []
 
 
-async def test_a_refusal_is_not_run_again_and_a_defect_stays_one(world: World) -> None:
-    """Domain errors pass through at once; a violation no caller can meet is not dressed up as one."""
+async def test_refusals_and_defects_are_not_retried(world: World) -> None:
+    """Domain errors are raised at once; a violation that no valid request can cause is not translated."""
     with pytest.raises(AgentNotFound):
         await world.do(lambda session: promotion.promote(session, an_id(), "v1", AMY))
     with pytest.raises(DBAPIError, match="agents_name_valid"):

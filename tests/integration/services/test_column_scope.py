@@ -56,8 +56,8 @@ def written(statements: list[str], table: str) -> set[str]:
     return columns
 
 
-async def test_a_registration_writes_what_a_pod_may_say_and_nothing_else(world: World) -> None:
-    """G2: what somebody else writes beside it stays, whichever row the registration had read before."""
+async def test_a_registration_writes_only_its_own_columns(world: World) -> None:
+    """G2: values that another transaction writes meanwhile stay, whatever row the registration had read before."""
     await world.register(a_build())
     await world.change(auto_promote="never")
     await world.arrive(deployment_id="v2", registered_at=ago(10))
@@ -75,7 +75,7 @@ async def test_a_registration_writes_what_a_pod_may_say_and_nothing_else(world: 
 
 
 async def test_each_transition_writes_its_own_columns(world: World, engine: AsyncEngine) -> None:
-    """G2: no transition writes a whole row: a pod's words, what serves, and settings are written apart."""
+    """G2: no change writes a whole row; announcements, what serves, and settings have separate columns."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"), incoming(deployment_id="v3"))
     with counted(engine) as preview:
         await world.arrive(deployment_id="v2", acp_url="http://new")
@@ -100,6 +100,6 @@ async def test_each_transition_writes_its_own_columns(world: World, engine: Asyn
 
 @pytest.mark.parametrize("table", [Agent, Deployment])
 async def test_the_columns_named_here_exist(table: type[Agent | Deployment]) -> None:
-    """The sets above speak of the tables as they are."""
+    """The sets above name existing columns."""
     expected = SERVING if table is Agent else ANNOUNCED
     assert expected <= set(table.__table__.columns.keys())

@@ -16,7 +16,7 @@ ROUNDS = 15
 @pytest.mark.parametrize("deployments", ["one", "many"])
 @pytest.mark.parametrize("agents", ["one", "many"])
 async def test_concurrent_first_registrations(world: World, agents: str, deployments: str) -> None:
-    """50 pods of new agents at once, in batches of 50 and of 1: nobody is refused, each agent is promoted once."""
+    """50 pods of new agents at once, in batches of 50 and of 1: none is refused, and each agent is promoted once."""
     names = [NAME] if agents == "one" else [f"bot-{number}" for number in range(5)]
     messages = [
         incoming(name, deployment_id=f"{name}.{number if deployments == 'many' else 0}", acp_url=f"http://h{number}")
@@ -35,11 +35,11 @@ async def test_concurrent_first_registrations(world: World, agents: str, deploym
     assert len(contents["deployments"]) == (50 if deployments == "many" else len(names))
     for name in names:
         assert [cause for cause, _ in await world.causes(name)] == ["first"]
-        assert (await world.told(name)).count("deployment.promoted") == 1
+        assert (await world.event_types(name)).count("deployment.promoted") == 1
 
 
 async def _rounds(world: World, left: Callable[[str], Awaitable[Any]], right: Callable[[str], Awaitable[Any]]) -> None:
-    """Let the two meet without a fixed order, each round with an agent of its own; only refusals may come of it."""
+    """Run both concurrently in many rounds, each with its own agent; the only errors are refusals."""
     names = [f"bot-{number}" for number in range(ROUNDS)]
     for name in names:
         await world.two_versions(name)
@@ -49,7 +49,7 @@ async def _rounds(world: World, left: Callable[[str], Awaitable[Any]], right: Ca
 
 
 async def test_promotes_and_registrations_meet_in_any_order(world: World) -> None:
-    """G2: whichever comes first, the promoted version serves, at its newest address."""
+    """G2: in any order, the promoted version serves, at its newest address."""
 
     async def re_register(name: str) -> None:
         await world.arrive(name, deployment_id=f"{name}.v1", acp_url="http://new")
@@ -62,7 +62,7 @@ async def test_promotes_and_registrations_meet_in_any_order(world: World) -> Non
 
 
 async def test_promotes_and_deletions_meet_in_any_order(world: World) -> None:
-    """G13: either the preview is deleted and the promote is 410, or it serves and the deletion is 409."""
+    """G13: either the preview is deleted and the promote gets 410, or it serves and the deletion gets 409."""
     await _rounds(world, lambda name: world.promote(f"{name}.v2", name), lambda name: world.delete(f"{name}.v2", name))
     for number in range(ROUNDS):
         deleted = (await world.deployment(f"bot-{number}.v2")).expires_at is not None
@@ -81,14 +81,14 @@ async def test_registrations_and_agent_deletions_meet_in_any_order(world: World)
 
 
 async def test_many_promotes_at_once_all_succeed(world: World) -> None:
-    """G10: 60 promotes of 6 versions at once, each has its turn: generations without gaps, one event each."""
+    """G10: 60 promotes of 6 versions at once run one by one: generations without gaps, one event each."""
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
     await asyncio.gather(*[world.promote(f"v{number % 6}") for number in range(60)])
-    assert (await world.told()).count("deployment.promoted") == (await world.agent()).generation
+    assert (await world.event_types()).count("deployment.promoted") == (await world.agent()).generation
 
 
 async def test_of_many_promotes_with_one_if_match_one_changes_anything(world: World) -> None:
-    """G10: the winner's target answers the same to all who ask for it; all others are 412."""
+    """G10: all promotes of the winner's target succeed; all others get 412."""
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
     looked_at = promotion.Caller(actor="amy", if_generation=1)
     targets = [f"v{number % 5 + 1}" for number in range(30)]

@@ -1,4 +1,4 @@
-"""The inbox knows what was decided for a while only: a message that comes again after that still changes nothing."""
+"""Retention of the inbox: a message that is delivered again after its row was removed still changes nothing."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -22,14 +22,14 @@ _EARLIER = [
 ]
 
 
-async def forget(world: World) -> int:
-    """How many messages the inbox forgot, of all that it had."""
+async def remove_old_rows(world: World) -> int:
+    """Remove old rows from the inbox; returns how many were removed."""
     now = datetime.now(UTC) + timedelta(seconds=5)
     return await world.do(lambda session: remove_decided(session, now, 1000))
 
 
-async def time_passes(world: World, seconds: float) -> None:
-    """Have everything that pods said be said so many seconds earlier."""
+async def shift_times(world: World, seconds: float) -> None:
+    """Move all times that come from announcements this many seconds into the past."""
 
     async def shift(session: AsyncSession) -> None:
         for statement in _EARLIER:
@@ -38,16 +38,16 @@ async def time_passes(world: World, seconds: float) -> None:
     await world.do(shift)
 
 
-async def unchanged_by(world: World, *again: Incoming) -> list[str]:
-    """The outcomes of messages that come again, none of which changed anything."""
+async def outcomes_without_effect(world: World, *again: Incoming) -> list[str]:
+    """The outcomes of messages that are delivered again, none of which changed anything."""
     before = await world.contents(without=INBOX)
     outcomes = [outcome for message in again for outcome in await world.register(message)]
     assert await world.contents(without=INBOX) == before
     return outcomes
 
 
-async def test_a_message_that_was_forgotten_is_stale(world: World) -> None:
-    """Whatever became of it, and whether or not something newer came since: its time and id still say how old it is."""
+async def test_a_removed_message_is_stale(world: World) -> None:
+    """Whatever its outcome was, and with or without newer messages: its time and id still show how old it is."""
     sent = [
         incoming(acp_url="http://legacy", registered_at=ago(50)),
         incoming(deployment_id="v1", registered_at=ago(40)),
@@ -59,14 +59,14 @@ async def test_a_message_that_was_forgotten_is_stale(world: World) -> None:
     ]
     await world.register(a_build(), *sent)
     await world.promote("v1")
-    assert await forget(world) == len(sent) + 1
+    assert await remove_old_rows(world) == len(sent) + 1
     assert await world.inbox() == []
-    outcomes = await unchanged_by(world, *sent)
+    outcomes = await outcomes_without_effect(world, *sent)
     assert outcomes == ["Stale"] * len(sent)
 
 
-async def test_a_refusal_that_was_forgotten_is_refused_again(world: World) -> None:
-    """For the same reason; no other effect."""
+async def test_a_removed_refusal_is_refused_again(world: World) -> None:
+    """For the same reason, and without another effect."""
     await world.register(incoming(deployment_id="v1", docker_image="bot:1"), incoming("other", deployment_id="o1"))
     refused = [
         incoming(deployment_id="v1", docker_image="bot:2"),
@@ -75,26 +75,26 @@ async def test_a_refusal_that_was_forgotten_is_refused_again(world: World) -> No
         incoming(key="agent.somebody-else"),
     ]
     assert set(await world.register(*refused)) == {"Rejected"}
-    assert await forget(world) == len(refused) + 2
-    assert set(await unchanged_by(world, *refused)) == {"Rejected"}
+    assert await remove_old_rows(world) == len(refused) + 2
+    assert set(await outcomes_without_effect(world, *refused)) == {"Rejected"}
 
 
-async def test_one_forgotten_message_of_a_deleted_agent_makes_no_new_one(world: World) -> None:
+async def test_a_removed_message_of_a_deleted_agent_creates_no_agent(world: World) -> None:
     """It is older than the deletion of its name."""
     sent = [incoming(registered_at=ago(9)), incoming(deployment_id="v1", registered_at=ago(8))]
     await world.register(*sent)
     await world.delete_agent()
-    assert await forget(world) == len(sent)
-    assert await unchanged_by(world, *sent) == ["Stale", "Stale"]
+    assert await remove_old_rows(world) == len(sent)
+    assert await outcomes_without_effect(world, *sent) == ["Stale", "Stale"]
 
 
 async def then_nothing(world: World) -> None:
-    """Nothing came since."""
+    """No further message arrives."""
     _ = world
 
 
 async def then_a_newer_version(world: World) -> None:
-    """The clock of the pod's successor is right; whether it wins depends on how wrong the other one is."""
+    """The clock of the next pod is right; whether it wins depends on how wrong the other one is."""
     await world.arrive(deployment_id="v1", acp_url="http://newer")
     await world.arrive(acp_url="http://newer-legacy")
 
@@ -105,7 +105,7 @@ async def then_its_agent_is_deleted(world: World) -> None:
 
 
 async def then_its_version_is_deleted(world: World) -> None:
-    """Another one serves."""
+    """Another version serves."""
     await world.arrive(deployment_id="v2")
     await world.promote("v2")
     await world.delete("v1")
@@ -115,30 +115,30 @@ async def then_its_version_is_deleted(world: World) -> None:
 @pytest.mark.parametrize(
     "then", [then_nothing, then_a_newer_version, then_its_agent_is_deleted, then_its_version_is_deleted]
 )
-async def test_what_a_clock_that_runs_ahead_dated_is_not_forgotten_too_early(
+async def test_a_message_from_a_clock_ahead_is_not_removed_too_early(
     world: World, seconds_ahead: float, then: Callable[[World], Awaitable[None]]
 ) -> None:
-    """It would count as newer than when it was decided: it stays known until what it says cannot be applied again."""
+    """It would count as newer than when it was decided, so its row stays until the message can no longer be applied."""
     ahead = [
         incoming(acp_url="http://legacy", registered_at=ago(-seconds_ahead)),
         incoming(deployment_id="v1", acp_url="http://ahead", registered_at=ago(-seconds_ahead)),
     ]
     await world.register(*ahead)
     await then(world)
-    await forget(world)
-    await unchanged_by(world, *ahead)
+    await remove_old_rows(world)
+    await outcomes_without_effect(world, *ahead)
 
 
-async def test_what_a_clock_that_runs_ahead_dated_is_forgotten_in_the_end(world: World) -> None:
-    """Once an announcement later than the time that it names was applied, or its version was deleted."""
+async def test_a_message_from_a_clock_ahead_is_removed_in_the_end(world: World) -> None:
+    """Once an announcement later than its own time was applied, or its version was deleted."""
     later = ago(-3600)
     await world.arrive(registered_at=later)
     await world.arrive(deployment_id="v1", registered_at=later)
     await world.arrive(deployment_id="v2", registered_at=later)
     await world.delete("v2")
-    assert await forget(world) == 1
-    await time_passes(world, 3700)
+    assert await remove_old_rows(world) == 1
+    await shift_times(world, 3700)
     await world.arrive(deployment_id="v1")
     await world.arrive(acp_url="http://newer")
-    assert await forget(world) == 4
+    assert await remove_old_rows(world) == 4
     assert (await world.agent(NAME)).legacy_acp_url == "http://newer"

@@ -32,39 +32,39 @@ async def ledger(world: World, name: str = NAME) -> list[Change]:
 
 
 async def views(world: World, **page: Any) -> dict[str, DeploymentView]:
-    """The agent's versions with their times in production."""
+    """The agent's versions with their periods in production."""
     agent_id = await world.agent_id()
     found = await world.do(lambda session: queries.list_deployments(session, agent_id, Page(limit=100, **page)))
     return {view.deployment.id: view for view in found}
 
 
 async def periods(world: World, deployment_id: str) -> list[tuple[int, datetime, datetime | None]]:
-    """When this version was in production, newest first."""
+    """The periods of this version in production, newest first."""
     agent_id = await world.agent_id()
     view = await world.do(lambda session: queries.get_deployment(session, agent_id, deployment_id))
     return [(period.generation, period.since, period.until) for period in view.production_periods]
 
 
 async def a_life(world: World, rng: random.Random) -> list[Moment]:
-    """An agent that is promoted, rolled back, taken over and deleted; what each of the calls said that it did."""
+    """An agent with promotes, a rollback, a legacy take-over and a deletion; returns what each call reported."""
     versions = [f"v{number}" for number in range(5)]
     await world.register(a_build())
-    told: list[AgentSnapshot] = []
+    states: list[AgentSnapshot] = []
     for version in versions:
-        told += [each.state for each in await world.decide(incoming(deployment_id=version)) if each.state]
+        states += [each.state for each in await world.decide(incoming(deployment_id=version)) if each.state]
     for number in range(STEPS):
         kind = rng.choice(["promote", "promote", "promote", "roll back", "legacy"])
         if kind == "promote":
-            told.append(await world.promote(rng.choice(versions)))
+            states.append(await world.promote(rng.choice(versions)))
         elif kind == "roll back":
-            became = await settled(world.roll_back())
-            told += [became] if isinstance(became, AgentSnapshot) else []
+            result = await settled(world.roll_back())
+            states += [result] if isinstance(result, AgentSnapshot) else []
         else:
             (decided,) = await world.decide(incoming(acp_url=f"http://legacy-{number}"))
-            told += [decided.state] if decided.state else []
-    told.append(await world.delete_agent())
+            states += [decided.state] if decided.state else []
+    states.append(await world.delete_agent())
     moments: dict[int, Moment] = {}
-    for state in told:
+    for state in states:
         serves = serving(state)
         if state.last_cutover_at is not None and state.agent.generation not in moments:
             serving_id, url = (serves.deployment_id, serves.acp_url) if serves else (None, None)
@@ -72,8 +72,8 @@ async def a_life(world: World, rng: random.Random) -> list[Moment]:
     return [moments[generation] for generation in sorted(moments)]
 
 
-async def test_ten_thousand_moments_are_answered_as_a_model_does(world: World) -> None:
-    """`at` names what the calls said that they had left serving, to the microsecond; before the first: nothing did."""
+async def test_ten_thousand_times_have_the_answer_of_a_model(world: World) -> None:
+    """`at` returns what the calls reported to serve then, to the microsecond; before the first change, nothing."""
     rng = random.Random()  # noqa: S311
     model = await a_life(world, rng)
     agent_id, starts = await world.agent_id(), [at for at, _, _ in model]
@@ -103,8 +103,8 @@ async def test_ten_thousand_moments_are_answered_as_a_model_does(world: World) -
     assert len(starts) > STEPS / 2
 
 
-async def test_each_row_says_how_long_it_held(world: World) -> None:
-    """Until the next one came, on every page; the one that holds now has no end."""
+async def test_each_row_has_its_duration(world: World) -> None:
+    """Until the next row, on every page; the newest row has no end."""
     await world.two_versions()
     for number in range(4):
         await world.promote(f"{NAME}.v{2 - number % 2}")
@@ -119,8 +119,8 @@ async def test_each_row_says_how_long_it_held(world: World) -> None:
     ]
 
 
-async def test_who_waited_for_the_lock_comes_later_in_the_ledger(world: World) -> None:
-    """Its time is that of its turn, not that of its call, so that each moment has one answer."""
+async def test_a_promote_that_waited_for_the_lock_is_later_in_the_ledger(world: World) -> None:
+    """Its time is that of its turn, not that of its call, so each time has exactly one answer."""
     await world.two_versions()
     agent_id = await world.agent_id()
     async with world.uncommitted() as first:
@@ -136,20 +136,20 @@ async def test_who_waited_for_the_lock_comes_later_in_the_ledger(world: World) -
     assert before.until == newest.promotion.at
 
 
-async def test_before_the_first_change_it_is_said_when_that_came(world: World) -> None:
-    """404 with the time of the first change, or that there was none."""
+async def test_before_the_first_change_the_error_names_its_time(world: World) -> None:
+    """404 with the time of the first change, or a message that there was none."""
     await world.register(a_build())
     agent_id, now = await world.agent_id(), datetime.now(UTC)
     with pytest.raises(NothingServedYet, match="nothing has served it yet"):
         await world.do(lambda session: served_at(session, agent_id, now))
     await world.arrive(deployment_id="v1")
     (row,) = await ledger(world)
-    with pytest.raises(NothingServedYet, match=f"the first to serve it came at {row.promotion.at:%Y-%m-%dT%H:%M:%S}"):
+    with pytest.raises(NothingServedYet, match=f"its first generation began at {row.promotion.at:%Y-%m-%dT%H:%M:%S}"):
         await world.do(lambda session: served_at(session, agent_id, now))
 
 
-async def test_a_version_knows_when_it_was_in_production(world: World) -> None:
-    """Each time with its end, newest first; none for one that never was; alone and in a list alike."""
+async def test_a_version_has_its_periods_in_production(world: World) -> None:
+    """Each period with its end, newest first; none for a version that never served; alone and in a list alike."""
     await world.two_versions()
     await world.arrive(deployment_id="never")
     for number in range(3):
@@ -168,8 +168,8 @@ async def test_a_version_knows_when_it_was_in_production(world: World) -> None:
     } == expected
 
 
-async def test_the_times_in_production_are_bounded(world: World) -> None:
-    """The last ones, however often a version came back; the ledger has all."""
+async def test_the_number_of_periods_is_bounded(world: World) -> None:
+    """At most the last ten, however often a version came back; the ledger has all."""
     await world.two_versions()
     for number in range(2 * PERIODS_SHOWN + 2):
         await world.promote(f"{NAME}.v{2 - number % 2}")
@@ -178,8 +178,8 @@ async def test_the_times_in_production_are_bounded(world: World) -> None:
     assert [generation for generation, _, _ in await periods(world, f"{NAME}.v1")] == rows[:PERIODS_SHOWN]
 
 
-async def test_the_times_in_production_outlive_what_ended_them(world: World) -> None:
-    """A legacy take-over ends one as a promote does; a deletion, too."""
+async def test_a_take_over_and_a_deletion_end_a_period(world: World) -> None:
+    """A legacy take-over ends a period as a promote does, and so does a deletion."""
     await world.arrive(deployment_id="v1")
     await world.arrive(acp_url="http://legacy")
     [(generation, _, until)] = await periods(world, "v1")

@@ -22,7 +22,7 @@ COLUMNS = list(Agent.__table__.columns.keys())
 
 
 async def test_production_cannot_be_deleted(world: World) -> None:
-    """G13: 409, and nothing changes; once another version serves, it can."""
+    """G13: 409, and nothing changes; it can be deleted once another version serves."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     before = await world.contents()
     with pytest.raises(ProductionCannotBeDeleted):
@@ -34,10 +34,10 @@ async def test_production_cannot_be_deleted(world: World) -> None:
 
 
 async def test_a_deleted_preview_leaves_the_lists_and_stays_for_audit(world: World) -> None:
-    """G13: it is told of once, cannot be reached, and can be read by its id; a second time changes nothing."""
+    """G13: one event reports it, calls cannot reach it, and its id can still be read; a second time changes nothing."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     await world.delete("v2")
-    assert (await world.told())[-1] == "deployment.deleted"
+    assert (await world.event_types())[-1] == "deployment.deleted"
     before = await world.contents()
     await world.delete("v2")
     assert await world.contents() == before
@@ -50,8 +50,8 @@ async def test_a_deleted_preview_leaves_the_lists_and_stays_for_audit(world: Wor
         await world.do(lambda session: read_route(session, RouteKey(agent_id=agent_id, deployment_id="v2")))
 
 
-async def test_nobody_deletes_reads_or_reaches_another_agent_s_deployment(world: World) -> None:
-    """G5: across agents everything is 404, so that ids cannot be found out."""
+async def test_another_agent_s_deployment_is_not_found(world: World) -> None:
+    """G5: for another agent everything is 404, so that ids cannot be guessed."""
     await world.register(incoming(deployment_id="v1"), incoming("mail-bot", deployment_id="mail-1"))
     agent_id = await world.agent_id()
     with pytest.raises(DeploymentNotFound):
@@ -67,7 +67,7 @@ async def test_nobody_deletes_reads_or_reaches_another_agent_s_deployment(world:
 
 
 async def test_a_deployment_can_be_created_ahead_of_its_pod(world: World) -> None:
-    """Pending until the pod registers, with the facts of its creation kept; repeated, it is the same one."""
+    """Pending until its pod registers, keeping the facts of its creation; created again, it is the same deployment."""
     await world.register(a_build())
     new: dict[str, Any] = {
         "id": "v1",
@@ -89,15 +89,15 @@ async def test_a_deployment_can_be_created_ahead_of_its_pod(world: World) -> Non
         await world.create(id="v1", image="bot:2")
 
 
-async def test_creating_a_deployment_fills_in_an_image_that_nobody_named(world: World) -> None:
-    """G6: the first image named fills NULL, whoever names it."""
+async def test_creating_a_deployment_sets_a_missing_image(world: World) -> None:
+    """G6: the first image named fills NULL, whether a pod or an operator names it."""
     await world.arrive(deployment_id="v1")
     assert (await world.create(id="v1", image="bot:1")).docker_image == "bot:1"
     assert await world.arrive(deployment_id="v1", docker_image="bot:2") == "Rejected"
 
 
 async def test_a_deployment_s_id_cannot_be_taken_twice(world: World) -> None:
-    """G5 and G7: creating is refused as registering is: of others 409, deleted 410, a deleted agent 410."""
+    """G5 and G7: refused as a registration is: another agent's id 409, a deleted one 410, for a deleted agent 410."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     await world.arrive("mail-bot", deployment_id="mail-1")
     await world.delete("v2")
@@ -120,9 +120,9 @@ async def test_deleting_an_agent_ends_everything_at_once(world: World) -> None:
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"), incoming(deployment_id="v3"))
     await world.delete("v3")
     expired = (await world.deployment("v3")).expires_at
-    before = len(await world.told())
+    before = len(await world.event_types())
     await world.delete_agent()
-    assert (await world.told())[before:] == ["deployment.demoted", "agent.deleted"]
+    assert (await world.event_types())[before:] == ["deployment.demoted", "agent.deleted"]
     agent = await world.agent()
     assert (agent.status, agent.production_deployment_id, agent.generation) == ("Deleted", None, 2)
     assert await world.causes() == [("first", "v1"), ("agent_deleted", None)]
@@ -131,10 +131,10 @@ async def test_deleting_an_agent_ends_everything_at_once(world: World) -> None:
 
 
 async def test_deleting_a_legacy_agent_is_announced_by_its_deletion(world: World) -> None:
-    """G14 and G16: only the legacy address went, so `agent.deleted` carries the generation."""
+    """G14 and G16: only the legacy address is gone, so `agent.deleted` carries the generation."""
     await world.arrive(acp_url="http://legacy")
     await world.delete_agent()
-    assert await world.told() == ["agent.registered", "agent.deleted"]
+    assert await world.event_types() == ["agent.registered", "agent.deleted"]
     assert [(event.generation, event.payload["acp_url"]) for event in await world.events()][-1] == (2, None)
 
 
@@ -142,12 +142,12 @@ async def test_deleting_an_agent_that_nothing_served_is_no_generation(world: Wor
     """G14: nothing served before, nothing serves after."""
     await world.register(a_build())
     await world.delete_agent()
-    assert await world.told() == ["agent.registered", "agent.deleted"]
+    assert await world.event_types() == ["agent.registered", "agent.deleted"]
     assert await world.ledger() == []
 
 
 async def test_a_second_deletion_changes_nothing(world: World) -> None:
-    """G16: deleting twice answers the same and is one event."""
+    """G16: the second deletion has the same result and adds no event."""
     await world.arrive(deployment_id="v1")
     await world.delete_agent()
     before = await world.contents()
@@ -156,7 +156,7 @@ async def test_a_second_deletion_changes_nothing(world: World) -> None:
 
 
 async def test_a_deleted_agent_s_name_is_free(world: World) -> None:
-    """G16: a later registration makes a new agent, with numbers of its own; the old ledger stays readable."""
+    """G16: a later registration creates a new agent with its own counters; the old ledger stays readable."""
     await world.arrive(deployment_id="v1")
     old = await world.agent_id()
     await world.delete_agent()
@@ -169,7 +169,7 @@ async def test_a_deleted_agent_s_name_is_free(world: World) -> None:
 
 
 async def test_a_message_published_before_the_deletion_is_stale_for_the_new_agent_too(world: World) -> None:
-    """G16: the newest deletion of the name counts, even once the name lives again."""
+    """G16: the newest deletion of the name counts, even if a new agent has the name."""
     await world.arrive(deployment_id="v1")
     await world.delete_agent()
     await world.arrive(deployment_id="v2", registered_at=ago(-2))
@@ -179,14 +179,14 @@ async def test_a_message_published_before_the_deletion_is_stale_for_the_new_agen
 
 
 async def test_settings_change_alone(world: World) -> None:
-    """G2: what an operator does not name stays, and a change of settings is no event and no generation."""
+    """G2: values that an operator does not name stay; a change of settings adds no event and no generation."""
     await world.arrive(deployment_id="v1", description="Mine.")
     before = await world.agent()
-    events = await world.told()
+    events = await world.event_types()
     await world.change(auto_promote="always")
     await world.change(description="Ours.")
     await world.change()
     after = await world.agent()
     changed = {name for name in COLUMNS if getattr(before, name) != getattr(after, name)}
     assert changed == {"auto_promote", "description", "updated_at"}
-    assert await world.told() == events
+    assert await world.event_types() == events

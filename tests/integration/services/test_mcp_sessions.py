@@ -1,4 +1,4 @@
-"""Sessions over MCP: whose they are, for how long, and that one agent's are none of another's business."""
+"""MCP sessions: which deployment has each one, for how long, and that sessions of different agents are separate."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -29,20 +29,20 @@ async def kept(world: World) -> dict[tuple[str, bytes], str]:
 
 
 async def last_seen(world: World) -> datetime:
-    """Of the session that was seen last."""
+    """`last_seen_at` of the session that was seen last."""
     found = await world.do(lambda session: session.scalar(text("SELECT max(last_seen_at) FROM mcp_sessions")))
     assert isinstance(found, datetime)
     return found
 
 
 async def aged(world: World, age: timedelta) -> datetime:
-    """When all sessions now seem to have been seen."""
+    """Set the time at which all sessions were last seen."""
     await world.do(lambda session: session.execute(_AGED, {"age": age}))
     return await last_seen(world)
 
 
 async def test_a_session_stays_with_the_deployment_that_issued_it_first(world: World) -> None:
-    """Whatever another one answers with, as long as the first one lives; then it may be taken over."""
+    """Another deployment that returns the same id does not get it while the first one is Ready; after that it does."""
     await world.two_versions()
     await keep(world, V1)
     await keep(world, V2)
@@ -57,7 +57,7 @@ async def test_a_session_stays_with_the_deployment_that_issued_it_first(world: W
 
 
 async def test_ids_count_within_their_agent(world: World) -> None:
-    """Two agents may issue the same id; ending one leaves the other."""
+    """Two agents may issue the same id; ending one session leaves the other."""
     await world.arrive("a", deployment_id="a1")
     await world.arrive("b", deployment_id="b1")
     await keep(world, "a1", name="a")
@@ -70,7 +70,7 @@ async def test_ids_count_within_their_agent(world: World) -> None:
 
 
 async def test_only_a_digest_is_kept(world: World) -> None:
-    """Whoever reads the table cannot speak in anybody's session."""
+    """A reader of the table cannot use the sessions."""
     await world.two_versions()
     await keep(world, V1, digest_of(b"a secret id"))
     found = await world.do(lambda session: session.scalar(text("SELECT mcp_sessions::text FROM mcp_sessions")))
@@ -78,8 +78,8 @@ async def test_only_a_digest_is_kept(world: World) -> None:
     assert "a secret id" not in found
 
 
-async def test_sessions_that_nobody_uses_are_forgotten(world: World, settings: Settings) -> None:
-    """So many at a time, the oldest first; being seen keeps one, and is written once an hour."""
+async def test_unused_sessions_are_removed(world: World, settings: Settings) -> None:
+    """A limited number at a time, the oldest first; a call keeps a session, and is recorded once an hour."""
     await world.two_versions()
     agent_id = await world.agent_id()
     await keep(world, V1)

@@ -1,4 +1,4 @@
-"""How lists are read once there is much to list: from an index, as far as the page goes."""
+"""Lists in a large database are read from an index, and only as far as the page goes."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ READS: dict[str, Read] = {
 
 @contextmanager
 def statements(engine: AsyncEngine) -> Iterator[list[tuple[str, Any]]]:
-    """What is sent to the database while inside, with its parameters."""
+    """The statements sent to the database while inside, with their parameters."""
     sent: list[tuple[str, Any]] = []
 
     def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
@@ -66,7 +66,7 @@ def statements(engine: AsyncEngine) -> Iterator[list[tuple[str, Any]]]:
 
 
 async def test_no_list_reads_a_whole_table(filled: AsyncEngine) -> None:
-    """No plan goes through all rows of a table, nor sorts more of them than the page shows."""
+    """No plan scans a whole table, nor sorts more rows than the page shows."""
     sessions = Sessions(filled)
     async with filled.begin() as connection:
         for statement in FILL.split(";\n"):
@@ -86,7 +86,7 @@ async def test_no_list_reads_a_whole_table(filled: AsyncEngine) -> None:
 
 
 def _rows_read(plan: dict[str, Any]) -> list[float]:
-    """How many rows each step of the plan came by."""
+    """The number of rows that each node of the plan read."""
     passed_by = sum(value for name, value in plan.items() if name.startswith("Rows Removed by"))
     here = (plan["Actual Rows"] + passed_by) * plan["Actual Loops"]
     return [here, *(rows for each in plan.get("Plans", []) for rows in _rows_read(each))]

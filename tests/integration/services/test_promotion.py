@@ -22,18 +22,18 @@ async def two_versions(world: World) -> None:
     await world.register(incoming(deployment_id="v2", acp_url="http://v2", docker_image="bot:2"))
 
 
-async def test_a_promote_cuts_over_and_says_so(world: World) -> None:
-    """One generation, one ledger row, one `promoted` event that names who, why and what served before."""
+async def test_a_promote_cuts_over_and_reports_it(world: World) -> None:
+    """One generation, one ledger row, one `promoted` event that names actor, reason and what served before."""
     await two_versions(world)
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     state = await world.promote("v2", caller=Caller(actor="amy", reason="Greets better.", traceparent=traceparent))
     assert (state.agent.production_deployment_id, state.agent.generation) == ("v2", 2)
     event = (await world.events())[-1]
     assert (event.type, event.traceparent) == ("podium.deployment.promoted.v1", traceparent)
-    told = {
+    reported = {
         name: event.payload[name] for name in ("deployment_id", "cause", "actor", "reason", "acp_url", "docker_image")
     }
-    assert told == {
+    assert reported == {
         "deployment_id": "v2",
         "cause": "manual",
         "actor": "amy",
@@ -44,8 +44,8 @@ async def test_a_promote_cuts_over_and_says_so(world: World) -> None:
     assert event.payload["previous"] == {"deployment_id": "v1", "acp_url": "http://v1", "docker_image": None}
 
 
-async def test_whoever_routes_after_a_promote_s_reply_gets_the_new_version(world: World) -> None:
-    """G11: the route read after the commit is the new one, by id and by name."""
+async def test_a_route_read_after_a_promote_gets_the_new_version(world: World) -> None:
+    """G11: a route read after the commit is the new one, by id and by name."""
     await two_versions(world)
     agent_id = await world.agent_id()
     for version in ("v2", "v1", "v2"):
@@ -71,7 +71,7 @@ async def test_promoting_what_serves_changes_nothing(world: World) -> None:
 
 
 async def test_promoting_what_serves_writes_neither_event_nor_row(world: World) -> None:
-    """G10: only the time of the request is noted, for G9."""
+    """G10: only the time of the request is stored, for G9."""
     await two_versions(world)
     before = await world.contents(without=frozenset({"agents"}))
     updated_at = (await world.agent()).updated_at
@@ -91,9 +91,7 @@ async def test_promoting_what_serves_writes_neither_event_nor_row(world: World) 
         ("v2", GenerationMismatch),
     ],
 )
-async def test_promote_checks_in_the_order_of_the_plan(
-    world: World, target: str, expected: type[PodiumError] | None
-) -> None:
+async def test_promote_checks_in_a_fixed_order(world: World, target: str, expected: type[PodiumError] | None) -> None:
     """G10: 404 (also another agent's), 410, in production already, 412; each comes before the next."""
     await two_versions(world)
     await world.arrive("mail-bot", deployment_id="mail-1")
@@ -111,7 +109,7 @@ async def test_promote_checks_in_the_order_of_the_plan(
 
 
 async def test_only_a_ready_deployment_can_be_promoted(world: World) -> None:
-    """G10: 409 says that it is Pending, or Failed and why, when If-Match holds or is absent."""
+    """G10: 409 with Pending, or Failed and its reason, if If-Match matches or is absent."""
     await two_versions(world)
     await world.create(id="pending")
     await world.fail("v2")
@@ -122,8 +120,8 @@ async def test_only_a_ready_deployment_can_be_promoted(world: World) -> None:
             await world.promote("v2", caller=caller)
 
 
-async def test_if_match_lets_one_of_two_change_what_both_looked_at(world: World) -> None:
-    """G10: with the current generation a promote passes, and the generation it makes refuses the next."""
+async def test_if_match_lets_one_of_two_promotes_pass(world: World) -> None:
+    """G10: a promote with the current generation passes, and the generation it makes refuses the next."""
     await two_versions(world)
     await world.arrive(deployment_id="v3")
     looked_at = Caller(actor="amy", if_generation=1)
@@ -147,7 +145,7 @@ async def test_nothing_of_a_deleted_agent_can_be_promoted(world: World) -> None:
 
 
 async def test_the_first_promote_of_a_build_makes_it_ready(world: World) -> None:
-    """An agent under `never` serves once somebody promotes."""
+    """An agent with the policy `never` serves after its first explicit promote."""
     await world.register(a_build())
     await world.change(auto_promote="never")
     await world.arrive(deployment_id="v1")
@@ -157,7 +155,7 @@ async def test_the_first_promote_of_a_build_makes_it_ready(world: World) -> None
 
 
 async def test_a_serving_deployment_that_moves_is_announced_and_routed(world: World) -> None:
-    """A new address of production needs no generation; `deployment.ready` tells it, and RPC goes there."""
+    """A new address of production adds no generation; `deployment.ready` reports it, and calls go there."""
     await two_versions(world)
     await world.arrive(deployment_id="v1", acp_url="http://moved/base/", rpc_path="rpc")
     route = await world.do(lambda session: read_route(session, RouteKey(name="support-bot")))

@@ -16,7 +16,7 @@ Work = Callable[[AsyncSession], Awaitable[Any]]
 
 
 async def one_after_the_other(world: World, first: Work, second: Awaitable[Any]) -> Any:
-    """What becomes of `second` when it comes while `first` is not committed yet; a refusal is returned."""
+    """The result of `second`, which starts before `first` is committed; a refusal is returned, not raised."""
     async with world.uncommitted() as session:
         await first(session)
         waiting = asyncio.create_task(settled(second))
@@ -34,7 +34,7 @@ def registering(*batch: Incoming) -> Work:
 
 
 async def test_a_promote_waits_for_another_and_decides_on_what_that_left(world: World) -> None:
-    """G1: the second promote demotes what the first one put into production, not what it saw before it waited."""
+    """G1: the second promote demotes what the first one put into production, not what it saw before the wait."""
     await world.two_versions()
     await world.arrive(deployment_id="v3")
     agent_id = await world.agent_id()
@@ -46,7 +46,7 @@ async def test_a_promote_waits_for_another_and_decides_on_what_that_left(world: 
 
 
 async def test_a_registration_that_waited_for_a_promote_does_not_undo_it(world: World) -> None:
-    """G2: production re-registers while another version is promoted: its flag stays down, its address is new."""
+    """G2: production re-registers while another version is promoted: its flag stays false, its address is new."""
     await world.two_versions()
     agent_id = await world.agent_id()
     outcome = await one_after_the_other(
@@ -106,7 +106,7 @@ async def test_a_legacy_message_that_waited_for_a_promote_is_shadowed(world: Wor
 
 
 async def test_two_first_deployments_at_once_make_one_promotion(world: World) -> None:
-    """G9: the second one finds that something serves, though nothing did when it came."""
+    """G9: the second one finds that something serves, though nothing did when it started."""
     outcome = await one_after_the_other(
         world, registering(incoming(deployment_id="v1")), world.arrive(deployment_id="v2")
     )
@@ -115,7 +115,7 @@ async def test_two_first_deployments_at_once_make_one_promotion(world: World) ->
 
 
 async def test_a_registration_that_waited_for_its_agent_s_deletion_is_stale(world: World) -> None:
-    """G16: it was published before the deletion, so it neither revives the agent nor founds a new one."""
+    """G16: it was published before the deletion, so it neither revives the agent nor creates a new one."""
     await world.two_versions()
     agent_id, sent = await world.agent_id(), ago(0)
     outcome = await one_after_the_other(
@@ -128,7 +128,7 @@ async def test_a_registration_that_waited_for_its_agent_s_deletion_is_stale(worl
 
 
 async def test_a_newer_registration_that_waited_for_its_agent_s_deletion_makes_a_new_agent(world: World) -> None:
-    """G16: published after the deletion, it finds the name free."""
+    """G16: it was published after the deletion, so it creates a new agent of the name."""
     await world.two_versions()
     agent_id = await world.agent_id()
     outcome = await one_after_the_other(
@@ -142,7 +142,7 @@ async def test_a_newer_registration_that_waited_for_its_agent_s_deletion_makes_a
 
 
 async def test_a_batch_whose_agent_is_deleted_before_it_is_locked_runs_again(world: World) -> None:
-    """The agent was there when missing ones were inserted and is gone when it is to be locked: a new one is made."""
+    """The agent existed when missing ones were inserted, but not when it is locked: a new one is created."""
     await world.two_versions()
     agent_id = await world.agent_id()
     async with world.uncommitted() as session:
@@ -155,15 +155,15 @@ async def test_a_batch_whose_agent_is_deleted_before_it_is_locked_runs_again(wor
     assert await world.causes() == [("first", "v3")]
 
 
-async def test_a_deletion_that_waited_for_a_registration_takes_the_new_deployment_along(world: World) -> None:
-    """G16: no living deployment stays behind in a deleted agent."""
+async def test_a_deletion_that_waited_for_a_registration_deletes_the_new_deployment(world: World) -> None:
+    """G16: no deployment of a deleted agent stays undeleted."""
     await world.two_versions()
     await one_after_the_other(world, registering(incoming(deployment_id="v3")), world.delete_agent())
     assert (await world.deployment("v3")).expires_at is not None
 
 
 async def test_one_deployment_id_claimed_by_two_agents_at_once_goes_to_the_first(world: World) -> None:
-    """G5: the second one's insert waits, loses, and is decided anew: parked, with nothing of it left."""
+    """G5: the insert of the second one waits, loses, and is decided again: it is parked and leaves nothing else."""
     outcome = await one_after_the_other(
         world, registering(incoming("bot-a", deployment_id="v1")), world.arrive("bot-b", deployment_id="v1")
     )
@@ -172,8 +172,8 @@ async def test_one_deployment_id_claimed_by_two_agents_at_once_goes_to_the_first
     assert len((await world.contents())["agents"]) == 1
 
 
-async def test_who_waited_for_an_agent_that_was_not_born_makes_it(world: World) -> None:
-    """A refused first message takes its agent back in its own transaction; whoever waited for it is not harmed."""
+async def test_a_transaction_that_waited_for_a_discarded_agent_creates_it(world: World) -> None:
+    """A refused first message deletes its new agent in the same transaction; a waiting transaction is not affected."""
     await world.arrive("owner", deployment_id="v1")
     outcome = await one_after_the_other(
         world, registering(incoming(deployment_id="v1")), world.arrive(deployment_id="v2")
@@ -183,7 +183,7 @@ async def test_who_waited_for_an_agent_that_was_not_born_makes_it(world: World) 
 
 
 async def test_one_message_delivered_to_two_workers_at_once_has_one_effect(world: World) -> None:
-    """G3: the one that comes second is a Duplicate, for a new agent and for a message that cannot be read alike."""
+    """G3: the second one is a Duplicate, for a new agent and for an unreadable message alike."""
     message, poison = incoming(deployment_id="v1"), incoming(deployment_id="v1", acp_url="nowhere")
     outcomes = await one_after_the_other(world, registering(message, poison), world.register(poison, message))
     assert outcomes == ["Rejected", "Duplicate"]
@@ -195,7 +195,7 @@ async def test_one_message_delivered_to_two_workers_at_once_has_one_effect(world
 
 
 async def test_one_message_id_used_by_two_agents_at_once_is_decided_once(world: World) -> None:
-    """G3: a message is its id; who comes second under the same one is a Duplicate and leaves nothing behind."""
+    """G3: the message id identifies a message; the second one with the same id is a Duplicate without any effect."""
     message_id = str(an_id())
     first = incoming("bot-a", deployment_id="a1", message_id=message_id)
     outcome = await one_after_the_other(
@@ -207,7 +207,7 @@ async def test_one_message_id_used_by_two_agents_at_once_is_decided_once(world: 
 
 
 async def test_new_names_in_opposite_order_do_not_deadlock(world: World) -> None:
-    """Agents are inserted in name order: by arrival, each of these two would hold what the other one waits for."""
+    """Agents are inserted in name order. In arrival order, each transaction would hold what the other one waits for."""
     names = ("bot-a", "bot-m", "bot-z")
     batches = [[incoming(name) for name in names], [incoming(name) for name in reversed(names)]]
 

@@ -21,7 +21,7 @@ from tests.integration.services.world import AMY, NAME, World, read_route
 from tests.support.factories import a_build, an_id, incoming
 
 
-async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World) -> None:
+async def test_a_deleted_agent_can_be_read_but_not_changed(world: World) -> None:
     """G16: by id it reads as Deleted, by name it is unknown, everything else is 410."""
     await world.register(incoming(deployment_id="v1", acp_url="http://v1"), incoming(acp_url="http://legacy"))
     agent_id = await world.agent_id()
@@ -49,25 +49,25 @@ async def test_of_a_deleted_agent_all_can_be_read_and_nothing_done(world: World)
 
 
 async def test_an_unknown_agent_is_not_found(world: World) -> None:
-    """404, whatever one asks of it."""
-    nobody = an_id()
+    """404 for every read."""
+    unknown_id = an_id()
     for refused in (
-        lambda session: queries.get_agent(session, nobody),
-        lambda session: queries.get_deployment(session, nobody, "v1"),
-        lambda session: queries.list_deployments(session, nobody, Page()),
-        lambda session: read_route(session, RouteKey(agent_id=nobody)),
-        lambda session: read_route(session, RouteKey(agent_id=nobody, deployment_id="v1")),
-        lambda session: lifecycle.delete_agent(session, nobody, AMY),
-        lambda session: lifecycle.delete_deployment(session, nobody, "v1"),
-        lambda session: lifecycle.change_agent(session, nobody, AgentChange()),
-        lambda session: lifecycle.create_deployment(session, nobody, NewDeployment(docker_image="bot:1")),
+        lambda session: queries.get_agent(session, unknown_id),
+        lambda session: queries.get_deployment(session, unknown_id, "v1"),
+        lambda session: queries.list_deployments(session, unknown_id, Page()),
+        lambda session: read_route(session, RouteKey(agent_id=unknown_id)),
+        lambda session: read_route(session, RouteKey(agent_id=unknown_id, deployment_id="v1")),
+        lambda session: lifecycle.delete_agent(session, unknown_id, AMY),
+        lambda session: lifecycle.delete_deployment(session, unknown_id, "v1"),
+        lambda session: lifecycle.change_agent(session, unknown_id, AgentChange()),
+        lambda session: lifecycle.create_deployment(session, unknown_id, NewDeployment(docker_image="bot:1")),
     ):
         with pytest.raises(AgentNotFound):
             await world.do(refused)
 
 
-async def test_routes_say_why_nothing_can_be_reached(world: World) -> None:
-    """Nothing serves, Failed and Pending are told apart; a preview is reached by its own id, legacy by the agent's."""
+async def test_routes_have_a_separate_error_for_each_reason(world: World) -> None:
+    """Separate errors if nothing serves, for Failed and Pending; a preview has its own route, legacy the agent's."""
     await world.register(a_build())
     agent_id = await world.agent_id()
     with pytest.raises(NothingServes):

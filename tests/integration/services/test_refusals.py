@@ -21,7 +21,7 @@ async def refused(world: World, message: Incoming) -> str:
 
 
 async def two_agents(world: World) -> None:
-    """`support-bot` with v1 in production and v2 beside it; `mail-bot` with its own."""
+    """`support-bot` with v1 in production and v2 as a preview; `mail-bot` with its own version."""
     await world.register(
         incoming(deployment_id="v1", docker_image="bot:1"),
         incoming(deployment_id="v2"),
@@ -31,7 +31,7 @@ async def two_agents(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["mail-bot", "new-bot"])
 @pytest.mark.parametrize("deployment_id", ["v1", "v2"])
-async def test_nobody_registers_another_agent_s_deployment(world: World, name: str, deployment_id: str) -> None:
+async def test_a_pod_cannot_register_another_agent_s_deployment(world: World, name: str, deployment_id: str) -> None:
     """G5: a pod of agent B that names agent A's deployment, in production or not, changes nothing and is parked."""
     await two_agents(world)
     message = incoming(name, deployment_id=deployment_id, acp_url="http://thief", docker_image="bot:1")
@@ -40,7 +40,7 @@ async def test_nobody_registers_another_agent_s_deployment(world: World, name: s
 
 @pytest.mark.parametrize("fields", [{}, {"deployment_id": "v1"}, {"deployment_id": "v3"}])
 async def test_a_wrong_agent_id_is_refused(world: World, fields: dict[str, str]) -> None:
-    """G5: an `agent_id` that is not the named agent's changes nothing, be it another agent's, nobody's or no id."""
+    """G5: a wrong `agent_id` changes nothing: another agent's id, an unknown one, or no valid id."""
     await two_agents(world)
     for wrong in (str(await world.agent_id("mail-bot")), str(an_id()), "nonsense", ""):
         message = incoming(agent_id=wrong, acp_url="http://thief", **fields)
@@ -50,13 +50,13 @@ async def test_a_wrong_agent_id_is_refused(world: World, fields: dict[str, str])
 
 
 async def test_an_agent_id_for_a_name_that_is_free_is_refused(world: World) -> None:
-    """G5: a pod that believes to belong to an agent cannot found another one under that name."""
+    """G5: a pod that sends the id of an agent cannot create another agent under a free name."""
     assert await refused(world, incoming("new-bot", agent_id=str(an_id()))) == "agent-id-mismatch"
     assert (await world.contents())["agents"] == []
 
 
 async def test_an_image_cannot_change(world: World) -> None:
-    """G6: naming another image is a conflict, even in the newest message; naming none or the same is not."""
+    """G6: another image is a conflict, even in the newest message; no image, or the same one, is not."""
     await two_agents(world)
     message = incoming(deployment_id="v1", docker_image="bot:2", acp_url="http://new")
     assert await refused(world, message) == "image-conflict"
@@ -65,14 +65,14 @@ async def test_an_image_cannot_change(world: World) -> None:
 
 
 async def test_a_deleted_deployment_stays_deleted(world: World) -> None:
-    """G7: no registration revives a soft-deleted deployment, however new it is."""
+    """G7: no registration revives a deleted deployment, however new it is."""
     await two_agents(world)
     await world.delete("v2")
     assert await refused(world, incoming(deployment_id="v2", acp_url="http://new")) == "deployment-deleted"
 
 
 async def test_a_deleted_agent_s_deployment_is_gone_for_its_name_and_taken_for_others(world: World) -> None:
-    """G7 and G16: its name finds the old id deleted (410), any other name finds it taken (409)."""
+    """G7 and G16: an agent of the same name finds the old id deleted (410), any other agent finds it taken (409)."""
     await two_agents(world)
     await world.delete_agent()
     assert await refused(world, incoming(deployment_id="v1")) == "deployment-deleted"
@@ -90,8 +90,8 @@ async def test_key_and_body_must_name_the_same_agent(world: World) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\x00", b"{}", b"[" * 1000, to_json(a_body()) * 2, b"x" * 5 * 1024 * 1024])
-async def test_what_is_no_registration_is_parked_whole(world: World, body: bytes) -> None:
-    """Nothing is lost: whatever came is kept byte for byte with the reason, and its neighbours are decided."""
+async def test_a_message_that_is_not_a_registration_is_parked_whole(world: World, body: bytes) -> None:
+    """Nothing is lost: each message is kept byte for byte with the reason, and the rest of its batch is decided."""
     poison = read_message(Envelope(f"agent.{NAME}", body, {"x-nul": "\x00", "n": float("inf"), "raw": b"\xff"}))
     assert await world.register(incoming(), poison, incoming("other")) == ["Registered", "Rejected", "Registered"]
     (parked,) = await world.parked()
@@ -100,7 +100,7 @@ async def test_what_is_no_registration_is_parked_whole(world: World, body: bytes
 
 
 async def test_repeated_refusals_of_one_deployment_share_a_row_and_count_up(world: World) -> None:
-    """A crash loop of a wrong pod is one parked row with its attempts, the newest message and its error."""
+    """The refusals of a pod that restarts in a loop are one row with its attempts, the newest message and its error."""
     await two_agents(world)
     first, second, third = (incoming("mail-bot", deployment_id="v1", acp_url=f"http://{n}") for n in "abc")
     await world.register(first)
@@ -114,7 +114,7 @@ async def test_repeated_refusals_of_one_deployment_share_a_row_and_count_up(worl
 
 
 async def test_a_message_delivered_again_does_not_count_as_another_attempt(world: World) -> None:
-    """The broker's redelivery is not the pod's new attempt: counts, rows and times of parked messages stay."""
+    """A redelivery by the broker is not a new attempt of the pod: counts, rows and times of parked messages stay."""
     await two_agents(world)
     wrong = incoming("mail-bot", deployment_id="v1")
     nameless = read_message(Envelope(f"agent.{NAME}", b"{}"))
@@ -131,7 +131,7 @@ async def test_a_message_delivered_again_does_not_count_as_another_attempt(world
 
 
 async def test_a_refusal_over_http_is_answered_and_not_parked(world: World) -> None:
-    """The caller has the answer; there is nothing to send again later. The inbox still tells of it."""
+    """The caller has the error, so there is nothing to retry later. The inbox still lists it."""
     await two_agents(world)
     assert await world.register(over_http("mail-bot", deployment_id="v1")) == ["Rejected"]
     assert await world.parked() == []
@@ -139,7 +139,7 @@ async def test_a_refusal_over_http_is_answered_and_not_parked(world: World) -> N
 
 
 async def test_a_message_the_database_refused_is_known_afterwards(world: World) -> None:
-    """A poison message that was isolated and parked does not come alive when it is delivered once more."""
+    """A message that was isolated and parked after a database error stays a Duplicate when it is delivered again."""
     message = incoming(deployment_id="v1")
     assert message.envelope is not None
     poison = Incoming(Unreadable(Unprocessable(), message.content.message_id, NAME), message.envelope)
@@ -148,7 +148,7 @@ async def test_a_message_the_database_refused_is_known_afterwards(world: World) 
 
 
 async def test_a_message_older_than_the_deletion_of_its_name_is_stale_not_refused(world: World) -> None:
-    """G16: what was on its way while the agent was deleted is no fault of its pod, and founds no agent."""
+    """G16: a message published before the deletion of its agent is not refused, and creates no agent."""
     await two_agents(world)
     late = [incoming(deployment_id="v1", registered_at=ago(5)), incoming(registered_at=ago(5), agent_id="wrong")]
     await world.delete_agent()

@@ -12,10 +12,15 @@ from tests.support.factories import a_body, a_build, ago, an_id, incoming, over_
 
 
 async def test_the_first_deployment_of_a_new_agent_serves_at_once(world: World) -> None:
-    """G9: with nothing serving by any path, the first Ready deployment goes to production under `first`."""
+    """G9: if nothing serves, the first Ready deployment goes to production under `first`."""
     assert await world.arrive(deployment_id="v1", docker_image="bot:1") == "Registered"
     assert await world.causes() == [("first", "v1")]
-    assert await world.told() == ["agent.registered", "deployment.created", "deployment.ready", "deployment.promoted"]
+    assert await world.event_types() == [
+        "agent.registered",
+        "deployment.created",
+        "deployment.ready",
+        "deployment.promoted",
+    ]
     assert (await world.agent()).status == "Ready"
 
 
@@ -28,7 +33,7 @@ async def test_everything_after_the_first_is_a_preview(world: World) -> None:
 
 
 async def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
-    """G3: same message, one effect: no row, ledger entry or event more, in the same batch or in a later one."""
+    """G3: same message, one effect: no further row, ledger entry or event, in the same batch or in a later one."""
     message = incoming(deployment_id="v1")
     assert await world.register(message, message) == ["Registered", "Duplicate"]
     before = await world.contents()
@@ -37,7 +42,7 @@ async def test_a_message_that_comes_again_changes_nothing(world: World) -> None:
 
 
 async def test_a_refused_or_stale_message_that_comes_again_is_a_duplicate_too(world: World) -> None:
-    """G3: what was decided once is decided, whatever the outcome was; later changes do not make it apply."""
+    """G3: an outcome is final; later changes do not make the message apply."""
     await world.register(incoming(deployment_id="v1", docker_image="bot:1"))
     refused = incoming(deployment_id="v1", docker_image="bot:2")
     stale = incoming(deployment_id="v1", registered_at=ago(60))
@@ -58,7 +63,7 @@ async def test_the_newest_announcement_s_address_stays_whatever_the_order(world:
 
 
 async def test_equal_times_are_ordered_by_message_id(world: World) -> None:
-    """G4: two announcements of one moment have one winner, in either order."""
+    """G4: of two announcements with equal times the same one wins, in either order."""
     moment = ago(10)
     for version, order in (("v1", (UUID(int=1), UUID(int=2))), ("v2", (UUID(int=4), UUID(int=3)))):
         for each in order:
@@ -82,7 +87,7 @@ async def test_a_clock_more_than_30_s_ahead_is_replaced_by_the_database_s(
 
 
 async def test_times_at_the_ends_of_the_calendar_are_stored(world: World) -> None:
-    """G4: a clock that stands at the year 1 or 9999 harms nobody but its own order."""
+    """G4: a clock at the year 1 or 9999 affects only the order of its own messages."""
     assert await world.arrive(deployment_id="v1", registered_at="0001-01-01T00:00:00Z") == "Registered"
     assert await world.arrive("other", registered_at="0001-01-01T00:00:00Z") == "Registered"
     assert await world.arrive(deployment_id="v1", registered_at="9999-12-31T23:59:59Z") == "Registered"
@@ -90,7 +95,7 @@ async def test_times_at_the_ends_of_the_calendar_are_stored(world: World) -> Non
 
 
 async def test_a_registration_over_http_is_dated_by_the_database(world: World) -> None:
-    """G4: over HTTP the time and id in the body count for nothing, so that it is never stale by a pod's clock."""
+    """G4: over HTTP the time and id in the body are ignored, so a registration is never stale by a pod's clock."""
     future = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
     assert await world.register(over_http(deployment_id="v1", registered_at=future)) == ["Registered"]
     message_id = str(an_id())
@@ -100,14 +105,14 @@ async def test_a_registration_over_http_is_dated_by_the_database(world: World) -
 
 
 async def test_the_address_is_stored_byte_for_byte(world: World) -> None:
-    """What a pod announces comes back unchanged, with whatever slash it had or had not."""
+    """The announced address is returned unchanged, with or without a trailing slash."""
     for version, address in (("v1", "http://H:8000"), ("v2", "https://h:8000//a/%7e;x/")):
         await world.arrive(deployment_id=version, acp_url=address)
         assert (await world.deployment(version)).acp_url == address
 
 
 async def test_a_registration_without_image_takes_the_agent_s_then_keeps_its_own(world: World) -> None:
-    """G6: the build's image fills in for a pod that names none, and the first image stays for good."""
+    """G6: the build's image is used for a pod that names none, and the first image stays."""
     await world.register(a_build(docker_image="bot:1"))
     await world.arrive(deployment_id="v1")
     await world.register(a_build(docker_image="bot:2"))
@@ -120,7 +125,7 @@ async def test_a_registration_without_image_takes_the_agent_s_then_keeps_its_own
 
 
 async def test_metadata_of_a_newer_registration_is_merged(world: World) -> None:
-    """G6: facts add up, the newer ones on top."""
+    """G6: facts are merged; newer ones replace older ones."""
     await world.arrive(deployment_id="v1", registration_metadata={"git": {"commit": "a"}, "team": "mail"})
     await world.arrive(deployment_id="v1", registration_metadata={"git": {"commit": "b"}})
     expected = {"deployment_id": "v1", "git": {"commit": "b"}, "team": "mail"}
@@ -128,7 +133,7 @@ async def test_metadata_of_a_newer_registration_is_merged(world: World) -> None:
 
 
 async def test_a_preview_leaves_the_agent_s_own_fields_alone(world: World) -> None:
-    """G8: only `event_seq` moves when a deployment registers; description, types, image and legacy stay."""
+    """G8: only `event_seq` changes when a deployment registers; description, types, image and legacy address stay."""
     await world.arrive(acp_url="http://legacy", description="Mine.", acp_type="sync", docker_image="agent:1", team="a")
     before = await world.agent()
     await world.arrive(
@@ -149,8 +154,8 @@ async def test_a_preview_leaves_the_agent_s_own_fields_alone(world: World) -> No
 
 
 async def test_a_batch_is_decided_in_the_order_of_arrival(world: World) -> None:
-    """A whole history in one batch leads to what it leads to message by message."""
-    story = [
+    """Messages in one batch lead to the same state as one by one."""
+    history = [
         ("bot-a", {"deployment_id": "a1", "registered_at": ago(50)}),
         ("bot-b", {"acp_url": "http://b", "registered_at": ago(50)}),
         ("bot-a", {"deployment_id": "a2", "registered_at": ago(40)}),
@@ -160,7 +165,7 @@ async def test_a_batch_is_decided_in_the_order_of_arrival(world: World) -> None:
         ("bot-c", {"deployment_id": "b1"}),
         ("bot-a", {"deployment_id": "a1", "acp_url": "http://a", "registered_at": ago(20)}),
     ]
-    batch = [incoming(name, **fields) for name, fields in story]
+    batch = [incoming(name, **fields) for name, fields in history]
     outcomes = ["Registered", "Registered", "Registered", "Registered", "Rejected", "Stale", "Rejected", "Registered"]
     assert await world.register(*batch) == outcomes
     assert await world.causes("bot-a") == [("first", "a1")]
@@ -170,7 +175,7 @@ async def test_a_batch_is_decided_in_the_order_of_arrival(world: World) -> None:
     assert len(agents["agents"]) == 2
 
 
-async def test_the_inbox_says_what_became_of_each_message(world: World) -> None:
+async def test_the_inbox_has_the_outcome_of_each_message(world: World) -> None:
     """`registrations` holds each decided message once, in order, with its outcome and the reason of a refusal."""
     await world.register(
         incoming(deployment_id="v1", docker_image="bot:1"),
@@ -194,8 +199,8 @@ async def test_the_inbox_says_what_became_of_each_message(world: World) -> None:
     ]
 
 
-async def test_an_agent_for_which_nothing_was_applied_is_never_seen(world: World) -> None:
-    """A refused first message leaves no agent behind, nor an event of one."""
+async def test_a_refused_first_message_creates_no_agent(world: World) -> None:
+    """A refused first message leaves no agent and no event."""
     await world.arrive("owner", deployment_id="v1")
     (decided,) = await world.decide(incoming("thief", deployment_id="v1"))
     assert isinstance(decided.outcome, Rejected)
@@ -205,15 +210,15 @@ async def test_an_agent_for_which_nothing_was_applied_is_never_seen(world: World
 
 
 async def test_a_build_is_idempotent_by_name_and_serves_nothing(world: World) -> None:
-    """`register-build` makes a BuildOnly agent once; its first promotion makes it Ready."""
+    """`register-build` creates a BuildOnly agent once; its first promotion makes it Ready."""
     assert await world.register(a_build(description="Built."), a_build(description="Built.")) == ["Registered"] * 2
     agent = await world.agent()
-    assert (agent.status, agent.generation, await world.told()) == ("BuildOnly", 0, ["agent.registered"])
+    assert (agent.status, agent.generation, await world.event_types()) == ("BuildOnly", 0, ["agent.registered"])
     await world.arrive(deployment_id="v1")
     assert (await world.agent()).status == "Ready"
     assert (await world.agent()).id == agent.id
 
 
-async def test_an_empty_batch_is_nothing(world: World) -> None:
-    """No messages, no outcomes, no statement that fails."""
+async def test_an_empty_batch_does_nothing(world: World) -> None:
+    """No messages, no outcomes, no error."""
     assert await world.register() == []

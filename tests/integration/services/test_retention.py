@@ -1,4 +1,4 @@
-"""Old previews are deleted, deleted versions are purged, and what serves or may serve again is left alone."""
+"""Retention: old previews are deleted and deleted versions are purged, but not what serves or may serve again."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -25,45 +25,45 @@ _CREATED = text("UPDATE deployments SET created_at = clock_timestamp() - make_in
 
 
 def limits(days: float = 0, *, keep: int = 20, rows: int = 100) -> StepLimits:
-    """What is older than so many days."""
+    """The limits of a step for versions older than this many days."""
     return StepLimits(before=datetime.now(UTC) - timedelta(days=days), keep=keep, rows=rows)
 
 
 async def delete_old(world: World, at_most: StepLimits) -> int:
-    """How many previews a step deleted."""
+    """The number of previews that a step deleted."""
     return (await world.do(lambda session: delete_old_previews(session, at_most))).rows
 
 
 async def purge(world: World, at_most: StepLimits) -> int:
-    """How many versions a step purged."""
+    """The number of versions that a step purged."""
     return (await world.do(lambda session: purge_deleted(session, at_most))).rows
 
 
 async def aged(world: World, deployment_id: str, days: float) -> None:
-    """A version that was created and announced so many days ago."""
+    """A version that was created and announced this many days ago."""
     await world.arrive(deployment_id=deployment_id, registered_at=ago(days * DAY))
     await world.do(lambda session: session.execute(_CREATED, {"id": deployment_id, "days": days}))
 
 
 async def in_turn(world: World, *deployment_ids: str) -> None:
-    """Have these versions in production, one after the other."""
+    """Put these versions into production, one after the other."""
     for deployment_id in deployment_ids:
         await world.arrive(deployment_id=deployment_id)
         await world.promote(deployment_id)
 
 
-async def gone(world: World) -> dict[str, bool]:
-    """Every version, and whether it is deleted."""
+async def deletions(world: World) -> dict[str, bool]:
+    """All versions, and whether each one is deleted."""
     return {each.id: each.expires_at is not None for each in await world.deployments()}
 
 
-async def test_an_old_preview_is_deleted_as_by_hand(world: World) -> None:
-    """The same columns, the same event; production of the same age stays."""
+async def test_an_old_preview_is_deleted_as_by_an_operator(world: World) -> None:
+    """The same columns and the same event; a production of the same age stays."""
     for deployment_id in ("v1", "by-hand", "by-age"):
         await aged(world, deployment_id, 10)
     await world.delete("by-hand")
     assert await delete_old(world, limits(7)) == 1
-    assert await gone(world) == {"v1": False, "by-hand": True, "by-age": True}
+    assert await deletions(world) == {"v1": False, "by-hand": True, "by-age": True}
     by_hand, by_age = (await world.events())[-2:]
     assert (by_age.type, by_age.subject) == (by_hand.type, "by-age")
     assert by_age.payload.keys() == by_hand.payload.keys()
@@ -74,7 +74,7 @@ async def test_an_old_preview_is_deleted_as_by_hand(world: World) -> None:
 
 
 async def test_a_preview_is_as_old_as_its_last_announcement(world: World) -> None:
-    """One that announces itself is young; one whose clock is behind is no older than its row."""
+    """The last announcement counts; if the pod's clock is behind, the creation of the row counts."""
     await world.arrive(deployment_id="v1")
     await aged(world, "announced", 10)
     await world.arrive(deployment_id="announced", registered_at=ago(1 * DAY))
@@ -83,15 +83,15 @@ async def test_a_preview_is_as_old_as_its_last_announcement(world: World) -> Non
     await world.create(id="never-came")
     await world.do(lambda session: session.execute(_CREATED, {"id": "never-came", "days": 10}))
     assert await delete_old(world, limits(7)) == 1
-    assert [each for each, deleted in (await gone(world)).items() if deleted] == ["never-came"]
+    assert [each for each, deleted in (await deletions(world)).items() if deleted] == ["never-came"]
 
 
-async def test_the_last_versions_that_were_in_production_are_not_collected(world: World) -> None:
-    """Neither by their age nor once they are deleted; a rollback still finds them."""
+async def test_the_last_versions_in_production_are_not_removed(world: World) -> None:
+    """Neither by their age nor after their deletion; a rollback still finds them."""
     await in_turn(world, "v1", "v2", "v3", "v4")
     await world.arrive(deployment_id="never")
     assert await delete_old(world, limits(keep=3)) == 2
-    assert [each for each, deleted in (await gone(world)).items() if deleted] == ["never", "v1"]
+    assert [each for each, deleted in (await deletions(world)).items() if deleted] == ["never", "v1"]
     await world.roll_back()
     assert (await world.agent()).production_deployment_id == "v3"
     await world.delete("v2")
@@ -101,17 +101,17 @@ async def test_the_last_versions_that_were_in_production_are_not_collected(world
     assert [each.id for each in await world.deployments() if each.purged_at] == ["never", "v1", "v2"]
 
 
-async def test_production_is_not_collected_however_little_is_kept(world: World) -> None:
-    """Also where no other version is."""
+async def test_production_is_never_removed(world: World) -> None:
+    """Even if there is no other version."""
     await in_turn(world, "v1", "v2")
     assert await delete_old(world, limits(keep=0)) == 1
     assert await purge(world, limits(keep=0)) == 1
-    assert await gone(world) == {"v1": True, "v2": False}
+    assert await deletions(world) == {"v1": True, "v2": False}
     assert (await world.agent()).production_deployment_id == "v2"
 
 
 async def test_a_purge_leaves_a_tombstone(world: World) -> None:
-    """Id, agent, image, status and times stay, the rest goes; it is told of once; the ledger keeps its own copy."""
+    """Id, agent, image, status and times stay, the rest is removed, with one event; the ledger has its own copy."""
     await world.arrive(deployment_id="v1")
     facts: dict[str, Any] = {"docker_image": "bot:2", "registration_metadata": {"git": "abc"}, "rpc_path": "/rpc"}
     await world.arrive(deployment_id="v2", **facts)
@@ -124,7 +124,7 @@ async def test_a_purge_leaves_a_tombstone(world: World) -> None:
     assert {name: getattr(after, name) for name in TOMBSTONE} == {name: getattr(before, name) for name in TOMBSTONE}
     assert [getattr(after, name) for name in FORGOTTEN] == [None] * len(FORGOTTEN)
     assert after.rpc_path == "/api"
-    assert (await world.told())[-1] == "deployment.purged"
+    assert (await world.event_types())[-1] == "deployment.purged"
     assert [(row.generation, row.to_acp_url) for row in await world.ledger()] == [
         (row.generation, row.to_acp_url) for row in ledger
     ]
@@ -133,7 +133,7 @@ async def test_a_purge_leaves_a_tombstone(world: World) -> None:
 
 @pytest.mark.parametrize("image", [None, "bot:2", "another:1"])
 async def test_a_purged_id_stays_taken(world: World, image: str | None) -> None:
-    """G7: whoever comes back under it is refused as deleted, with the same image, another or none."""
+    """G7: a registration under its id is refused as deleted, with the same image, another or none."""
     await in_turn(world, "v2", "v1")
     await world.arrive(deployment_id="v3", docker_image="bot:2")
     for deployment_id in ("v2", "v3"):
@@ -152,22 +152,22 @@ async def test_a_purged_id_stays_taken(world: World, image: str | None) -> None:
         with pytest.raises(DeploymentDeletedError):
             await refused()
     await world.delete("v3")
-    assert (await world.told())[-2:] == ["deployment.purged", "deployment.purged"]
+    assert (await world.event_types())[-2:] == ["deployment.purged", "deployment.purged"]
 
 
 async def test_all_of_a_deleted_agent_is_purged(world: World) -> None:
-    """Nobody rolls it back any more; its name and its versions' ids answer as before."""
+    """No rollback needs its versions any more; its name and its versions' ids have the same effect as before."""
     await in_turn(world, "v1", "v2")
     await world.delete_agent()
     assert await purge(world, limits()) == 2
-    assert (await world.told())[-3:] == ["agent.deleted", "deployment.purged", "deployment.purged"]
+    assert (await world.event_types())[-3:] == ["agent.deleted", "deployment.purged", "deployment.purged"]
     assert await world.arrive(deployment_id="v2") == "Rejected"
     assert await world.arrive(deployment_id="v3") == "Registered"
     assert (await world.deployment("v3")).is_production
 
 
-async def test_each_step_goes_on_where_the_last_one_stood(world: World) -> None:
-    """At most so many rows a step; what must not be collected holds up nobody behind it."""
+async def test_each_step_continues_after_the_last_one(world: World) -> None:
+    """A step handles a limited number of rows; versions that must stay do not block those after them."""
     await in_turn(world, "v1", "v2", "v3")
     for deployment_id in ("v1", "v2"):
         await world.delete(deployment_id)
@@ -182,8 +182,8 @@ async def test_each_step_goes_on_where_the_last_one_stood(world: World) -> None:
     assert changed == [0, 2, 2, 1]
 
 
-async def test_an_agent_that_is_busy_is_passed_over(world: World) -> None:
-    """Nobody waits for it, and the others are done; it has its turn the next time."""
+async def test_a_locked_agent_is_skipped(world: World) -> None:
+    """The step does not wait for it and handles the others; the next pass handles it."""
     for name in (NAME, "other"):
         await world.two_versions(name)
         await world.delete(f"{name}.v2", name)
@@ -193,10 +193,8 @@ async def test_an_agent_that_is_busy_is_passed_over(world: World) -> None:
     assert await purge(world, limits()) == 1
 
 
-async def test_what_was_promoted_while_retention_looked_is_left_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was ripe when it was looked at is asked for again under the agent's lock."""
+async def test_a_version_promoted_during_a_step_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conditions are checked again under the agent's lock."""
     await world.two_versions()
 
     async def promote_first(session: AsyncSession, agent_ids: Iterable[UUID]) -> dict[UUID, AgentState]:
@@ -205,4 +203,4 @@ async def test_what_was_promoted_while_retention_looked_is_left_alone(
 
     monkeypatch.setattr("services.retention.versions.lock_unclaimed", promote_first)
     assert await delete_old(world, limits(keep=0)) == 0
-    assert await gone(world) == {f"{NAME}.v1": False, f"{NAME}.v2": False}
+    assert await deletions(world) == {f"{NAME}.v1": False, f"{NAME}.v2": False}

@@ -1,4 +1,4 @@
-"""What retention and history ask stays cheap as tables grow: it reads about as many rows as it answers or removes."""
+"""The queries of retention and history stay cheap as tables grow: they read about as many rows as they return."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -45,14 +45,14 @@ INSERT INTO parked (key, agent_name, reason, error, routing_key, headers, body, 
 SELECT n, 'bot-' || n % 300, 'malformed', 'no', 'agent.bot', '{}', 'x', now() - n * interval '5 minutes'
 FROM generate_series(1, 12000) AS n;
 """
-# Tables as small as these are often read whole, since that is fast; larger ones are not.
+# The planner often scans such small tables, because that is fast; it does not scan larger ones.
 _PREFER_INDEXES = text("SET LOCAL enable_seqscan = off")
-# A fourth of the smallest table; a step looks at 100 rows, and at 20 others for each of them.
+# A fourth of the smallest table; a step reads 100 rows, and 20 others for each of them.
 MOST_READ = 3000
 
 
 def ago(days: float) -> datetime:
-    """So many days ago."""
+    """This many days ago."""
     return datetime.now(UTC) - timedelta(days=days)
 
 
@@ -83,7 +83,7 @@ QUESTIONS: dict[str, Question] = {
 
 @pytest_asyncio.fixture(scope="module")
 async def big(filled: AsyncEngine) -> UUID:
-    """The agent with most versions, in a database with many rows that it knows the statistics of."""
+    """The agent with the most versions, in a large database with statistics."""
     async with filled.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         for statement in filter(str.strip, FILL.split(";\n")):
             await connection.execute(text(statement))
@@ -94,12 +94,12 @@ async def big(filled: AsyncEngine) -> UUID:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-async def test_no_question_walks_through_a_table(filled: AsyncEngine, big: UUID, question: str) -> None:
-    """Neither where there is much to find, nor where there is nothing."""
-    asked: list[tuple[str, Any]] = []
+async def test_no_query_scans_a_table(filled: AsyncEngine, big: UUID, question: str) -> None:
+    """Neither with many matching rows, nor with none."""
+    sent: list[tuple[str, Any]] = []
 
     def listen(*arguments: Any) -> None:
-        asked.append((arguments[2], arguments[3]))
+        sent.append((arguments[2], arguments[3]))
 
     async with Sessions(filled)() as session:
         connection = await session.connection()
@@ -109,17 +109,17 @@ async def test_no_question_walks_through_a_table(filled: AsyncEngine, big: UUID,
         await session.rollback()
         await session.execute(_PREFER_INDEXES)
         driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
-        for statement, parameters in asked:
+        for statement, parameters in sent:
             [[plan]] = await driver.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *parameters)
             for node in nodes(plan[0]["Plan"]):
                 read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
                 assert read * node["Actual Loops"] <= MOST_READ, node
         await session.rollback()
-    assert asked
+    assert sent
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The steps of a plan that read tables or indexes."""
+    """The nodes of a plan that read tables or indexes."""
     if "Scan" in plan["Node Type"]:
         yield plan
     for part in plan.get("Plans", ()):

@@ -21,7 +21,7 @@ SEEDS = [1, 2, 3, FRESH_SEED]
 
 
 async def served_in_turn(world: World, *versions: str) -> None:
-    """These versions served one after another; the last one serves."""
+    """These versions served one after another; the last one serves now."""
     await world.register(*[incoming(deployment_id=version) for version in versions])
     for version in versions[1:]:
         await world.promote(version)
@@ -39,7 +39,7 @@ async def test_a_rollback_goes_back_to_what_served_before(world: World) -> None:
 
 
 async def test_rolling_back_twice_goes_back_twice(world: World) -> None:
-    """G17: a rollback row stands for the row it restored, so the second one goes on from there, not back again."""
+    """G17: a rollback row counts as the row that it restored, so the second rollback goes further back."""
     await served_in_turn(world, "v1", "v2", "v3")
     await world.roll_back()
     assert await world.production() == "v2"
@@ -50,7 +50,7 @@ async def test_rolling_back_twice_goes_back_twice(world: World) -> None:
 
 
 async def test_a_rollback_after_new_promotes_goes_back_to_what_served_before_them(world: World) -> None:
-    """G17: v1 v2 v3, back (v2), v4, back (v2), back (v1): what was rolled back from is never returned to."""
+    """G17: v1 v2 v3, back (v2), v4, back (v2), back (v1): a version that was rolled back from is not a target."""
     await served_in_turn(world, "v1", "v2", "v3")
     await world.roll_back()
     await world.arrive(deployment_id="v4")
@@ -61,7 +61,7 @@ async def test_a_rollback_after_new_promotes_goes_back_to_what_served_before_the
 
 
 async def test_a_rollback_skips_what_cannot_serve(world: World) -> None:
-    """G17: deleted and Failed versions are passed over, and so is what serves now."""
+    """G17: deleted and Failed versions are skipped, and so is what serves now."""
     await served_in_turn(world, "v1", "v2", "v3", "v4")
     await world.delete("v3")
     await world.fail("v2")
@@ -71,7 +71,7 @@ async def test_a_rollback_skips_what_cannot_serve(world: World) -> None:
 
 
 async def test_a_migrated_agent_can_return_to_its_legacy_address(world: World) -> None:
-    """G17: by walking back; what serves is today's legacy address, and `demoted` announces it."""
+    """G17: by rollback; the current legacy address serves, and `demoted` reports it."""
     await world.arrive(acp_url="http://legacy", registered_at=ago(60))
     await world.arrive(deployment_id="v1")
     await world.promote("v1")
@@ -88,7 +88,7 @@ async def test_a_migrated_agent_can_return_to_its_legacy_address(world: World) -
 
 
 async def test_a_rollback_to_legacy_by_name(world: World) -> None:
-    """G17: `legacy` goes there directly, also from further away; where it serves already nothing changes."""
+    """G17: `legacy` goes there directly, also over several generations; if it serves already, nothing changes."""
     await world.arrive(acp_url="http://legacy")
     await served_in_turn(world, "v1", "v2")
     await world.promote("v1")
@@ -104,8 +104,8 @@ async def test_a_rollback_to_legacy_by_name(world: World) -> None:
     assert await world.contents(without=frozenset({"agents"})) == before
 
 
-async def test_a_legacy_address_that_never_served_can_be_gone_to(world: World) -> None:
-    """G17: a Shadowed address is usable by name, with no generation to restore."""
+async def test_a_legacy_address_that_never_served_can_be_a_target(world: World) -> None:
+    """G17: a Shadowed address can be named as the target, with no generation to restore."""
     await world.arrive(deployment_id="v1")
     assert await world.arrive(acp_url="http://legacy", registered_at=ago(60)) == "Shadowed"
     await world.roll_back(to="legacy")
@@ -115,7 +115,7 @@ async def test_a_legacy_address_that_never_served_can_be_gone_to(world: World) -
     assert await world.production() == "v1"
 
 
-async def test_without_a_legacy_address_there_is_no_way_to_it(world: World) -> None:
+async def test_without_a_legacy_address_it_is_no_target(world: World) -> None:
     """G17: 409, after If-Match was checked as in G10."""
     await world.arrive(deployment_id="v1")
     with pytest.raises(NothingToRollBackTo):
@@ -125,7 +125,7 @@ async def test_without_a_legacy_address_there_is_no_way_to_it(world: World) -> N
 
 
 async def test_a_rollback_to_a_named_version(world: World) -> None:
-    """G17: it stands for the version's last time; to one that never served it restores none."""
+    """G17: it restores the version's last generation; for one that never served, none."""
     await served_in_turn(world, "v1", "v2", "v3")
     await world.arrive(deployment_id="v4")
     await world.roll_back(to="v1")
@@ -162,7 +162,7 @@ async def test_a_named_target_is_checked_as_a_promote_s(world: World, to: str, e
 
 
 async def test_if_match_guards_a_rollback(world: World) -> None:
-    """G17: rolled back by somebody else meanwhile, a rollback at the old generation is refused."""
+    """G17: after another rollback, a rollback at the old generation is refused."""
     await served_in_turn(world, "v1", "v2", "v3")
     looked_at = Caller(actor="amy", if_generation=3)
     await world.roll_back(caller=looked_at)
@@ -171,8 +171,8 @@ async def test_if_match_guards_a_rollback(world: World) -> None:
     assert await world.production() == "v2"
 
 
-async def test_an_agent_that_never_served_has_no_way_back(world: World) -> None:
-    """G17: none usable is 409, and nothing is paused by it."""
+async def test_an_agent_that_never_served_has_no_target(world: World) -> None:
+    """G17: without a usable target, 409, and nothing is paused."""
     await world.register(a_build())
     before = await world.contents()
     with pytest.raises(NothingToRollBackTo):
@@ -181,7 +181,7 @@ async def test_an_agent_that_never_served_has_no_way_back(world: World) -> None:
 
 
 async def test_a_failed_production_can_be_rolled_back_from(world: World) -> None:
-    """G15: a Failed production keeps the pointer, and the agent is Ready once it is left."""
+    """G15: a Failed production stays in production, and the agent is Ready after the rollback."""
     await served_in_turn(world, "v1", "v2")
     await world.fail("v2")
     assert (await world.agent()).status == "Failed"
@@ -190,8 +190,8 @@ async def test_a_failed_production_can_be_rolled_back_from(world: World) -> None
 
 
 @dataclass
-class Story:
-    """What a random history has done so far, in the words of the model."""
+class Expected:
+    """The effects of a random history so far, as the model has them."""
 
     history: list[Cutover] = field(default_factory=lambda: [Cutover(LEGACY)])
     usable: set[str] = field(default_factory=lambda: {LEGACY, "v1", "v2", "v3", "v4"})
@@ -213,51 +213,51 @@ class Story:
 async def test_random_histories_roll_back_as_the_walk_says(world: World, seed: int) -> None:
     """G17: after any promotes, rollbacks, deletions, failures and legacy deployments, the walk gives the target."""
     rng = random.Random(seed)  # noqa: S311 - a reproducible history, not a secret
-    story = Story()
+    expected = Expected()
     await world.arrive(acp_url="http://legacy-0", registered_at=ago(60))
     await world.register(*[incoming(deployment_id=f"v{n}", registered_at=ago(50)) for n in (1, 2, 3, 4)])
     for step in range(25):
-        await _one_step(world, story, rng, step)
+        await _one_step(world, expected, rng, step)
         ledger = await world.ledger()
         actual = [Cutover(row.to_deployment_id or LEGACY, row.restored) for row in ledger]
-        assert actual == story.history, f"seed {seed}, step {step}"
+        assert actual == expected.history, f"seed {seed}, step {step}"
 
 
-async def _one_step(world: World, story: Story, rng: random.Random, step: int) -> None:
-    alive = sorted(story.usable - {LEGACY})
+async def _one_step(world: World, expected: Expected, rng: random.Random, step: int) -> None:
+    usable = sorted(expected.usable - {LEGACY})
     what = rng.choice(["back"] * 5 + ["promote"] * 4 + ["to"] * 2 + ["legacy", "fail", "delete"])
     if what == "back":
-        restored = rollback_target(story.history, story.serves, story.usable.__contains__)
+        restored = rollback_target(expected.history, expected.serves, expected.usable.__contains__)
         if restored is None:
             with pytest.raises(NothingToRollBackTo):
                 await world.roll_back()
             return
         await world.roll_back()
-        story.history.append(Cutover(story.history[restored - 1].to, restored))
+        expected.history.append(Cutover(expected.history[restored - 1].to, restored))
     elif what == "to":
-        to = rng.choice([*alive, LEGACY])
+        to = rng.choice([*usable, LEGACY])
         await world.roll_back(to=to)
-        if to != story.serves:
-            story.history.append(Cutover(to, story.last_time(to)))
-    elif what == "promote" and alive:
-        version = rng.choice(alive)
+        if to != expected.serves:
+            expected.history.append(Cutover(to, expected.last_time(to)))
+    elif what == "promote" and usable:
+        version = rng.choice(usable)
         await world.promote(version, caller=AMY)
-        if version != story.serves:
-            story.history.append(Cutover(version))
+        if version != expected.serves:
+            expected.history.append(Cutover(version))
     elif what == "legacy":
-        # Half a second later each time and always after the last promote, yet within the tolerance for clocks.
+        # Each half a second later and after the last promote, yet within the tolerance for clocks.
         assert (
             await world.arrive(acp_url=f"http://legacy-{step + 1}", registered_at=ago(-10 - step / 2)) == "Registered"
         )
-        story.history.append(Cutover(LEGACY))
-    elif what in {"fail", "delete"} and len(alive) > 2:
-        await _lose(world, story, rng.choice(alive), what)
+        expected.history.append(Cutover(LEGACY))
+    elif what in {"fail", "delete"} and len(usable) > 2:
+        await _make_unusable(world, expected, rng.choice(usable), what)
 
 
-async def _lose(world: World, story: Story, version: str, what: str) -> None:
-    """One version can serve no more; production cannot be deleted, so it fails."""
-    if what == "fail" or version == story.serves:
+async def _make_unusable(world: World, expected: Expected, version: str, what: str) -> None:
+    """Make one version unable to serve: delete it, or fail it if it is in production."""
+    if what == "fail" or version == expected.serves:
         await world.fail(version)
     else:
         await world.delete(version)
-    story.usable.discard(version)
+    expected.usable.discard(version)

@@ -1,4 +1,4 @@
-"""Reading routes: what was committed before a call came in is seen by it, and no database hangs it."""
+"""Route reads: a call sees everything committed before it arrived, and an unavailable database blocks no call."""
 
 import asyncio
 import re
@@ -33,24 +33,24 @@ ENDS_CONNECTIONS = text(
 
 @pytest_asyncio.fixture
 async def reads(settings: Settings) -> AsyncIterator[RouteResolver]:
-    """The reader of one process."""
+    """The route resolver of one process."""
     async with RouteResolver(settings, application_name="reads") as reads:
         yield reads
 
 
-class Held:
-    """Answers of the database that have come, and are not looked at before they are let go."""
+class HeldResults:
+    """Holds back results of the database after they have arrived, until the test releases them."""
 
     def __init__(self, reads: RouteResolver) -> None:
         self._read = reads._rows
-        self.asked: list[set[RouteKey]] = []
+        self.keys: list[set[RouteKey]] = []
         self.arrived = asyncio.Event()
         self.go_on = asyncio.Event()
-        # The moment between an answer and its use has no other door.
+        # Nothing else allows a test to act between the arrival of a result and its use.
         reads._rows = self._hold  # type: ignore[method-assign]
 
     async def _hold(self, keys: Collection[RouteKey]) -> list[Row]:
-        self.asked.append(set(keys))
+        self.keys.append(set(keys))
         rows = await self._read(keys)
         self.arrived.set()
         await self.go_on.wait()
@@ -58,15 +58,15 @@ class Held:
 
 
 async def two_versions(world: World) -> UUID:
-    """An agent with v1 in production and v2 beside it."""
+    """An agent with v1 in production and v2 as a preview."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     return await world.agent_id()
 
 
 async def test_a_call_after_a_promote_never_joins_a_read_from_before_it(world: World, reads: RouteResolver) -> None:
-    """A read that runs while the promote commits answers those who came before it alone (G11)."""
+    """G11: a read that runs during the commit of a promote answers only calls that arrived before it."""
     await two_versions(world)
-    held = Held(reads)
+    held = HeldResults(reads)
     before = asyncio.create_task(reads.find(BY_NAME))
     await held.arrived.wait()
     await world.promote("v2")
@@ -75,14 +75,14 @@ async def test_a_call_after_a_promote_never_joins_a_read_from_before_it(world: W
     held.go_on.set()
     assert (await before).deployment_id == "v1"
     assert {(await each).deployment_id for each in after} == {"v2"}
-    assert len(held.asked) == 2, "all who wait are answered by one read"
+    assert len(held.keys) == 2, "all who wait are answered by one read"
 
 
-async def test_one_read_answers_all_kinds_of_questions(world: World, reads: RouteResolver) -> None:
-    """By id, by name, by deployment, legacy, and each with its own reason why not."""
+async def test_one_read_answers_all_kinds_of_keys(world: World, reads: RouteResolver) -> None:
+    """By id, by name, by deployment, and legacy; each key without a route gets its own error."""
     agent_id = await two_versions(world)
     await world.register(incoming("old", acp_url="http://old"), a_build("nothing-yet"))
-    asked: dict[RouteKey, Any] = {
+    keys: dict[RouteKey, Any] = {
         BY_NAME: "v1",
         RouteKey(agent_id=agent_id): "v1",
         RouteKey(agent_id=agent_id, deployment_id="v2"): "v2",
@@ -93,26 +93,26 @@ async def test_one_read_answers_all_kinds_of_questions(world: World, reads: Rout
         RouteKey(agent_id=UUID(int=1)): AgentNotFound,
         RouteKey(agent_id=UUID(int=1), deployment_id="v1"): AgentNotFound,
     }
-    held = Held(reads)
+    held = HeldResults(reads)
     first = asyncio.create_task(reads.find(BY_NAME))
     await held.arrived.wait()
-    tasks = {wanted: asyncio.create_task(reads.find(wanted)) for wanted in asked for _ in range(3)}
+    tasks = {key: asyncio.create_task(reads.find(key)) for key in keys for _ in range(3)}
     await asyncio.sleep(0)
     held.go_on.set()
     await first
-    for wanted, expected in asked.items():
+    for key, expected in keys.items():
         if isinstance(expected, type):
             with pytest.raises(expected):
-                await tasks[wanted]
+                await tasks[key]
         else:
-            assert (await tasks[wanted]).deployment_id == expected
-    assert held.asked == [{BY_NAME}, set(asked)]
+            assert (await tasks[key]).deployment_id == expected
+    assert held.keys == [{BY_NAME}, set(keys)]
 
 
-async def test_who_gives_up_takes_nobody_along(world: World, reads: RouteResolver) -> None:
-    """Others who wait for the same read get its answer."""
+async def test_a_cancelled_call_does_not_affect_others(world: World, reads: RouteResolver) -> None:
+    """Other calls that wait for the same read get their routes."""
     await two_versions(world)
-    held = Held(reads)
+    held = HeldResults(reads)
     leaving, staying = (asyncio.create_task(reads.find(BY_NAME)) for _ in range(2))
     await held.arrived.wait()
     leaving.cancel()
@@ -121,8 +121,8 @@ async def test_who_gives_up_takes_nobody_along(world: World, reads: RouteResolve
     assert (await staying).deployment_id == "v1"
 
 
-async def test_a_connection_that_was_lost_is_made_anew_unnoticed(world: World, reads: RouteResolver) -> None:
-    """After a restart of the database, or of whatever is between, no call fails for it."""
+async def test_a_lost_connection_is_replaced(world: World, reads: RouteResolver) -> None:
+    """After a restart of the database, or of a proxy in between, no call fails."""
     await two_versions(world)
     for _ in range(3):
         assert (await reads.find(BY_NAME)).deployment_id == "v1"
@@ -131,7 +131,7 @@ async def test_a_connection_that_was_lost_is_made_anew_unnoticed(world: World, r
 
 @pytest_asyncio.fixture
 async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
-    """What stands between the reader and its database."""
+    """A proxy between the resolver and its database."""
     url = make_url(settings.database_url.get_secret_value())
     assert url.host is not None
     assert url.port is not None
@@ -140,14 +140,14 @@ async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
 
 
 def through(proxy: Proxy, settings: Settings, **changes: Any) -> Settings:
-    """The settings of a process that reaches its database by this way."""
+    """The settings of a process that connects through this proxy."""
     url = make_url(settings.database_url.get_secret_value()).set(host="127.0.0.1", port=proxy.port)
     changes["database_url"] = SecretStr(url.render_as_string(hide_password=False))
     return settings.model_copy(update=changes)
 
 
-async def test_a_frozen_database_hangs_nobody(world: World, settings: Settings, proxy: Proxy) -> None:
-    """Each call is told within two times the time of a read, also who comes late; later all is well by itself."""
+async def test_a_frozen_database_blocks_no_call(world: World, settings: Settings, proxy: Proxy) -> None:
+    """Each call fails within twice the time limit of a read, also a later one; afterwards calls work again."""
     await two_versions(world)
     limit = timedelta(seconds=0.5)
     async with RouteResolver(through(proxy, settings, route_timeout=limit), application_name="reads") as reads:
@@ -171,22 +171,22 @@ async def test_a_frozen_database_hangs_nobody(world: World, settings: Settings, 
         await eventually(works, "routes are read again")
 
 
-async def test_a_database_that_is_away_is_said_at_once(world: World, settings: Settings, proxy: Proxy) -> None:
-    """And it is found again by whoever asks next, without a pause."""
+async def test_an_unavailable_database_is_reported_at_once(world: World, settings: Settings, proxy: Proxy) -> None:
+    """The next call after it is back works, without a pause."""
     await two_versions(world)
     async with RouteResolver(through(proxy, settings), application_name="reads") as reads:
         assert (await reads.find(BY_NAME)).deployment_id == "v1"
-        await proxy.away()
+        await proxy.stop()
         async with asyncio.timeout(2):
             for _ in range(3):
                 with pytest.raises(Unavailable):
                     await reads.find(BY_NAME)
-        await proxy.back()
+        await proxy.start()
         assert (await reads.find(BY_NAME)).deployment_id == "v1"
 
 
 async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) -> None:
-    """The statement is planned once, on tables that were never looked at; it looks keys up in indexes all the same."""
+    """The statement is planned once, on empty tables without statistics; it looks keys up in indexes all the same."""
     own = Settings(database_url=SecretStr(filled.url.render_as_string(hide_password=False)))
     world = World(Sessions(filled))
     async with RouteResolver(own, application_name="reads") as reads:

@@ -1,4 +1,4 @@
-"""Where calls of a session go: to the deployment that issued it while that lives, else where any call goes."""
+"""Routes of calls with a session: to the deployment that issued it while that is Ready, else as without a session."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -20,14 +20,14 @@ V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
 
 @pytest_asyncio.fixture
 async def reads(settings: Settings) -> AsyncIterator[RouteResolver]:
-    """The reader of one process."""
+    """The route resolver of one process."""
     async with RouteResolver(settings, application_name="reads") as reads:
         yield reads
 
 
 @pytest_asyncio.fixture
 async def agent_id(world: World) -> UUID:
-    """An agent with V1 in production, which has issued a session, and V2 beside it."""
+    """An agent with V1 in production, which has issued a session, and V2 as a preview."""
     await world.two_versions()
     agent_id = await world.agent_id()
     await world.do(lambda session: keep_session(session, agent_id, ID, V1))
@@ -35,14 +35,14 @@ async def agent_id(world: World) -> UUID:
 
 
 async def by_both(reads: RouteResolver, agent_id: UUID, session: bytes | None = ID) -> Route:
-    """The route by id and by name, which must be one."""
+    """The route by id and by name, which must be equal."""
     found = [await reads.find(each.in_session(session)) for each in (RouteKey(agent_id=agent_id), RouteKey(name=NAME))]
     assert found[0] == found[1]
     return found[0]
 
 
 async def test_a_session_stays_across_a_promote(world: World, reads: RouteResolver, agent_id: UUID) -> None:
-    """Calls without a session, or with one that nobody knows, go to the new version at once."""
+    """Calls without a session, or with an unknown one, go to the new version at once."""
     await world.promote(V2)
     route = await by_both(reads, agent_id)
     assert (route.deployment_id, route.generation, route.session_known) == (V1, 2, True)
@@ -54,7 +54,7 @@ async def test_a_session_stays_across_a_promote(world: World, reads: RouteResolv
 
 
 async def test_a_session_of_a_version_that_is_gone(world: World, reads: RouteResolver, agent_id: UUID) -> None:
-    """Failed: to production, and back again when it has recovered; deleted: to production for good."""
+    """Failed: to production, and back after the version has recovered; deleted: to production from then on."""
     await world.promote(V2)
     await world.fail(V1)
     route = await by_both(reads, agent_id)
@@ -66,14 +66,14 @@ async def test_a_session_of_a_version_that_is_gone(world: World, reads: RouteRes
 
 
 async def test_a_session_of_a_failed_production(world: World, reads: RouteResolver, agent_id: UUID) -> None:
-    """Is refused as any call is."""
+    """It is refused as any call is."""
     await world.fail(V1)
     with pytest.raises(DeploymentUnavailable):
         await by_both(reads, agent_id)
 
 
 async def test_a_session_of_a_deleted_agent(world: World, reads: RouteResolver, agent_id: UUID) -> None:
-    """Is refused as any call is, and means nothing to a new agent of that name."""
+    """It is refused as any call is, and a new agent of that name does not know the session."""
     await world.delete_agent()
     with pytest.raises(AgentDeletedError):
         await reads.find(RouteKey(agent_id=agent_id, session=ID))
@@ -85,21 +85,21 @@ async def test_a_session_of_a_deleted_agent(world: World, reads: RouteResolver, 
 async def test_a_session_while_nothing_or_a_legacy_address_serves(
     world: World, reads: RouteResolver, agent_id: UUID
 ) -> None:
-    """The deployment that issued it is still there."""
+    """The call goes to the deployment that issued the session."""
     await world.register(incoming(acp_url="http://legacy:1"))
     assert (await by_both(reads, agent_id, None)).deployment_id is None
     assert (await by_both(reads, agent_id)).deployment_id == V1
 
 
-async def test_who_asks_for_a_deployment_gets_that_one(reads: RouteResolver, agent_id: UUID) -> None:
-    """Whichever has issued the session; the route says whether it was this one."""
+async def test_a_call_to_a_deployment_goes_there(reads: RouteResolver, agent_id: UUID) -> None:
+    """Whichever deployment issued the session; the route says whether it was this one."""
     for deployment_id, known in ((V1, True), (V2, False)):
         route = await reads.find(RouteKey(agent_id=agent_id, deployment_id=deployment_id, session=ID))
         assert (route.deployment_id, route.session_known) == (deployment_id, known)
 
 
 async def test_a_session_counts_within_its_agent(world: World, reads: RouteResolver, agent_id: UUID) -> None:
-    """Its id, sent to another agent, is unknown there; the same id of that agent leads to its own deployment."""
+    """Another agent does not know the id; if it issues the same id, the id leads to its own deployment."""
     await world.two_versions("other")
     await world.promote("other.v2", "other")
     route = await reads.find(RouteKey(name="other", session=ID))

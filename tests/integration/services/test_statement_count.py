@@ -11,13 +11,13 @@ from tests.integration.services.world import World
 from tests.support.factories import a_build, ago, incoming
 
 MANY = 200
-# Locks, facts, deployments, known messages, inserts and updates of each table: a change is worth a look.
+# Locks, facts, deployments, known messages, and writes of each table. Review a change of this number.
 MOST = 14
 
 
 @contextmanager
 def counted(engine: AsyncEngine) -> Iterator[list[str]]:
-    """The SQL statements sent while inside, without their parts that were given no rows."""
+    """The SQL statements sent while inside."""
     statements: list[str] = []
 
     def count(_connection: object, _cursor: object, statement: str, parameters: Any, *_: Any) -> None:
@@ -45,7 +45,7 @@ KINDS: dict[str, Callable[[int], Incoming]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_batch_takes_as_many_statements_whatever_its_size(world: World, engine: AsyncEngine, kind: str) -> None:
+async def test_the_number_of_statements_is_the_same_for_any_batch(world: World, engine: AsyncEngine, kind: str) -> None:
     """The number of SQL statements of `register_batch` is the same for 1 and for 200 messages of a kind."""
     await world.register(incoming("served", deployment_id="served.1"), incoming("served", deployment_id="preview"))
     make = KINDS[kind]
@@ -58,5 +58,5 @@ async def test_a_batch_takes_as_many_statements_whatever_its_size(world: World, 
 
 
 def _verb(statement: str) -> str:
-    """Enough of a statement to tell it from others."""
+    """The start of a statement, enough to identify it."""
     return " ".join(statement.split()[:3])

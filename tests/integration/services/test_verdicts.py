@@ -1,4 +1,4 @@
-"""Claims and verdicts in the database: each deployment has one claimer, and verdicts together are as verdicts alone."""
+"""Claims and verdicts: each due deployment has one claimer, and a batch of verdicts has the effect of single ones."""
 
 from datetime import timedelta
 
@@ -11,19 +11,19 @@ from services.settings import Settings
 from tests.integration.services.world import World
 from tests.support.factories import incoming
 
-# One failure is enough, so that each verdict shows.
+# One failure is enough, so each verdict has an effect.
 SETTINGS = Settings(probe_threshold=1, probe_interval=timedelta(minutes=1))
 REFUSED = "cannot connect (Connection refused)"
 _LOCK = text("SELECT 1 FROM agents WHERE name = 'busy' FOR NO KEY UPDATE")
 
 
 async def claimed(world: World, limit: int = 100) -> list[ProbeTarget]:
-    """What is due."""
+    """Claim what is due."""
     return await world.do(lambda session: claim(session, SETTINGS, limit))
 
 
-async def test_a_claim_is_nobody_else_s_until_the_interval_is_over(world: World) -> None:
-    """Two that claim at once share what is due; what is claimed is not due again, what announces itself anew is."""
+async def test_a_claimed_deployment_is_not_due_before_its_interval_ends(world: World) -> None:
+    """Concurrent claims share the due deployments; a claimed one is due again only after a new announcement."""
     await world.register(*(incoming(deployment_id=f"v{number}") for number in range(5)))
     async with world.uncommitted() as session:
         first = await claim(session, SETTINGS, 2)
@@ -35,8 +35,8 @@ async def test_a_claim_is_nobody_else_s_until_the_interval_is_over(world: World)
     assert [(each.id, each.url) for each in await claimed(world)] == [("v3", "http://new/healthz")]
 
 
-async def test_what_cannot_be_asked_is_never_due(world: World) -> None:
-    """What was deleted, what has no address yet, and what failed before it was ever Ready."""
+async def test_a_deployment_that_cannot_be_probed_is_never_due(world: World) -> None:
+    """Deleted deployments, those without an address, and those that failed before they were ever Ready."""
     await world.register(*(incoming(deployment_id=name) for name in ("v1", "gone", "never")))
     await world.create(id="unannounced")
     await world.delete("gone")
@@ -47,8 +47,8 @@ async def test_what_cannot_be_asked_is_never_due(world: World) -> None:
     await world.do(lambda session: session.execute(restored))
 
 
-async def test_verdicts_together_are_as_verdicts_alone(world: World) -> None:
-    """Of several agents, and several of one agent: the same states, and the events of each in its order."""
+async def test_a_batch_of_verdicts_equals_single_verdicts(world: World) -> None:
+    """Of several agents, and several of one agent: the same states, and the events of each in order."""
     for name in ("one", "two", "alone"):
         await world.two_versions(name)
     targets = sorted(await claimed(world), key=lambda each: each.id)
@@ -57,16 +57,16 @@ async def test_verdicts_together_are_as_verdicts_alone(world: World) -> None:
     for target in targets:
         if target.id.startswith("alone"):
             await world.do(lambda session, target=target: give_verdict(session, ProbeResult(target, REFUSED)))  # type: ignore[misc]
-    expected = await world.told("alone")
+    expected = await world.event_types("alone")
     assert expected[-2:] == ["deployment.failed", "deployment.failed"]
     for name in ("one", "two"):
-        assert await world.told(name) == expected
+        assert await world.event_types(name) == expected
         assert (await world.agent(name)).status == "Failed"
     assert [len(state.events) for state in given if state is not None] == [1, 1, 1, 1]
 
 
-async def test_verdicts_wait_for_nobody(world: World) -> None:
-    """An agent that somebody else holds is left to be decided alone; the others are decided."""
+async def test_verdicts_do_not_wait_for_locks(world: World) -> None:
+    """The result for a locked agent is left to a transaction of its own; the others are applied."""
     for name in ("busy", "free"):
         await world.register(incoming(name, deployment_id=name))
     results = [ProbeResult(each, REFUSED) for each in sorted(await claimed(world), key=lambda each: each.id)]
@@ -78,7 +78,7 @@ async def test_verdicts_wait_for_nobody(world: World) -> None:
 
 
 async def test_of_two_first_answers_in_one_batch_one_goes_to_production(world: World) -> None:
-    """Each decides on what the one before it left."""
+    """Each decision sees the effect of the one before it."""
     messages = [incoming(deployment_id=name) for name in ("v1", "v2")]
     await world.do(lambda session: register_batch(session, messages, requires_probe=True))
     assert await world.production() is None

@@ -1,4 +1,4 @@
-"""What tests of the services do and look at, each call a transaction of its own."""
+"""The calls that tests of the services make, each in its own transaction."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -41,7 +41,7 @@ _WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_d
 
 @dataclass(frozen=True)
 class World:
-    """One database and the calls that tests make on it."""
+    """One database, and the calls that tests make on it."""
 
     sessions: Sessions
 
@@ -51,19 +51,19 @@ class World:
 
     @asynccontextmanager
     async def uncommitted(self) -> AsyncIterator[AsyncSession]:
-        """A transaction that commits at the end of the block: until then it stands in others' way."""
+        """A transaction that commits at the end of the block and holds its locks until then."""
         async with self.sessions() as session, session.begin():
             yield session
 
     async def until_blocked(self, others: int = 1) -> None:
-        """Return once so many transactions wait for a lock; raises after ten seconds."""
+        """Return once this many transactions wait for a lock; raises after ten seconds."""
         async with asyncio.timeout(10), self.sessions() as session:
             while await session.scalar(_WAITING) != others:
                 await session.rollback()
                 await asyncio.sleep(0.005)
 
     async def decide(self, *batch: Incoming) -> list[Decided]:
-        """What became of each message of this batch."""
+        """The decisions about the messages of this batch."""
         return await self.do(lambda session: register_batch(session, batch))
 
     async def register(self, *batch: Incoming) -> list[str]:
@@ -86,7 +86,7 @@ class World:
         return await self.do(lambda session: rollback.roll_back(session, agent_id, caller, to=to))
 
     async def create(self, name: str = NAME, *, image: str = "registry/bot:1", **fields: Any) -> DeploymentState:
-        """The deployment, created ahead of its pod."""
+        """The deployment, created before its pod registers."""
         agent_id, new = await self.agent_id(name), NewDeployment(docker_image=image, **fields)
         return await self.do(lambda session: lifecycle.create_deployment(session, agent_id, new))
 
@@ -101,12 +101,12 @@ class World:
         return await self.do(lambda session: lifecycle.delete_agent(session, agent_id, AMY))
 
     async def change(self, name: str = NAME, **change: Any) -> AgentSnapshot:
-        """The agent with other settings."""
+        """The agent after a change of its settings."""
         agent_id = await self.agent_id(name)
         return await self.do(lambda session: lifecycle.change_agent(session, agent_id, AgentChange(**change)))
 
     async def fail(self, deployment_id: str) -> None:
-        """Set a deployment Failed, as a verdict on its health does."""
+        """Set a deployment Failed, as a verdict does."""
         await self.do(lambda session: session.execute(_FAIL, {"id": deployment_id}))
 
     async def two_versions(self, name: str = NAME) -> None:
@@ -131,7 +131,7 @@ class World:
         return await self.do(lambda session: _one(session, select(Deployment).where(Deployment.id == deployment_id)))
 
     async def deployments(self) -> list[Deployment]:
-        """All versions of all agents, by id."""
+        """All deployments of all agents, by id."""
         return await self.do(lambda session: _all(session, select(Deployment).order_by(Deployment.id)))
 
     async def ledger(self, name: str = NAME) -> list[Promotion]:
@@ -141,7 +141,7 @@ class World:
         return await self.do(lambda session: _all(session, rows))
 
     async def causes(self, name: str = NAME) -> list[tuple[str, str | None]]:
-        """Cause and target of each generation; the legacy address reads as `legacy`."""
+        """Cause and target of each generation; the legacy address is written as `legacy`."""
         return [
             (row.cause, row.to_deployment_id or ("legacy" if row.to_acp_url else None))
             for row in await self.ledger(name)
@@ -153,8 +153,8 @@ class World:
         rows = select(OutboxEvent).where(OutboxEvent.agent_id == agent_id).order_by(OutboxEvent.sequence)
         return await self.do(lambda session: _all(session, rows))
 
-    async def told(self, name: str = NAME) -> list[str]:
-        """The agent's events as `entity.event`."""
+    async def event_types(self, name: str = NAME) -> list[str]:
+        """The types of the agent's events, as `entity.event`."""
         return [event.type.removeprefix("podium.").removesuffix(".v1") for event in await self.events(name)]
 
     async def parked(self) -> list[Parked]:
@@ -162,11 +162,11 @@ class World:
         return await self.do(lambda session: _all(session, select(Parked).order_by(Parked.received_at)))
 
     async def inbox(self) -> list[Registration]:
-        """What was decided, in order."""
+        """The rows of the inbox, in order."""
         return await self.do(lambda session: _all(session, select(Registration).order_by(Registration.seq)))
 
     async def contents(self, *, without: frozenset[str] = frozenset()) -> dict[str, list[str]]:
-        """All rows of all tables but these, to compare before and after."""
+        """All rows of all tables except these, to compare before and after."""
 
         async def read(session: AsyncSession) -> dict[str, list[str]]:
             tables = sorted(Base.metadata.tables.keys() - without)
@@ -190,16 +190,16 @@ async def _all(session: AsyncSession, query: Any) -> Any:
 
 
 async def settled(work: Awaitable[Any]) -> Any:
-    """What comes of it; a refusal is returned, not raised."""
+    """The result of `work`; a refusal is returned, not raised."""
     try:
         return await work
     except PodiumError as refused:
         return refused
 
 
-async def read_route(session: AsyncSession, wanted: RouteKey) -> Route:
-    """The route that the gateway would take."""
+async def read_route(session: AsyncSession, key: RouteKey) -> Route:
+    """The route that the gateway would use."""
     connection = await (await session.connection()).get_raw_connection()
     driver: Any = connection.driver_connection
-    rows = await driver.fetch(READ_ROUTES, *arguments([wanted]))
-    return route_of(wanted, rows[0] if rows else None)
+    rows = await driver.fetch(READ_ROUTES, *arguments([key]))
+    return route_of(key, rows[0] if rows else None)

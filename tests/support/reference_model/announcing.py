@@ -1,4 +1,4 @@
-"""What the rules make of announcements: G3 to G9, G12 and G15, one message at a time."""
+"""The effect of announcements in the model: G3 to G9, G12 and G15, one message at a time."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -10,10 +10,10 @@ TOLERANCE: Moment = 2_000  # stands for 30 seconds
 
 
 class Announcing(Tables):
-    """The tables, and what announcements do to them."""
+    """The tables, and the effect of announcements on them."""
 
     def register(self, messages: Sequence[Message], now: Moment) -> str:
-        """What becomes of the messages of one batch."""
+        """The outcomes of the messages of one batch."""
         return ", ".join([self._feed(message, now) for message in messages])
 
     def refuse_as_other(self, life: Life, stored: Version, image: str | None) -> None:
@@ -27,25 +27,25 @@ class Announcing(Tables):
             raise Refused("ImageConflict")
 
     def _feed(self, message: Message, now: Moment) -> str:
-        """G3 and G4: decided once, dated once. What is refused is parked if it came from the queue."""
+        """G3 and G4: each message is decided once and gets its time once. A refused one from the queue is parked."""
         if message.id in self.inbox:
             return "Duplicate"
         at = now if message.published is None or message.published > now + TOLERANCE else message.published
         lives = self.of_name(message.agent)
-        lives_on = bool(lives) and lives[-1].deleted_at is None
+        exists = bool(lives) and lives[-1].deleted_at is None
         number = len(lives) + 1
-        life = lives[-1] if lives_on else Life(label=f"{message.agent}#{number}", name=message.agent)
+        life = lives[-1] if exists else Life(label=f"{message.agent}#{number}", name=message.agent)
         try:
-            outcome = told = self._decide(life, message, at, now)
+            outcome = result = self._decide(life, message, at, now)
         except Refused as refused:
-            outcome, told = "Rejected", f"Rejected ({refused})"
+            outcome, result = "Rejected", f"Rejected ({refused})"
             if message.way == "queue":
                 key = (message.agent, message.deployment or message.id, str(refused))
                 self.parked[key] = self.parked.get(key, 0) + 1
         self.inbox[message.id] = (message.agent, message.deployment, outcome, at)
         if life.events:
             self.lives[life.label] = life
-        return told
+        return result
 
     def _decide(self, life: Life, message: Message, at: Moment, now: Moment) -> str:
         """The checks, in the order of `register_batch`."""
@@ -61,7 +61,7 @@ class Announcing(Tables):
         return self._deployment(life, message, message.deployment, (at, message.id), now)
 
     def _describe(self, life: Life, message: Message, *, new_agent: bool = False) -> None:
-        """What a message says of the agent itself, told if it is news; of a new agent a deployment says little."""
+        """Store the agent's self-description, with an event if it changed; a deployment describes only a new agent."""
         before = life.self_description()
         life.description = message.description if message.description is not None else life.description
         if not new_agent:
@@ -69,7 +69,7 @@ class Announcing(Tables):
             life.facts |= message.facts
             life.legacy = life.legacy if message.way == "build" else message.address
         if not life.events or life.self_description() != before:
-            life.tell("agent.registered")
+            life.emit("agent.registered")
 
     def _legacy(self, life: Life, message: Message, pair: tuple[Moment, UUID], now: Moment) -> str:
         """G12."""
@@ -97,7 +97,7 @@ class Announcing(Tables):
             self._describe(life, message, new_agent=True)
         if version is None:
             version = self.versions[name] = Version(id=name, owner=life.label, created_at=now, status_since=now)
-            life.tell("deployment.created", name)
+            life.emit("deployment.created", name)
         was, never_ready, moved = (
             version.status,
             version.first_registered_at is None,
@@ -110,16 +110,16 @@ class Announcing(Tables):
             version.status, version.status_since = "Ready", now
             version.first_registered_at = pair[0] if never_ready else version.first_registered_at
         if version.status == "Ready" and (was != "Ready" or (moved and life.production == name)):
-            life.tell("deployment.ready", name)
+            life.emit("deployment.ready", name)
         if version.status == "Ready" and never_ready and self._goes_to_production(life, pair[0]):
             self.cut_over(life, life.policy, name, now)
         return "Registered"
 
     def _goes_to_production(self, life: Life, published: Moment) -> bool:
-        """G9: whether a deployment that is Ready for the first time does so by itself."""
+        """G9: whether a deployment that is Ready for the first time is promoted automatically."""
         if life.policy == "never" or life.paused:
             return False
         if life.policy == "first":
             return life.serves is None
-        rival = self.versions[life.production].first_registered_at if life.production else None
-        return all(earlier is None or published > earlier for earlier in (rival, life.promote_requested_at))
+        current = self.versions[life.production].first_registered_at if life.production else None
+        return all(earlier is None or published > earlier for earlier in (current, life.promote_requested_at))

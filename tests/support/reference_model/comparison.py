@@ -1,4 +1,4 @@
-"""The database against the sequential reference model.
+"""Compares the database with the sequential reference model.
 
     await assert_matches(session, {message.message_id: message, ...})
 
@@ -30,12 +30,12 @@ from tests.support.reference_model.registrations import (
 
 
 def replay(rows: Sequence[Registration], messages: Messages, observed: Observed) -> Model:
-    """The model fed with the inbox, in `seq` order; raises if an outcome in it is another than the model's."""
+    """The model after the inbox in `seq` order; raises if an outcome in the inbox differs from the model's."""
     model = Model(observed)
     for row in sorted(rows, key=lambda row: row.seq):
         message = messages.get(row.message_id)
         if message is None:
-            assert row.outcome == "Rejected", f"{row.message_id} was applied, but nobody sent it"
+            assert row.outcome == "Rejected", f"{row.message_id} was applied, but was never sent"
             continue
         assert row.registered_at is not None
         outcome = model.feed(message, (row.registered_at, row.message_id))
@@ -61,8 +61,8 @@ async def assert_matches(session: AsyncSession, messages: Messages) -> Model:
     events = (await session.execute(_EVENTS)).all()
     for agent in agents.values():
         _same_agent(agent, model.services[agent.name])
-        told = [event for event in events if event.agent_id == agent.id]
-        _same_history([row for row in ledger if row.agent_id == agent.id], told, model.services[agent.name])
+        own_events = [event for event in events if event.agent_id == agent.id]
+        _same_history([row for row in ledger if row.agent_id == agent.id], own_events, model.services[agent.name])
     deployments = {each.id: each for each in await session.scalars(select(Deployment))}
     assert deployments.keys() == model.versions.keys()
     for each in deployments.values():
@@ -104,18 +104,18 @@ def _same_agent(agent: Agent, service: Service) -> None:
     assert stored == expected, f"agent {agent.name}"
 
 
-def _same_history(ledger: Sequence[Promotion], told: Sequence[Row[*tuple[Any, ...]]], service: Service) -> None:
-    stored = [(row.generation, row.cause, _side(row, "from"), _side(row, "to")) for row in ledger]
-    assert stored == service.ledger, f"ledger of {service.name}"
-    events = [
+def _same_history(ledger: Sequence[Promotion], events: Sequence[Row[*tuple[Any, ...]]], service: Service) -> None:
+    generations = [(row.generation, row.cause, _side(row, "from"), _side(row, "to")) for row in ledger]
+    assert generations == service.ledger, f"ledger of {service.name}"
+    emitted = [
         (
             event.type.removeprefix("podium.").removesuffix(".v1"),
             event.subject if ".deployment." in event.type else None,
             event.generation,
         )
-        for event in told
+        for event in events
     ]
-    assert events == service.events, f"events of {service.name}"
+    assert emitted == service.events, f"events of {service.name}"
 
 
 def _same_deployment(stored: Deployment, agent_name: str, model: Model) -> None:
@@ -139,7 +139,7 @@ def _addresses_are_the_newest(
     agents: Iterable[Agent],
     deployments: Mapping[str, Deployment],
 ) -> None:
-    """G3, whatever the order: of all messages that were not refused, the newest one's address is stored."""
+    """G3: in any order, the stored address is that of the newest message that was not refused."""
     newest: dict[tuple[str, str | None], tuple[Pair, Address]] = {}
     for row in rows:
         message = messages.get(row.message_id)

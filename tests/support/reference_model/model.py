@@ -1,6 +1,6 @@
-"""The rules as a sequential program: announcements, promotes, rollbacks and deletions, one at a time.
+"""The guarantees as a sequential program: announcements, promotes, rollbacks and deletions, one at a time.
 
-Written from docs/guarantees.md; it shares no line with the code that it judges.
+Written from docs/guarantees.md. It shares no code with the product.
 """
 
 from tests.support.reference_model.announcing import Announcing
@@ -9,7 +9,7 @@ from tests.support.reference_model.state import Life, Moment, Refused, Version
 
 
 class Model(Announcing):
-    """The tables, and all that changes them; each call answers what its caller is told, or raises `Refused`."""
+    """The tables, and all changes of them; each method returns the result of its caller, or raises `Refused`."""
 
     def promote(self, label: str, name: str, if_generation: int | None, now: Moment) -> str:
         """G10."""
@@ -30,17 +30,17 @@ class Model(Announcing):
         life = self._living(label) if to in {None, LEGACY} else self._own(label, to or "")[0]
         if to is None or to != life.serves:
             self._check(life, if_generation)
-            target, restored = self._way_back(life, to)
+            target, restored = self._rollback_to(life, to)
             self.cut_over(life, "rollback", target, now, restored=restored)
         life.paused = True
         return f"generation {life.generation}"
 
     def create(self, label: str, name: str, image: str, now: Moment) -> str:
-        """A version known ahead of its pod; the stored one if nothing contradicts it."""
+        """A deployment created before its pod registers; the stored one if it agrees."""
         life, version = self._living(label), self.versions.get(name)
         if version is None:
             version = self.versions[name] = Version(id=name, owner=label, created_at=now, status_since=now)
-            life.tell("deployment.created", name)
+            life.emit("deployment.created", name)
         self.refuse_as_other(life, version, image)
         version.image = image
         return version.status
@@ -54,7 +54,7 @@ class Model(Announcing):
             raise Refused("ProductionCannotBeDeleted")
         if version.deleted_at is None:
             version.deleted_at = now
-            life.tell("deployment.deleted", name)
+            life.emit("deployment.deleted", name)
         return "done"
 
     def delete_agent(self, label: str, now: Moment) -> str:
@@ -64,7 +64,7 @@ class Model(Announcing):
             if life.serves is not None:
                 self.cut_over(life, "agent_deleted", None, now)
             life.deleted_at = now
-            life.tell("agent.deleted")
+            life.emit("agent.deleted")
             for version in self.versions.values():
                 if version.owner == label and version.deleted_at is None:
                     version.deleted_at = now
@@ -78,7 +78,7 @@ class Model(Announcing):
         return f"generation {life.generation}"
 
     def fail(self, name: str, now: Moment) -> str:
-        """A verdict on the health of a deployment."""
+        """A verdict that a deployment is Failed."""
         version = self.versions.get(name)
         if version is not None:
             version.status, version.status_since = "Failed", now
@@ -114,8 +114,8 @@ class Model(Announcing):
             return life.legacy is not None
         return self.versions[target].status == "Ready" and self.versions[target].deleted_at is None
 
-    def _way_back(self, life: Life, to: str | None) -> tuple[str, int | None]:
-        """What a rollback brings back, and the generation that it stands for."""
+    def _rollback_to(self, life: Life, to: str | None) -> tuple[str, int | None]:
+        """What a rollback restores, and the generation that it counts as."""
         if to is not None:
             if not self._usable(life, to):
                 raise Refused("NothingToRollBackTo" if to == LEGACY else "DeploymentNotReady")

@@ -1,4 +1,4 @@
-"""What is stored, flattened to facts and times, so that the database and the model can be laid side by side."""
+"""The stored data as facts and times, in a form in which the database and the model can be compared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,24 +20,24 @@ ERRORS = {error.reason: name for name, error in vars(errors).items() if hasattr(
 
 @dataclass
 class Picture:
-    """Facts by what they are about; times by agent name, of which only the order counts."""
+    """Facts by their subject; times by agent name, of which only the order is compared."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     times: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, about: str, facts: Mapping[str, Any]) -> None:
-        """Some facts about something."""
+        """Add facts about a subject."""
         self.facts |= {f"{about}: {name}": value for name, value in facts.items()}
 
     def date(self, agent: str, about: str, times: Mapping[str, Any]) -> None:
-        """Some times of something that concerns the agents of this name."""
+        """Add times of a subject that belongs to the agents of this name."""
         present = {f"{about}: {name}": at for name, at in times.items() if at is not None}
         self.times.setdefault(agent, {}).update(present)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture of the database, with its clock and the ids of its agents by label."""
+    """A picture of the database, with its time and the ids of its agents by label."""
 
     picture: Picture
     clock: datetime
@@ -45,19 +45,21 @@ class Seen:
 
 
 def differences(database: Picture, model: Picture) -> list[str]:
-    """Where the two are not the same; the model's times are numbers, whose order is compared."""
+    """The differences between both; the times of the model are numbers, of which the order is compared."""
     found = [
-        f"{about}: the database has {database.facts.get(about)!r}, the rules say {model.facts.get(about)!r}"
+        f"{about}: the database has {database.facts.get(about)!r}, the model has {model.facts.get(about)!r}"
         for about in sorted(database.facts.keys() | model.facts.keys())
         if database.facts.get(about) != model.facts.get(about)
     ]
     for agent in sorted(database.times.keys() | model.times.keys()):
-        found += _misdated(database.times.get(agent, {}), model.times.get(agent, {}))
+        found += _time_differences(database.times.get(agent, {}), model.times.get(agent, {}))
     return found
 
 
-def _misdated(database: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    found = [f"{about}: dated by one of database and rules alone" for about in sorted(database.keys() ^ model.keys())]
+def _time_differences(database: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"{about}: only one of database and model has this time" for about in sorted(database.keys() ^ model.keys())
+    ]
     in_order = sorted(database.keys() & model.keys(), key=lambda about: (model[about], about))
     for earlier, later in pairwise(in_order):
         expected = "at the same time as" if model[earlier] == model[later] else "before"
@@ -69,7 +71,7 @@ def _misdated(database: Mapping[str, Any], model: Mapping[str, Any]) -> list[str
 
 
 def of_model(model: Tables) -> Picture:
-    """What the rules say is stored."""
+    """The picture of the model."""
     picture = Picture()
     for life in model.lives.values():
         picture.add(
@@ -122,7 +124,7 @@ def of_model(model: Tables) -> Picture:
 
 
 async def of_database(session: AsyncSession) -> Seen:
-    """What is stored."""
+    """The picture of the database."""
     picture, labels = Picture(), dict[UUID, str]()
     agents = list(await session.scalars(select(Agent).order_by(Agent.created_at)))
     lives: dict[str, int] = {}
@@ -135,8 +137,8 @@ async def of_database(session: AsyncSession) -> Seen:
     for agent in agents:
         own = [row for row in ledger if row.agent_id == agent.id]
         _add_agent(picture, f"agent {labels[agent.id]}", agent, own)
-        told = [_event(event) for event in events if event.agent_id == agent.id]
-        picture.add(f"agent {labels[agent.id]}", {"events": told})
+        own_events = [_event(event) for event in events if event.agent_id == agent.id]
+        picture.add(f"agent {labels[agent.id]}", {"events": own_events})
     for each in await session.scalars(select(Deployment)):
         _add_deployment(picture, each, labels[each.agent_id], names[each.agent_id])
     for row in await session.scalars(select(Registration).order_by(Registration.seq)):

@@ -1,6 +1,6 @@
-"""The sequential reference model on plain values: what registrations must lead to, written from the rules.
+"""The sequential reference model of registrations on plain values, written from the guarantees.
 
-It shares no line with the code it judges, and knows registrations alone: no promote, rollback or deletion by hand.
+It shares no code with the product, and covers registrations only: no explicit promote, rollback or deletion.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Address = tuple[str, str, str, str]  # acp_url, rpc_path, health_path, error_sty
 
 @dataclass(frozen=True)
 class Observed:
-    """What no rule predicts and the model therefore takes from the database."""
+    """Values that no guarantee determines, so the model takes them from the database."""
 
     ids: Mapping[str, str] = field(default_factory=dict)  # agent name -> id
     policies: Mapping[str, str] = field(default_factory=dict)  # agent name -> auto_promote
@@ -58,19 +58,19 @@ class Service:
 
     @property
     def serves(self) -> str | None:
-        """A deployment id, `legacy`, or nothing."""
+        """A deployment id, `legacy`, or None."""
         return self.production or (LEGACY if self.legacy else None)
 
-    def tell(self, event: str, deployment: str | None = None) -> None:
-        """One event, at the generation that holds now."""
+    def emit(self, event: str, deployment: str | None = None) -> None:
+        """Add one event, with the current generation."""
         self.events.append((event, deployment, len(self.ledger)))
 
     def facts(self) -> tuple[object, ...]:
-        """What `agent.registered` tells of; another one of these is news."""
+        """The facts of `agent.registered`; the event is emitted if they change."""
         return (self.description, self.acp_type, self.input_type, self.image, {**self.metadata}, self.legacy)
 
     def describe(self, message: Message) -> None:
-        """Take what the message says of the agent itself."""
+        """Store what the message says about the agent itself."""
         self.description = self.description if message.description is None else message.description
         self.acp_type = message.acp_type or self.acp_type
         self.input_type = message.agent_input_type or self.input_type
@@ -78,7 +78,7 @@ class Service:
 
 @dataclass
 class Model:
-    """The state after some messages, and what became of each."""
+    """The state after some messages, and the outcome of each."""
 
     observed: Observed = field(default_factory=Observed)
     services: dict[str, Service] = field(default_factory=dict)
@@ -107,11 +107,11 @@ class Model:
         service.image = message.docker_image or service.image
         service.metadata |= message.registration_metadata or {}
         if service.facts() != before or not service.events:
-            service.tell("agent.registered")
+            service.emit("agent.registered")
         return "Registered"
 
     def _legacy(self, service: Service, message: RegisterAgentRequest, pair: Pair) -> str:
-        """G12, and G4 for the agent's own pair."""
+        """G12, and G4 for the agent's own announcements."""
         if service.pair is not None and pair <= service.pair:
             return "Stale"
         before, old_url = service.facts(), service.legacy[0] if service.legacy else None
@@ -126,19 +126,19 @@ class Model:
             if new_url:
                 self._cut_over(service, "legacy", served, None)
             if new_url or service.facts() != before:
-                service.tell("agent.registered")
+                service.emit("agent.registered")
             return "Registered"
         promoted_at = self.observed.moments[service.name, len(service.ledger)]
         if pair[0] > promoted_at and new_url:  # nothing sets a production Failed here
             self._cut_over(service, "legacy", served, None)
-            service.tell("agent.registered")
+            service.emit("agent.registered")
             return "Registered"
         if service.facts() != before:
-            service.tell("agent.registered")
+            service.emit("agent.registered")
         return "Shadowed"
 
     def _deployment(self, service: Service, message: RegisterAgentRequest, deployment: str, pair: Pair) -> str:
-        """Rules 5, 6, 4, 15 and 9, in this order."""
+        """G5, G6, G4, G15 and G9, in this order."""
         version, metadata = self.versions.get(deployment), _metadata_of(message)
         image = metadata.get("docker_image")
         if version is not None and version.agent != service.name:
@@ -149,7 +149,7 @@ class Model:
             return "Stale"
         if not service.events:
             service.describe(message)
-            service.tell("agent.registered")
+            service.emit("agent.registered")
         address = address_of(message)
         if version is not None:
             moved = version.address[:2] != address[:2]
@@ -157,13 +157,13 @@ class Model:
             version.metadata |= metadata
             version.address, version.pair = address, pair
             if moved and service.production == deployment:
-                service.tell("deployment.ready", deployment)
+                service.emit("deployment.ready", deployment)
             return "Registered"
         self.versions[deployment] = Version(
             service.name, image or service.image, metadata, address, pair, first_registered_at=pair[0]
         )
-        service.tell("deployment.created", deployment)
-        service.tell("deployment.ready", deployment)
+        service.emit("deployment.created", deployment)
+        service.emit("deployment.ready", deployment)
         policy = self.observed.policies.get(service.name, "first")
         production = self.versions[service.production] if service.production else None
         newest = production is None or pair[0] > production.first_registered_at
@@ -175,9 +175,9 @@ class Model:
         before, service.production = service.production, to
         service.ledger.append((len(service.ledger) + 1, cause, served, service.serves))
         if to is not None:
-            service.tell("deployment.promoted", to)
+            service.emit("deployment.promoted", to)
         elif before is not None:
-            service.tell("deployment.demoted", before)
+            service.emit("deployment.demoted", before)
 
 
 def _metadata_of(message: RegisterAgentRequest) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _metadata_of(message: RegisterAgentRequest) -> dict[str, Any]:
 
 
 def address_of(message: RegisterAgentRequest) -> Address:
-    """All that an announcement says of where its pod is; what it leaves out is the default."""
+    """The address fields of an announcement, with defaults for those it omits."""
     metadata = _metadata_of(message)
     return (
         message.acp_url,

@@ -1,4 +1,4 @@
-"""The walk that a rollback takes, on plain values: G17 and nothing else."""
+"""The walk that finds the target of a rollback, on plain values: G17 only."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ LEGACY = "legacy"
 
 @dataclass(frozen=True)
 class Cutover:
-    """One generation of a history, for the walk that a rollback takes."""
+    """One generation of a history, as input of the walk."""
 
-    to: str | None  # a deployment id, `legacy`, or nothing
+    to: str | None  # a deployment id, `legacy`, or None
     restored: int | None = None  # 1 is the first generation
 
 
 def rollback_target(history: Sequence[Cutover], serves: str | None, usable: Callable[[str], bool]) -> int | None:
-    """G17: the generation that a rollback goes back to; None if nothing that served before can serve now."""
+    """G17: the generation that a rollback restores; None if nothing that served before can serve now."""
     generation = len(history)
     while generation > 0:
         generation = history[generation - 1].restored or generation

@@ -1,6 +1,6 @@
-"""What the sequential model keeps, on plain values.
+"""The state of the sequential model, on plain values.
 
-Agents are known by name and life: `a#2` is the second agent of the name `a`. Moments are numbers that compare as the
+Agents are identified by name and life: `a#2` is the second agent of the name `a`. Times are numbers that compare as the
 real times do.
 """
 
@@ -12,16 +12,16 @@ from tests.support.reference_model.rollback_walk import LEGACY
 Moment = float
 Address = tuple[str, str]  # acp_url, rpc_path
 
-RESOLUTION: Moment = 1e-6  # between two cut-overs of one transaction
+RESOLUTION: Moment = 1e-6  # between two cutovers of one transaction
 
 
 class Refused(Exception):
-    """The rules refuse it; its text is the name of the domain error."""
+    """The guarantees refuse the operation; the text is the name of the domain error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One announcement; `published` is None where Podium's own clock dates it."""
+    """One announcement; `published` is None if it gets the time of the database."""
 
     id: UUID
     agent: str
@@ -37,12 +37,12 @@ class Message:
 
     @property
     def address(self) -> Address:
-        """Where its pod is."""
+        """The address of its pod."""
         return self.url, self.rpc_path or "/api"
 
     @property
     def facts(self) -> dict[str, str]:
-        """The metadata, as it is stored."""
+        """The metadata, as stored."""
         facts = {"fact": self.fact}
         if self.way != "build":
             facts |= {"deployment_id": self.deployment, "docker_image": self.image, "rpc_path": self.rpc_path}
@@ -69,7 +69,7 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One generation; what served is a deployment id, `legacy` or nothing."""
+    """One generation; what served is a deployment id, `legacy` or None."""
 
     cause: str
     before: str | None
@@ -100,28 +100,28 @@ class Life:
 
     @property
     def serves(self) -> str | None:
-        """A deployment id, `legacy`, or nothing."""
+        """A deployment id, `legacy`, or None."""
         if self.deleted_at is not None:
             return None
         return self.production or (LEGACY if self.legacy else None)
 
     @property
     def generation(self) -> int:
-        """How often what serves has changed."""
+        """The number of changes of what serves."""
         return len(self.ledger)
 
     def self_description(self) -> tuple[object, ...]:
-        """What `agent.registered` tells of; another one of these is news."""
+        """The facts of `agent.registered`; the event is emitted if they change."""
         return self.description, self.image, dict(self.facts), self.legacy
 
-    def tell(self, event: str, deployment: str | None = None) -> None:
-        """One event, at the generation that holds now."""
+    def emit(self, event: str, deployment: str | None = None) -> None:
+        """Add one event, with the current generation."""
         self.events.append((event, deployment, self.generation))
 
 
 @dataclass
 class Tables:
-    """All that is stored, and the one way in which what serves changes."""
+    """All stored data, and the only function that changes what serves."""
 
     lives: dict[str, Life] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Tables:
     parked: dict[tuple[str, str | UUID, str], int] = field(default_factory=dict)
 
     def of_name(self, name: str) -> list[Life]:
-        """The agents of this name, oldest first; at most the last one lives."""
+        """The agents of this name, oldest first; only the last one may be not deleted."""
         return [life for life in self.lives.values() if life.name == name]
 
     def cut_over(
@@ -142,7 +142,7 @@ class Tables:
         legacy_url: str | None = None,
         restored: int | None = None,
     ) -> None:
-        """G14: one ledger row, later than the last one, and the event that announces it, if a deployment moved."""
+        """G14: add one ledger row, later than the last one, and the event that reports it, if a deployment moved."""
         before, url = life.serves, legacy_url
         at = max(now, life.ledger[-1].at + RESOLUTION) if life.ledger else now
         life.production = None if to == LEGACY else to
@@ -153,6 +153,6 @@ class Tables:
             url = life.legacy[0]
         life.ledger.append(Row(cause=cause, before=before, to=to, to_url=url, restored=restored, at=at))
         if life.production is not None:
-            life.tell("deployment.promoted", to)
+            life.emit("deployment.promoted", to)
         elif before not in {None, LEGACY}:
-            life.tell("deployment.demoted", before)
+            life.emit("deployment.demoted", before)
