@@ -36,7 +36,7 @@ _SHOWN_ELSEWHERE = {"deployment_id", "docker_image", "rpc_path", "health_path", 
 deployments = typer.Typer(
     name="deployments",
     cls=ListByDefault,
-    help="List the deployments of an agent; show, await or delete one.",
+    help="List an agent's deployments; show, await or delete one.",
     invoke_without_command=True,
     subcommand_metavar="[list] AGENT | show ID | wait ID | delete ID",
 )
@@ -78,7 +78,10 @@ async def wait(
         timedelta, typer.Option(parser=parse_duration, metavar="DURATION", help="Maximum time to wait.")
     ] = "10m",  # type: ignore[assignment]  # Typer parses it
 ) -> None:
-    """Wait until a deployment has reached a state; it need not exist yet."""
+    """Wait until a deployment has reached a state.
+
+    The deployment need not exist yet.
+    """
     try:
         state = Goal(goal.lower())
     except ValueError:

@@ -122,7 +122,7 @@ def up(
 ) -> None:
     """Run the whole system on this machine until Ctrl-C.
 
-    Starts PostgreSQL, RabbitMQ, the workers and the API, all on loopback.
+    Starts PostgreSQL, RabbitMQ, the workers and the API.
     """
     from podium.local.up import up as run_up  # noqa: PLC0415 - other commands start faster without it
 

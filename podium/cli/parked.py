@@ -64,7 +64,10 @@ async def show(context: CommandContext, message: ParkedArgument) -> None:
 @parked.command()
 @command
 async def retry(context: CommandContext, message: ParkedArgument) -> None:
-    """Send a parked message again, with a new message id; it stays parked until you drop it."""
+    """Send a parked message again.
+
+    It is sent with a new message id. The parked message stays until you drop it.
+    """
     async with context.output.progress("Sending the message again"):
         response = await context.api.call("POST", f"{_path(message)}/retry")
     sent = response.body["retry_message_id"]

@@ -102,8 +102,8 @@ async def register(
 ) -> None:
     """Announce a pod until the broker confirms the message.
 
-    The variables are those of pods with the agentex SDK. The same message is sent until the broker (with --http: the
-    API) confirms it, so several attempts have one effect.
+    The environment variables are the same as those of pods that use the agentex SDK. The same message is sent until
+    the broker (with --http: the API) confirms it, so several attempts have one effect.
     """
     from podium.cli.announcements import Pod, parse_facts  # noqa: PLC0415 - --help starts faster without it
 

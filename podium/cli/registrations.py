@@ -34,7 +34,7 @@ async def registrations(
     limit: Limit = 20,
     page: Page = 1,
 ) -> None:
-    """Show the outcomes of announcements: why is my pod not there?
+    """Show outcomes of announcements: why is my pod not there?
 
     The newest announcement is first.
     """
