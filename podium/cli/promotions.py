@@ -200,7 +200,7 @@ def _segment(deployment_id: str) -> str:
 
 
 def _require_answer(*, yes: bool) -> None:
-    """Raise `typer.BadParameter` if a question is needed and nobody can answer it."""
+    """Raise `typer.BadParameter` if a question is needed and stdin is not a terminal."""
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("name it, or pass --yes for the newest Ready preview.", param_hint="DEPLOYMENT")
 

@@ -46,12 +46,12 @@ async def test_past_events_are_printed(api: Api, terminal: Terminal) -> None:
     await api.register("other", "o1")
     await api.register("bot", "v2")
     await api.post(f"/agents/{agent['id']}/deployments/v2/promote", {"reason": "looks\x1b good"})
-    told = await terminal.quick("events", "bot")
-    assert "deployment.created   v1  bot:1" in told.out
-    assert "deployment.promoted  v1  generation 1, first by podium" in told.out
-    assert "deployment.promoted  v2  generation 2, manual by local: looks  good" in told.out
-    assert "other" not in told.out
-    assert "--since 7" in told.err
+    printed = await terminal.quick("events", "bot")
+    assert "deployment.created   v1  bot:1" in printed.out
+    assert "deployment.promoted  v1  generation 1, first by podium" in printed.out
+    assert "deployment.promoted  v2  generation 2, manual by local: looks  good" in printed.out
+    assert "other" not in printed.out
+    assert "--since 7" in printed.err
     promoted = await terminal.quick("events", "--type", "deployment.promoted")
     assert [line.split()[2] for line in promoted.out.splitlines()] == ["bot", "other", "bot"]
     as_json = await terminal.quick("events", "--agent", agent["id"], "--json", "--since", "5")
@@ -112,13 +112,13 @@ async def test_following_starts_now_and_ends_when_the_pipe_is_closed(api: Api, t
     await api.register("bot", "v1")
     process = await terminal.started("events", "--follow", "--quiet")
     assert process.stdout is not None
-    told = asyncio.create_task(process.stdout.readline())
+    first_line = asyncio.create_task(process.stdout.readline())
     number = 0
-    while not told.done():
+    while not first_line.done():
         number += 1
         await api.register(f"bot-{number}")
-        await asyncio.wait({told}, timeout=0.2)
-    first = (await told).decode().strip()
+        await asyncio.wait({first_line}, timeout=0.2)
+    first = (await first_line).decode().strip()
     transport = getattr(process, "_transport").get_pipe_transport(1)  # noqa: B009 - asyncio closes no single pipe
     transport.close()
     with suppress(TimeoutError):

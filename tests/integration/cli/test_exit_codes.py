@@ -50,9 +50,9 @@ async def test_each_kind_of_failure_has_its_code(api: Api, terminal: Terminal) -
 
 async def test_an_unavailable_api_and_another_server_have_different_codes(terminal: Terminal) -> None:
     """The first is worth another attempt; the second is a wrong address."""
-    async with refused_address() as away, running_pod(plain_page) as stranger:
-        await fails(terminal, "agents", UNAVAILABLE, "podium up", PODIUM_API_URL=away)
-        await fails(terminal, "agents", FAILED, "--api-url", PODIUM_API_URL=stranger.url)
+    async with refused_address() as unavailable, running_pod(plain_page) as other_server:
+        await fails(terminal, "agents", UNAVAILABLE, "podium up", PODIUM_API_URL=unavailable)
+        await fails(terminal, "agents", FAILED, "--api-url", PODIUM_API_URL=other_server.url)
 
 
 async def plain_page(_: web.BaseRequest) -> web.StreamResponse:
