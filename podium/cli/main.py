@@ -179,7 +179,9 @@ def worker(
     unknown = set(names or ()) - set(WorkerName)
     if unknown:
         known = ", ".join(WorkerName)
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the workers are {known}.", param_hint="NAME")
+        raise typer.BadParameter(
+            f"there is no worker {', '.join(sorted(unknown))}: choose from {known}.", param_hint="NAME"
+        )
     selected = [WorkerName(name) for name in names or WorkerName]
     _run(run_workers(_required("database_url", "amqp_url"), selected))
 
