@@ -1,108 +1,189 @@
-"""`podium agents`: which there are, what serves one of them, and what happens to it by itself."""
+"""`podium agents`: list agents, show one, or change its policy."""
 
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import Annotated, Any, Literal
 
 import typer
 
-from podium.cli.calling import Call, Limit, Page, command
-from podium.cli.deployments import LIST, ListsByDefault
-from podium.cli.policy import probing, set_policy
-from podium.cli.tables import Column, facts
-from podium.cli.wording import age, local, serves
+from podium.cli.command import LIST, AgentArgument, CommandContext, Limit, ListByDefault, Page, command
+from podium.cli.durations import format_duration, parse_duration
+from podium.cli.output import Column, age, details, local_time, serving_name
+
+DEFAULT: Literal["default"] = "default"
+
+Duration = timedelta | Literal["default"]
 
 COLUMNS = [
-    Column("AGENT", folds=True),
+    Column("AGENT", wraps=True),
     Column("STATUS"),
-    Column("SERVES", least=36, folds=True),
-    Column("GENERATION", leaves=2),
-    Column("AGE", leaves=1),
-    Column("DESCRIPTION", least=20, leaves=3),
+    Column("SERVES", min_width=36, wraps=True),
+    Column("GENERATION", drop_order=2),
+    Column("AGE", drop_order=1),
+    Column("DESCRIPTION", min_width=20, drop_order=3),
 ]
 
 
-class ListsAtOnce(ListsByDefault):
-    """`podium agents` is `podium agents list`."""
+class AgentsGroup(ListByDefault):
+    """Runs `list` also without arguments: `podium agents` is `podium agents list`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer keeps this type to itself
-        """Say `list` where nothing is named at all."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer does not export this type
+        """Insert `list` if there are no arguments."""
         return super().parse_args(ctx, args or [LIST])
+
+
+def _parse_interval(text: str) -> Duration:
+    return DEFAULT if text.strip().lower() == DEFAULT else parse_duration(text)
+
+
+def _parse_count(text: str) -> int | Literal["default"]:
+    if text.strip().lower() == DEFAULT:
+        return DEFAULT
+    if not text.strip().isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number nor '{DEFAULT}'.")
+    return int(text)
 
 
 agents = typer.Typer(
     name="agents",
-    cls=ListsAtOnce,
-    help="List agents, show one of them, or set what happens to it by itself.",
+    cls=AgentsGroup,
+    help="List agents, show one, or change its policy.",
     subcommand_metavar="[list] [AGENT] | set AGENT",
 )
 
 
+@agents.command(LIST)
 @command
 async def list_agents(
-    call: Call,
+    context: CommandContext,
     agent: Annotated[
-        str | None, typer.Argument(metavar="AGENT", help="Show this one, by name or id.", show_default=False)
+        str | None, typer.Argument(metavar="AGENT", help="Show only this agent, by name or id.", show_default=False)
     ] = None,
     limit: Limit = 50,
     page: Page = 1,
 ) -> None:
-    """List agents, newest first, or show one of them."""
+    """List agents, newest first, or show one agent."""
+    output = context.output
     if agent is not None:
-        await _show(call, agent)
+        async with output.progress("Reading the agent"):
+            found = await context.api.agent(agent)
+        _show(context, found)
         return
-    async with call.screen.progress("Asking for agents"):
-        found = await call.api.get("/agents", limit=limit, page_number=page)
-    call.screen.rows(found, [each["name"] for each in found], COLUMNS, [_row(each) for each in found])
-    if not found:
-        call.screen.remark(
-            "There are no agents yet: 'podium register' announces one." if page == 1 else "No more agents."
-        )
-    if len(found) == limit:
-        call.screen.remark(f"There may be more: --page {page + 1}.")
+    async with output.progress("Reading agents"):
+        rows = await context.api.get("/agents", limit=limit, page_number=page)
+    output.rows(rows, [row["name"] for row in rows], COLUMNS, [_cells(row) for row in rows])
+    if not rows:
+        output.note("There are no agents yet: 'podium register' announces one." if page == 1 else "No more agents.")
+    output.note_next_page(rows, limit, page)
 
 
-async def _show(call: Call, name_or_id: str) -> None:
-    async with call.screen.progress("Asking for the agent"):
-        agent = await call.api.agent(name_or_id)
-    show_agent(call, agent)
+@agents.command("set")
+@command
+async def set_policy(
+    context: CommandContext,
+    agent: AgentArgument,
+    *,
+    auto_promote: Annotated[
+        Literal["first", "always", "never"] | None,
+        typer.Option(help="Which new deployments go to production automatically."),
+    ] = None,
+    pause: Annotated[
+        bool | None,
+        typer.Option("--pause/--resume", help="Pause or resume automatic promotion.", show_default=False),
+    ] = None,
+    on_failure: Annotated[
+        Literal["hold", "rollback"] | None,
+        typer.Option(
+            help="What happens when production fails: 'hold' keeps it, 'rollback' goes back to the newest earlier "
+            "deployment that answers."
+        ),
+    ] = None,
+    probe_interval: Annotated[
+        timedelta | None,
+        typer.Option(parser=_parse_interval, metavar="DURATION", help="Time between two probes of a deployment."),
+    ] = None,
+    probe_threshold: Annotated[
+        int | None,
+        typer.Option(parser=_parse_count, metavar="N", help="How many equal probe results in a row change the status."),
+    ] = None,
+    probe_timeout: Annotated[
+        timedelta | None,
+        typer.Option(parser=_parse_interval, metavar="DURATION", help="Maximum duration of one probe."),
+    ] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help="Description of the agent.")] = None,
+) -> None:
+    """Change the policy of an agent.
+
+    Options that are not given change nothing. The value 'default' of a probe option returns to the janitor's setting.
+    """
+    options: dict[str, Any] = {
+        "auto_promote": auto_promote,
+        "auto_promote_paused": pause,
+        "on_failure": on_failure,
+        "probe_interval_seconds": _seconds(probe_interval),
+        "probe_threshold": probe_threshold,
+        "probe_timeout_seconds": _seconds(probe_timeout),
+        "description": description,
+    }
+    change = {name: value for name, value in options.items() if value is not None}
+    if not change:
+        raise typer.BadParameter("name what to set, such as --on-failure rollback.", param_hint="OPTIONS")
+    async with context.output.progress("Changing the policy"):
+        found = await context.api.agent(agent)
+        response = await context.api.call("PATCH", f"/agents/{found['id']}", json=change)
+    _show(context, response.body)
 
 
-def show_agent(call: Call, agent: dict[str, Any]) -> None:
-    """All about one agent."""
-    call.screen.one(agent, agent["name"], facts(_facts(agent)))
+def _show(context: CommandContext, agent: dict[str, Any]) -> None:
+    paused = ", paused until the next promote" if agent["auto_promote_paused"] else ""
+    shown = details(
+        [
+            ("agent", agent["name"]),
+            ("id", agent["id"]),
+            ("status", agent["status"]),
+            ("because", agent["status_reason"]),
+            ("serves", serving_name(agent)),
+            ("address", agent["acp_url"]),
+            ("generation", str(agent["generation"])),
+            ("auto-promote", f"{agent['auto_promote']}{paused}"),
+            ("on failure", agent["on_failure"]),
+            ("probes", _probes(agent)),
+            ("type", agent["acp_type"]),
+            ("image", agent["docker_image"]),
+            ("description", agent["description"]),
+            ("created", local_time(agent["created_at"])),
+            ("deleted", local_time(agent["deleted_at"]) if agent["deleted_at"] else None),
+        ]
+    )
+    context.output.item(agent, agent["name"], shown)
 
 
-agents.command(LIST)(list_agents)
-agents.command("set")(set_policy)
-
-
-def _row(agent: dict[str, Any]) -> list[str]:
+def _cells(agent: dict[str, Any]) -> list[str]:
     return [
         agent["name"],
         agent["status"],
-        serves(agent),
+        serving_name(agent),
         str(agent["generation"]),
         age(agent["created_at"]),
         agent["description"],
     ]
 
 
-def _facts(agent: dict[str, Any]) -> list[tuple[str, str]]:
-    paused = ", paused until somebody promotes" if agent["auto_promote_paused"] else ""
-    pairs = [
-        ("agent", agent["name"]),
-        ("id", agent["id"]),
-        ("status", agent["status"]),
-        ("because", agent["status_reason"]),
-        ("serves", serves(agent)),
-        ("address", agent["acp_url"]),
-        ("generation", str(agent["generation"])),
-        ("auto-promote", f"{agent['auto_promote']}{paused}"),
-        ("on failure", agent["on_failure"]),
-        ("probes", probing(agent)),
-        ("type", agent["acp_type"]),
-        ("image", agent["docker_image"]),
-        ("description", agent["description"]),
-        ("created", local(agent["created_at"])),
-        ("deleted", local(agent["deleted_at"]) if agent["deleted_at"] else None),
-    ]
-    return [(name, value) for name, value in pairs if value]
+def _probes(agent: dict[str, Any]) -> str:
+    """The agent's own probe settings; empty if it has none."""
+    parts = []
+    if agent["probe_interval_seconds"] is not None:
+        parts.append(f"every {_format_seconds(agent['probe_interval_seconds'])}")
+    if agent["probe_threshold"] is not None:
+        parts.append(f"threshold {agent['probe_threshold']}")
+    if agent["probe_timeout_seconds"] is not None:
+        parts.append(f"timeout {_format_seconds(agent['probe_timeout_seconds'])}")
+    return ", ".join(parts)
+
+
+def _seconds(duration: Duration | None) -> float | str | None:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
+
+
+def _format_seconds(seconds: float) -> str:
+    whole = seconds >= 1 and seconds == int(seconds)
+    return format_duration(timedelta(seconds=seconds)) if whole else f"{seconds:g}s"

@@ -1,152 +1,140 @@
-"""`podium deployments`: the versions of an agent; one of them; waiting for one; deleting one."""
+"""`podium deployments`: list the deployments of an agent; show, await or delete one."""
 
 from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from podium.cli.calling import AgentArgument, Call, DeploymentArgument, Limit, Page, command
+from podium.cli.command import (
+    LIST,
+    AgentArgument,
+    CommandContext,
+    DeploymentArgument,
+    Limit,
+    ListByDefault,
+    Page,
+    command,
+    print_help_without_command,
+)
 from podium.cli.durations import parse_duration
-from podium.cli.tables import Column, facts
-from podium.cli.wording import age, local, role
-
-LIST = "list"
+from podium.cli.output import Column, age, details, local_time, role_of
+from podium.cli.waiting import Goal, wait_for
 
 COLUMNS = [
-    Column("DEPLOYMENT", folds=True),
+    Column("DEPLOYMENT", wraps=True),
     Column("STATUS"),
     Column("ROLE"),
-    Column("AGE", leaves=2),
-    Column("IMAGE", least=20, leaves=3),
-    Column("ADDRESS", least=20, leaves=4),
+    Column("AGE", drop_order=2),
+    Column("IMAGE", min_width=20, drop_order=3),
+    Column("ADDRESS", min_width=20, drop_order=4),
 ]
-
-
-class ListsByDefault(TyperGroup):
-    """`podium deployments bot` is `podium deployments list bot`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer keeps this type to itself
-        """Say `list` where no command is named."""
-        if args and args[0] not in {*self.commands, "--help"}:
-            args = [LIST, *args]
-        return super().parse_args(ctx, args)
-
+# 'podium history' shows all of them.
+PERIODS_SHOWN = 3
+# Metadata that has a line of its own.
+_SHOWN_ELSEWHERE = {"deployment_id", "docker_image", "rpc_path", "health_path", "error_style"}
 
 deployments = typer.Typer(
     name="deployments",
-    cls=ListsByDefault,
-    help="List an agent's deployments, or show, await or delete one.",
+    cls=ListByDefault,
+    help="List an agent's deployments; show, await or delete one.",
     invoke_without_command=True,
     subcommand_metavar="[list] AGENT | show ID | wait ID | delete ID",
 )
+deployments.callback()(print_help_without_command)
 
 
-@deployments.callback()
-def _no_command(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
+@deployments.command(LIST)
 @command
-async def list_deployments(call: Call, agent: AgentArgument, limit: Limit = 50, page: Page = 1) -> None:
-    """List an agent's deployments, newest first."""
-    async with call.screen.progress("Asking for deployments"):
-        owner = await call.api.agent(agent)
-        found = await call.api.get(f"/agents/{owner['id']}/deployments", limit=limit, page_number=page)
-    call.screen.rows(found, [each["id"] for each in found], COLUMNS, [_row(each) for each in found])
-    if not found:
-        call.screen.remark(f"{owner['name']} has no deployments: a pod that announces a deployment id makes one.")
-    if len(found) == limit:
-        call.screen.remark(f"There may be more: --page {page + 1}.")
+async def list_deployments(context: CommandContext, agent: AgentArgument, limit: Limit = 50, page: Page = 1) -> None:
+    """List the deployments of an agent, newest first."""
+    async with context.output.progress("Reading deployments"):
+        owner = await context.api.agent(agent)
+        rows = await context.api.get(f"/agents/{owner['id']}/deployments", limit=limit, page_number=page)
+    context.output.rows(rows, [row["id"] for row in rows], COLUMNS, [_cells(row) for row in rows])
+    if not rows:
+        context.output.note(f"{owner['name']} has no deployments: announce a pod with a deployment id to create one.")
+    context.output.note_next_page(rows, limit, page)
 
 
+@deployments.command()
 @command
-async def show(call: Call, deployment: DeploymentArgument) -> None:
+async def show(context: CommandContext, deployment: DeploymentArgument) -> None:
     """Show one deployment."""
-    async with call.screen.progress("Asking for the deployment"):
-        found = await call.api.deployment(deployment)
-        agent = await call.api.get(f"/agents/{found['agent_id']}")
-    call.screen.one(found, found["id"], facts(_facts(found, agent["name"])))
+    async with context.output.progress("Reading the deployment"):
+        found = await context.api.deployment(deployment)
+        agent = await context.api.get(f"/agents/{found['agent_id']}")
+    context.output.item(found, found["id"], details(_details(found, agent["name"])))
 
 
+@deployments.command()
 @command
 async def wait(
-    call: Call,
+    context: CommandContext,
     deployment: DeploymentArgument,
     goal: Annotated[
-        str, typer.Option("--for", metavar="STATE", help="ready, production, failed or deleted.")
+        str, typer.Option("--for", metavar="STATE", help="State to wait for: ready, production, failed or deleted.")
     ] = "ready",
     timeout: Annotated[  # noqa: ASYNC109 - an option of the command
-        timedelta, typer.Option(parser=parse_duration, metavar="DURATION", help="How long, at most.")
+        timedelta, typer.Option(parser=parse_duration, metavar="DURATION", help="Maximum time to wait.")
     ] = "10m",  # type: ignore[assignment]  # Typer parses it
 ) -> None:
-    """Wait until a deployment is ready, announced yet or not."""
-    from podium.cli.waiting import Goal, wait_for  # noqa: PLC0415 - --help starts faster without it
+    """Wait until a deployment has reached a state.
 
+    The deployment need not exist yet.
+    """
     try:
-        wanted = Goal(goal.lower())
+        state = Goal(goal.lower())
     except ValueError:
-        raise typer.BadParameter(f"{goal!r} is none of {', '.join(Goal)}.", param_hint="--for") from None
-    found = await wait_for(call, deployment, wanted, timeout)
-    call.screen.one(found, found["id"], f"{found['id']} is {wanted}.")
+        raise typer.BadParameter(f"{goal!r} is not one of {', '.join(Goal)}.", param_hint="--for") from None
+    found = await wait_for(context, deployment, state, timeout)
+    context.output.item(found, found["id"], f"{found['id']} is {state}.")
 
 
+@deployments.command()
 @command
-async def delete(call: Call, deployment: DeploymentArgument) -> None:
-    """Delete a preview; production cannot be deleted."""
-    async with call.screen.progress("Deleting"):
-        found = await call.api.deployment(deployment)
-        answer = await call.api.call("DELETE", f"/agents/{found['agent_id']}/deployments/{found['id']}")
-    call.screen.one(answer.body, found["id"], answer.body["message"])
+async def delete(context: CommandContext, deployment: DeploymentArgument) -> None:
+    """Delete a preview. Production cannot be deleted."""
+    async with context.output.progress("Deleting the deployment"):
+        found = await context.api.deployment(deployment)
+        response = await context.api.call("DELETE", f"/agents/{found['agent_id']}/deployments/{found['id']}")
+    context.output.item(response.body, found["id"], response.body["message"])
 
 
-# The last few; 'podium history' tells all.
-PERIODS_SHOWN = 3
-
-deployments.command(LIST)(list_deployments)
-deployments.command()(show)
-deployments.command()(wait)
-deployments.command()(delete)
-
-
-def _row(deployment: dict[str, Any]) -> list[str]:
+def _cells(deployment: dict[str, Any]) -> list[str]:
     return [
         deployment["id"],
         deployment["status"],
-        role(deployment),
+        role_of(deployment),
         age(deployment["created_at"]),
         deployment["docker_image"],
         deployment["acp_url"] or "-",
     ]
 
 
-def _facts(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str]]:
+def _details(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str | None]]:
     metadata = deployment["registration_metadata"] or {}
-    known = {"deployment_id", "docker_image", "rpc_path", "health_path", "error_style"}
-    pairs = [
+    return [
         ("deployment", deployment["id"]),
         ("agent", agent_name),
         ("status", deployment["status"]),
         ("because", deployment["status_reason"]),
-        ("role", role(deployment)),
+        ("role", role_of(deployment)),
         ("image", deployment["docker_image"]),
         ("address", deployment["acp_url"]),
         ("rpc path", deployment["rpc_path"]),
         ("health path", deployment["health_path"]),
-        *((name, str(value)) for name, value in metadata.items() if name not in known),
-        ("created", local(deployment["created_at"])),
-        ("announced", local(deployment["registered_at"])),
-        ("ready", local(deployment["ready_at"])),
+        *((name, str(value)) for name, value in metadata.items() if name not in _SHOWN_ELSEWHERE),
+        ("created", local_time(deployment["created_at"])),
+        ("announced", local_time(deployment["registered_at"])),
+        ("ready", local_time(deployment["ready_at"])),
         *(("in production", _period(each)) for each in deployment["production_periods"][:PERIODS_SHOWN]),
-        ("deleted", local(deployment["expires_at"]) if deployment["expires_at"] else None),
-        ("purged", local(deployment["purged_at"]) if deployment["purged_at"] else None),
+        ("deleted", local_time(deployment["expires_at"]) if deployment["expires_at"] else None),
+        ("purged", local_time(deployment["purged_at"]) if deployment["purged_at"] else None),
     ]
-    return [(name, value) for name, value in pairs if value]
 
 
 def _period(period: dict[str, Any]) -> str:
-    """A time in production: from when to when, or since when."""
+    generation = f"(generation {period['generation']})"
     if period["until"] is None:
-        return f"since {local(period['since'])} (generation {period['generation']})"
-    return f"{local(period['since'])} to {local(period['until'])} (generation {period['generation']})"
+        return f"since {local_time(period['since'])} {generation}"
+    return f"{local_time(period['since'])} to {local_time(period['until'])} {generation}"

@@ -1,11 +1,11 @@
-"""How a command ends: exit codes that scripts can rely on, and the one sentence that goes with a failure."""
+"""How a command ends: the exit codes, and the error that ends a command with one sentence."""
 
 from enum import IntEnum
 from http import HTTPStatus
 
 
 class ExitCode(IntEnum):
-    """What the exit code of every command means."""
+    """The exit codes of all commands. Scripts depend on them."""
 
     DONE = 0
     FAILED = 1
@@ -18,10 +18,10 @@ class ExitCode(IntEnum):
 
 
 MEANINGS = {
-    ExitCode.DONE: "done, or nothing to do",
+    ExitCode.DONE: "success, or nothing to do",
     ExitCode.FAILED: "failed or refused",
-    ExitCode.USAGE: "called in a wrong way, or a setting is not valid",
-    ExitCode.TIMED_OUT: "what was waited for did not happen in time",
+    ExitCode.USAGE: "wrong usage, or a setting is not valid",
+    ExitCode.TIMED_OUT: "timed out while waiting",
     ExitCode.NOT_FOUND: "no such agent or deployment, it was deleted, or nothing served then",
     ExitCode.CONFLICT: "not possible now: not Ready, in production, or changed meanwhile",
     ExitCode.UNAVAILABLE: "the API, a server or the agent cannot be reached: try again",
@@ -42,31 +42,31 @@ _BY_STATUS = {
 
 
 class Failure(Exception):
-    """A command could not do it; the text is one sentence that names the next step."""
+    """Ends a command with an exit code. The message is one sentence, with the next step where there is one."""
 
-    def __init__(self, sentence: str, code: ExitCode = ExitCode.FAILED) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
+    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.message = message
         self.code = code
 
 
 def code_of_status(status: int) -> ExitCode:
-    """The exit code for a refusal with this HTTP status."""
+    """The exit code for a response with this HTTP status."""
     return next((code for known, code in _BY_STATUS.items() if known == status), ExitCode.FAILED)
 
 
 def code_of_reason(reason: str | None) -> ExitCode:
-    """The exit code for a refusal that a worker has named."""
+    """The exit code for the `reason` with which a registrar rejected an announcement."""
     from services.errors import PodiumError  # noqa: PLC0415 - --help starts faster without it
 
-    kinds = [PodiumError]
-    for kind in kinds:
-        kinds.extend(kind.__subclasses__())
-    return next((code_of_status(kind.status) for kind in kinds if kind.reason == reason), ExitCode.FAILED)
+    error_types = [PodiumError]
+    for error_type in error_types:
+        error_types.extend(error_type.__subclasses__())
+    return next((code_of_status(each.status) for each in error_types if each.reason == reason), ExitCode.FAILED)
 
 
 def epilog() -> str:
     """The table of exit codes for `podium --help`."""
     lines = [f"{code.value:>5}  {meaning}" for code, meaning in MEANINGS.items()]
-    # A line of \b keeps a paragraph from being wrapped into one.
+    # The \b prevents the lines from being joined into one paragraph.
     return "\n".join(["\b", "Exit codes:", *lines])

@@ -1,86 +1,102 @@
-"""`podium history`: what served an agent when, for how long, why, and by whom."""
+"""`podium history`: what served an agent and when, as a table, and at a terminal also as a timeline."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil, floor
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from podium.cli.calling import AgentArgument, Call, Limit, Page, command
-from podium.cli.durations import parse_moment, short
-from podium.cli.screen import Screen
-from podium.cli.tables import Column
-from podium.cli.timeline import Stretch, timeline
-from podium.cli.wording import NOTHING, local, moment, served
+from podium.cli.command import AgentArgument, CommandContext, Limit, Page, command
+from podium.cli.durations import format_duration, parse_time
+from podium.cli.output import GAP, NOTHING, Column, Output, local_time, parse_api_time, plain, served_name
 
 COLUMNS = [
     Column("SINCE"),
     Column("FOR"),
-    Column("SERVED", least=18, folds=True),
-    Column("WHY", least=16, folds=True),
-    Column("BY", least=8, leaves=1),
-    Column("GENERATION", leaves=2),
+    Column("SERVED", min_width=18, wraps=True),
+    Column("WHY", min_width=16, wraps=True),
+    Column("BY", min_width=8, drop_order=1),
+    Column("GENERATION", drop_order=2),
 ]
 
 CAUSES = {
     "first": "the first to be Ready",
-    "always": "promoted by itself",
+    "always": "promoted automatically",
     "manual": "promoted",
     "rollback": "rolled back",
     "legacy": "legacy address",
     "agent_deleted": "agent deleted",
 }
 
+# A narrower timeline, or one with a single bar, shows nothing.
+MIN_TIMELINE_WIDTH = 48
+MIN_PERIODS = 2
+# A name takes at most a third of the width.
+NAME_FRACTION = 3
+FULL_BLOCK, ASCII_BLOCK = "█", "#"
+TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%H:%M:%S", "%H:%M")
+
 Row = dict[str, Any]
 
 
 @command
 async def history(
-    call: Call,
+    context: CommandContext,
     agent: AgentArgument,
     at: Annotated[
         datetime | None,
         typer.Option(
-            parser=parse_moment, metavar="TIME", help="Only what served then: ISO 8601, or 15m for so long ago."
+            parser=parse_time,
+            metavar="TIME",
+            help="Show only what served at this time: ISO 8601, or a duration before now such as 15m.",
         ),
     ] = None,
     limit: Limit = 50,
     page: Page = 1,
 ) -> None:
-    """Show what served when, for how long, why, and by whom; at a terminal with a line for each version."""
-    async with call.screen.progress("Reading the ledger"):
-        found = await call.api.agent(agent)
+    """Show what served an agent: when, why, and by whom.
+
+    At a terminal, a timeline is drawn above the table.
+    """
+    output = context.output
+    async with output.progress("Reading the ledger"):
+        found = await context.api.agent(agent)
         query = {"at": at.astimezone(UTC).isoformat()} if at else {"limit": limit, "page_number": page}
-        rows: list[Row] = await call.api.get(f"/agents/{found['id']}/promotions", **query)
-    names = [served(row["to_deployment_id"], row["to_acp_url"]) for row in rows]
-    if not (call.screen.as_json or call.screen.quiet):
-        _draw(call.screen, rows, names)
-    call.screen.rows(rows, names, COLUMNS, [_row(row) for row in rows])
+        rows: list[Row] = await context.api.get(f"/agents/{found['id']}/promotions", **query)
+    names = [served_name(row["to_deployment_id"], row["to_acp_url"]) for row in rows]
+    if output.out.is_terminal and not (output.as_json or output.quiet):
+        _show_timeline(output, rows, names)
+    output.rows(rows, names, COLUMNS, [_cells(row) for row in rows])
     if not rows:
-        when = "yet" if page == 1 else "before that"
-        call.screen.remark(f"Nothing served {found['name']} {when}.")
-    if at is None and len(rows) == limit:
-        call.screen.remark(f"There may be more: --page {page + 1}.")
+        output.note(f"Nothing served {found['name']} {'yet' if page == 1 else 'before that'}.")
+    if at is None:
+        output.note_next_page(rows, limit, page)
 
 
-def _draw(screen: Screen, rows: list[Row], names: list[str]) -> None:
-    """Draw the rows where a person looks at them."""
-    if not screen.out.is_terminal:
-        return
-    ends = [(datetime.fromisoformat(row["at"]), moment(row["until"])) for row in rows]
-    stretches = [Stretch(name, *end) for name, end in zip(names, ends, strict=True) if name != NOTHING]
-    drawn = timeline(stretches, screen.out, datetime.now(UTC))
+def _show_timeline(output: Output, rows: list[Row], names: list[str]) -> None:
+    periods = [
+        Period(name, datetime.fromisoformat(row["at"]), parse_api_time(row["until"]))
+        for name, row in zip(names, rows, strict=True)
+        if name != NOTHING
+    ]
+    drawn = timeline(periods, output.out, datetime.now(UTC))
     if drawn is not None:
-        screen.show(drawn, "")
+        output.show(drawn, "")
 
 
-def _row(row: Row) -> list[str]:
-    until = moment(row["until"])
-    serving = served(row["to_deployment_id"], row["to_acp_url"])
+def _cells(row: Row) -> list[str]:
+    until = parse_api_time(row["until"])
+    name = served_name(row["to_deployment_id"], row["to_acp_url"])
+    duration = format_duration((until or datetime.now(UTC)) - datetime.fromisoformat(row["at"]))
     return [
-        local(row["at"]),
-        short((until or datetime.now(UTC)) - datetime.fromisoformat(row["at"]))
-        + ("" if until or serving == NOTHING else " so far"),
-        serving,
+        local_time(row["at"]),
+        duration if until or name == NOTHING else f"{duration} so far",
+        name,
         _why(row),
         row["actor"],
         str(row["generation"]),
@@ -92,3 +108,59 @@ def _why(row: Row) -> str:
     if row["restored"] is not None:
         cause += f" to generation {row['restored']}"
     return f"{cause}: {row['reason']}" if row["reason"] else cause
+
+
+@dataclass(frozen=True)
+class Period:
+    """A time in which one deployment or address served; `until` is None if it still serves."""
+
+    name: str
+    since: datetime
+    until: datetime | None
+
+
+def timeline(periods: Sequence[Period], console: Console, now: datetime) -> Table | None:
+    """The periods, newest first, drawn to the width of the console: a line per name, a bar per period.
+
+    A bar has at least one character. None if the console is too narrow or there are too few periods.
+    """
+    if console.width < MIN_TIMELINE_WIDTH or len(periods) < MIN_PERIODS:
+        return None
+    names = list(dict.fromkeys(period.name for period in periods))
+    name_width = min(max(map(len, names)), console.width // NAME_FRACTION)
+    bar_width = console.width - name_width - GAP
+    begin, end = periods[-1].since, periods[0].until or now
+    drawn = Table.grid(padding=(0, GAP, 0, 0))
+    drawn.add_column(width=name_width, no_wrap=True, overflow="ellipsis")
+    drawn.add_column(width=bar_width, no_wrap=True)
+    drawn.add_row("", _axis(begin, None if periods[0].until is None else end, bar_width))
+    block = ASCII_BLOCK if console.options.ascii_only else FULL_BLOCK
+    for name in names:
+        cells = [" "] * bar_width
+        own = [period for period in periods if period.name == name]
+        for period in own:
+            first, last = _bar((period.since, period.until or now), (begin, end), bar_width)
+            cells[first:last] = block * (last - first)
+        serves = any(period.until is None for period in own)
+        drawn.add_row(Text(plain(name)), Text("".join(cells), style="green" if serves else "cyan"))
+    return drawn
+
+
+def _bar(period: tuple[datetime, datetime], whole: tuple[datetime, datetime], width: int) -> tuple[int, int]:
+    """The first character that a period covers and the one after its last: at least one character."""
+    span = (whole[1] - whole[0]).total_seconds()
+    if span <= 0:
+        return 0, width
+    first, last = ((time - whole[0]).total_seconds() / span * width for time in period)
+    left = min(max(floor(first), 0), width - 1)
+    return left, min(max(ceil(last), left + 1), width)
+
+
+def _axis(begin: datetime, end: datetime | None, width: int) -> Text:
+    """The first time on the left, the last time or `now` on the right, in the longest format that fits."""
+    ends = (begin.astimezone(), end.astimezone() if end else None)
+    for time_format in TIME_FORMATS:
+        left, right = (f"{time:{time_format}}" if time else "now" for time in ends)
+        if len(left) + len(right) < width:
+            break
+    return Text(left + right.rjust(width - len(left)), style="dim")

@@ -1,118 +1,112 @@
-"""`podium parked`: messages that could not be applied; one of them; sending one again; dropping one."""
+"""`podium parked`: list parked messages; show, retry or drop one."""
 
 from typing import Annotated, Any
 
 import typer
 
-from podium.cli.calling import Call, Limit, Page, command
-from podium.cli.tables import Column, facts
-from podium.cli.wording import clock, local
-
-LIST = "list"
+from podium.cli.command import LIST, CommandContext, Limit, Page, command, print_help_without_command
+from podium.cli.output import Column, details, local_time, short_time
 
 COLUMNS = [
-    Column("PARKED", leaves=3),
-    Column("ID", folds=True),
-    Column("AGENT", least=12, leaves=2, folds=True),
+    Column("PARKED", drop_order=3),
+    Column("ID", wraps=True),
+    Column("AGENT", min_width=12, drop_order=2, wraps=True),
     Column("REASON"),
-    Column("WHY", least=24, leaves=1, folds=True),
-    Column("SENT AGAIN", leaves=4),
+    Column("WHY", min_width=24, drop_order=1, wraps=True),
+    Column("SENT AGAIN", drop_order=4),
 ]
 
 ParkedArgument = Annotated[
     str,
-    typer.Argument(metavar="ID", help="The parked message's id: 'podium parked list' names them.", show_default=False),
+    typer.Argument(metavar="ID", help="Id of the parked message; see 'podium parked list'.", show_default=False),
 ]
 
 parked = typer.Typer(
     name="parked",
-    help="List what could not be applied, or show, retry or drop one.",
+    help="List parked messages; show, retry or drop one.\n\nA message is parked if it could not be applied.",
     invoke_without_command=True,
     subcommand_metavar="list | show ID | retry ID | drop ID",
 )
+parked.callback()(print_help_without_command)
 
 
-@parked.callback()
-def _no_command(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
+@parked.command(LIST)
 @command
 async def list_parked(
-    call: Call,
+    context: CommandContext,
     agent: Annotated[
-        str | None, typer.Option(metavar="AGENT", help="Only those of this agent; its name need not exist.")
+        str | None, typer.Option(metavar="AGENT", help="Show only this agent; the agent need not exist.")
     ] = None,
     limit: Limit = 20,
     page: Page = 1,
 ) -> None:
-    """List messages that could not be applied, newest first."""
-    from podium.cli.segments import agent_segment  # noqa: PLC0415 - --help starts faster without it
+    """List parked messages, newest first."""
+    from podium.cli.client import agent_segment  # noqa: PLC0415 - --help starts faster without it
 
     name = agent_segment(agent) if agent is not None else None
-    async with call.screen.progress("Asking for parked messages"):
-        found = await call.api.get("/parked", agent=name, limit=limit, page_number=page)
-    call.screen.rows(found, [each["id"] for each in found], COLUMNS, [_row(each) for each in found])
-    if not found and page == 1:
-        call.screen.remark("Nothing is parked.")
-    if len(found) == limit:
-        call.screen.remark(f"There may be more: --page {page + 1}.")
+    async with context.output.progress("Reading parked messages"):
+        rows = await context.api.get("/parked", agent=name, limit=limit, page_number=page)
+    context.output.rows(rows, [row["id"] for row in rows], COLUMNS, [_cells(row) for row in rows])
+    if not rows and page == 1:
+        context.output.note("There are no parked messages.")
+    context.output.note_next_page(rows, limit, page)
 
 
+@parked.command()
 @command
-async def show(call: Call, message: ParkedArgument) -> None:
-    """Show one parked message with its body."""
-    async with call.screen.progress("Asking for the parked message"):
-        found = await call.api.get(_path(message))
-    call.screen.one(found, found["id"], facts(_facts(found)))
+async def show(context: CommandContext, message: ParkedArgument) -> None:
+    """Show a parked message with its headers and body."""
+    async with context.output.progress("Reading the parked message"):
+        found = await context.api.get(_path(message))
+    context.output.item(found, found["id"], details(_details(found)))
 
 
+@parked.command()
 @command
-async def retry(call: Call, message: ParkedArgument) -> None:
-    """Send a parked message again, under a new message id; it stays parked until it is dropped."""
-    async with call.screen.progress("Sending it again"):
-        answer = await call.api.call("POST", f"{_path(message)}/retry")
-    sent = answer.body["retry_message_id"]
-    call.screen.one(answer.body, sent, f"Sent again as message {sent}, confirmed by the broker.")
-    call.screen.remark(f"'podium registrations' says what became of it; then 'podium parked drop {message}'.")
+async def retry(context: CommandContext, message: ParkedArgument) -> None:
+    """Send a parked message again.
+
+    It is sent with a new message id. The parked message stays until you drop it.
+    """
+    async with context.output.progress("Sending the message again"):
+        response = await context.api.call("POST", f"{_path(message)}/retry")
+    sent = response.body["retry_message_id"]
+    context.output.item(response.body, sent, f"Sent again as message {sent}, confirmed by the broker.")
+    context.output.note(
+        f"'podium registrations' shows its outcome; 'podium parked drop {message}' drops the parked message."
+    )
 
 
+@parked.command()
 @command
-async def drop(call: Call, message: ParkedArgument) -> None:
-    """Drop a parked message for good."""
-    async with call.screen.progress("Dropping"):
-        answer = await call.api.call("DELETE", _path(message))
-    call.screen.one(answer.body, answer.body["id"], answer.body["message"])
-
-
-parked.command(LIST)(list_parked)
-parked.command()(show)
-parked.command()(retry)
-parked.command()(drop)
+async def drop(context: CommandContext, message: ParkedArgument) -> None:
+    """Drop a parked message. This cannot be undone."""
+    async with context.output.progress("Dropping the parked message"):
+        response = await context.api.call("DELETE", _path(message))
+    context.output.item(response.body, response.body["id"], response.body["message"])
 
 
 def _path(message: str) -> str:
-    from podium.cli.segments import parked_segment  # noqa: PLC0415 - --help starts faster without it
+    from podium.cli.client import parked_segment  # noqa: PLC0415 - --help starts faster without it
 
     return f"/parked/{parked_segment(message)}"
 
 
-def _row(message: dict[str, Any]) -> list[str]:
+def _cells(message: dict[str, Any]) -> list[str]:
     times = f" ({message['attempts']} times)" if message["attempts"] > 1 else ""
     return [
-        clock(message["received_at"]),
+        short_time(message["received_at"]),
         message["id"],
         message["agent_name"] or "-",
         message["reason"],
         message["error"] + times,
-        clock(message["retried_at"]) if message["retried_at"] else "-",
+        short_time(message["retried_at"]) if message["retried_at"] else "-",
     ]
 
 
-def _facts(message: dict[str, Any]) -> list[tuple[str, str]]:
-    pairs = [
-        ("parked", local(message["received_at"])),
+def _details(message: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return [
+        ("parked", local_time(message["received_at"])),
         ("id", message["id"]),
         ("reason", message["reason"]),
         ("why", message["error"]),
@@ -122,7 +116,6 @@ def _facts(message: dict[str, Any]) -> list[tuple[str, str]]:
         ("message id", message["message_id"]),
         ("routing key", message["routing_key"]),
         *((f"header {name}", str(value)) for name, value in message["headers"].items()),
-        ("sent again", local(message["retried_at"]) if message["retried_at"] else None),
+        ("sent again", local_time(message["retried_at"]) if message["retried_at"] else None),
         ("body" if message["body_encoding"] == "utf-8" else "body, base64", message["body"]),
     ]
-    return [(name, value) for name, value in pairs if value]

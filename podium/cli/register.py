@@ -1,61 +1,84 @@
-"""`podium register`: announces a pod of any language, once or as a sidecar, from what its environment says."""
+"""`podium register`: announce a pod, once or repeatedly as a sidecar, from options and environment variables."""
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from podium.cli.calling import Call, command
+from podium.cli.command import CommandContext, command
 from podium.cli.durations import parse_duration
 from podium.cli.exits import ExitCode, Failure, code_of_reason
 
-LEAST_EVERY = timedelta(seconds=1)
-# Workers that are there decide within milliseconds.
-OUTCOME_SECONDS = 3.0
+if TYPE_CHECKING:
+    from podium.cli.announcements import Pod
+
+MIN_INTERVAL = timedelta(seconds=1)
+# A running registrar replies within milliseconds.
+DECISION_SECONDS = 3.0
 OUTCOMES = {
-    "Registered": "It was registered.",
-    "Duplicate": "It was decided before.",
-    "Stale": "Something newer was registered before: nothing changed.",
-    "Shadowed": "Its address was noted; production keeps the traffic.",
+    "Registered": "The announcement was applied.",
+    "Duplicate": "The announcement was decided before; nothing changed.",
+    "Stale": "A newer announcement was applied before; nothing changed.",
+    "Shadowed": "The address was stored, but production keeps the traffic.",
 }
 
-Name = Annotated[str | None, typer.Option("--name", envvar="AGENT_NAME", help="The agent that the pod is one of.")]
-Url = Annotated[str | None, typer.Option("--acp-url", envvar="ACP_URL", help="Where the pod answers.")]
+Name = Annotated[str | None, typer.Option("--name", envvar="AGENT_NAME", help="Name of the agent.")]
+Url = Annotated[str | None, typer.Option("--acp-url", envvar="ACP_URL", help="Base address of the pod.")]
 Port = Annotated[
-    int | None, typer.Option("--acp-port", envvar="ACP_PORT", help="If the URL names none.", min=1, max=65535)
+    int | None,
+    typer.Option("--acp-port", envvar="ACP_PORT", help="Port of the pod, if the URL has none.", min=1, max=65535),
 ]
 DeploymentId = Annotated[
     str | None,
-    typer.Option("--deployment", envvar="AGENTEX_DEPLOYMENT_ID", help="Its version; without, a legacy agent."),
+    typer.Option(
+        "--deployment",
+        envvar="AGENTEX_DEPLOYMENT_ID",
+        help="Id of the deployment. Without it, a legacy agent is announced.",
+    ),
 ]
-Description = Annotated[str | None, typer.Option(envvar="AGENT_DESCRIPTION", help="What the agent does.")]
+Description = Annotated[str | None, typer.Option(envvar="AGENT_DESCRIPTION", help="Description of the agent.")]
 AcpType = Annotated[str | None, typer.Option(envvar="ACP_TYPE", help="sync, async or agentic.")]
 InputType = Annotated[str | None, typer.Option(envvar="AGENT_INPUT_TYPE", help="text or json.")]
-AgentId = Annotated[str | None, typer.Option(envvar="AGENT_ID", help="Refused if it is not the id of that agent.")]
-Image = Annotated[str | None, typer.Option(envvar="AGENT_IMAGE", help="The version's image; it never changes.")]
-Commit = Annotated[str | None, typer.Option(envvar=["AGENT_COMMIT_SHA", "GIT_COMMIT"], help="Kept as commit_sha.")]
-Branch = Annotated[str | None, typer.Option(envvar="GIT_BRANCH", help="Kept as branch.")]
-Repo = Annotated[str | None, typer.Option(envvar=["AGENT_SOURCE_REPO", "GIT_URL"], help="Kept as source_repo.")]
-RpcPath = Annotated[str | None, typer.Option(help="Below the URL. Default: /api.")]
-HealthPath = Annotated[str | None, typer.Option(help="Below the URL. Default: /healthz.")]
-ErrorStyle = Annotated[str | None, typer.Option(help="http, or jsonrpc for agents that speak MCP.")]
-Fact = Annotated[list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="Another fact to keep.")]
+AgentId = Annotated[
+    str | None, typer.Option(envvar="AGENT_ID", help="Id of the agent; refused if the agent has another id.")
+]
+Image = Annotated[
+    str | None, typer.Option(envvar="AGENT_IMAGE", help="Image of the deployment, which cannot change later.")
+]
+Commit = Annotated[
+    str | None, typer.Option(envvar=["AGENT_COMMIT_SHA", "GIT_COMMIT"], help="Stored as the fact commit_sha.")
+]
+Branch = Annotated[str | None, typer.Option(envvar="GIT_BRANCH", help="Stored as the fact branch.")]
+Repo = Annotated[
+    str | None, typer.Option(envvar=["AGENT_SOURCE_REPO", "GIT_URL"], help="Stored as the fact source_repo.")
+]
+RpcPath = Annotated[str | None, typer.Option(help="Path for calls, below the address. Default: /api.")]
+HealthPath = Annotated[str | None, typer.Option(help="Path for probes, below the address. Default: /healthz.")]
+ErrorStyle = Annotated[
+    str | None, typer.Option(help="Form of the gateway's errors: http, or jsonrpc for agents that speak MCP.")
+]
+Fact = Annotated[list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="Fact to store; repeatable.")]
 Http = Annotated[bool, typer.Option("--http", help="Post to the API instead of publishing on RabbitMQ.")]
 Every = Annotated[
     timedelta | None,
-    typer.Option(parser=parse_duration, metavar="DURATION", help="Repeat so often until SIGTERM, as a sidecar does."),
+    typer.Option(parser=parse_duration, metavar="DURATION", help="Repeat at this interval until SIGTERM (sidecar)."),
 ]
 Timeout = Annotated[
     timedelta | None,
-    typer.Option(parser=parse_duration, metavar="DURATION", help="Give up an announcement after this. Default: never."),
+    typer.Option(
+        parser=parse_duration,
+        metavar="DURATION",
+        help="Give up an announcement that is not confirmed in this time. Default: never.",
+    ),
 ]
 
 
 @command
 async def register(
-    call: Call,
+    context: CommandContext,
     *,
     name: Name = None,
     acp_url: Url = None,
@@ -77,16 +100,16 @@ async def register(
     every: Every = None,
     timeout: Timeout = None,  # noqa: ASYNC109 - an option of the command
 ) -> None:
-    """Announce a pod, of any language, until it is confirmed.
+    """Announce a pod until the broker confirms the message.
 
-    Reads the variables that pods of the agentex SDK have. The same message is sent until the broker (with --http: the
-    API) confirms it, so that it has one effect.
+    The environment variables are the same as those of pods that use the agentex SDK. The same message is sent until
+    the broker (with --http: the API) confirms it, so several attempts have one effect.
     """
-    from podium.cli.announcing import Pod, facts_of  # noqa: PLC0415 - --help starts faster without it
+    from podium.cli.announcements import Pod, parse_facts  # noqa: PLC0415 - --help starts faster without it
 
-    if every is not None and every < LEAST_EVERY:
-        raise typer.BadParameter("at least 1s.", param_hint="--every")
-    pod = Pod.of(
+    if every is not None and every < MIN_INTERVAL:
+        raise typer.BadParameter("must be at least 1s.", param_hint="--every")
+    pod = Pod.from_options(
         name=name,
         acp_url=acp_url,
         acp_port=acp_port,
@@ -95,7 +118,7 @@ async def register(
         agent_input_type=input_type,
         agent_id=agent_id,
         metadata={
-            **facts_of(fact or []),
+            **parse_facts(fact or []),
             "deployment_id": deployment,
             "docker_image": image,
             "commit_sha": commit,
@@ -107,61 +130,63 @@ async def register(
         },
     )
     if every is None:
-        await _announce(call, pod, http=http, limit=timeout)
+        await _announce(context, pod, http=http, limit=timeout)
     else:
-        await _until_terminated(call, _repeat(call, pod, every, http=http, limit=timeout))
+        await _run_until_sigterm(context, _repeat(context, pod, every, http=http, limit=timeout))
 
 
 async def _announce(
-    call: Call,
-    pod: Any,  # noqa: ANN401 - imported late
+    context: CommandContext,
+    pod: "Pod",
     *,
     http: bool,
     limit: timedelta | None,
-    wait_seconds: float = OUTCOME_SECONDS,
+    decision_seconds: float = DECISION_SECONDS,
 ) -> None:
-    """One announcement, until it is confirmed and, as far as it is known by then, decided. Raises `Failure`."""
-    from podium.cli.announcing import until_confirmed  # noqa: PLC0415 - --help starts faster without it
-    from podium.cli.publishing import poster, publisher  # noqa: PLC0415 - as above
+    """Announce the pod, and print the outcome if the registrar's reply arrives in time. Raises `Failure`."""
+    from podium.cli.announcements import poster, publisher, send_until_confirmed  # noqa: PLC0415 - as in `register`
 
-    message = pod.announcement()
-    send = poster(call) if http else publisher(call.environment)
-    async with call.screen.progress(f"Announcing {message.name}"):
-        ask = await until_confirmed(send, message, limit, call.screen.remark)
-    by, what = "the API" if http else "the broker", " ".join(filter(None, (message.name, message.deployment_id)))
-    if not call.screen.as_json:
-        line = f"Announced {what} at {message.acp_url}, confirmed by {by}."
-        call.screen.one(None, str(message.message_id), line)
-    async with call.screen.progress("Waiting for a worker to decide it"):
-        told = await ask(wait_seconds) if ask is not None else None
-    if told is not None and told.outcome not in OUTCOMES:
-        raise Failure(f"{what} was refused: {told.message}", code_of_reason(told.reason))
-    if call.screen.as_json:
-        answer = {"confirmed_by": "api" if http else "broker", "outcome": told.outcome if told else None}
-        call.screen.json({**answer, "message": message.model_dump(mode="json", exclude_unset=True)})
-    later = f"'podium registrations --agent {message.name}' says what became of it."
-    call.screen.remark(OUTCOMES[told.outcome] if told else later)
+    output, message = context.output, pod.announcement()
+    send = poster(context) if http else publisher(context.environment)
+    async with output.progress(f"Announcing {message.name}"):
+        await_decision = await send_until_confirmed(send, message, limit, output.note)
+    announced = " ".join(filter(None, (message.name, message.deployment_id)))
+    if not output.as_json:
+        confirmed_by = "the API" if http else "the broker"
+        line = f"Announced {announced} at {message.acp_url}, confirmed by {confirmed_by}."
+        output.item(None, str(message.message_id), line)
+    async with output.progress("Waiting for the registrar's decision"):
+        decision = await await_decision(decision_seconds) if await_decision is not None else None
+    if decision is not None and decision.outcome not in OUTCOMES:
+        raise Failure(f"{announced} was refused: {decision.message}", code_of_reason(decision.reason))
+    if output.as_json:
+        result = {"confirmed_by": "api" if http else "broker", "outcome": decision.outcome if decision else None}
+        output.json({**result, "message": message.model_dump(mode="json", exclude_unset=True)})
+    later = f"'podium registrations --agent {message.name}' shows the outcome."
+    output.note(OUTCOMES[decision.outcome] if decision else later)
 
 
-async def _repeat(call: Call, pod: Any, every: timedelta, *, http: bool, limit: timedelta | None) -> None:  # noqa: ANN401 - imported late
-    """Announce again and again, each time anew."""
+async def _repeat(
+    context: CommandContext, pod: "Pod", every: timedelta, *, http: bool, limit: timedelta | None
+) -> None:
+    """Announce the pod at this interval, each time with a new message."""
     loop = asyncio.get_running_loop()
     while True:
-        began = loop.time()
+        started = loop.time()
         try:
-            wait_seconds = min(OUTCOME_SECONDS, every.total_seconds() / 2)
-            await _announce(call, pod, http=http, limit=limit, wait_seconds=wait_seconds)
+            decision_seconds = min(DECISION_SECONDS, every.total_seconds() / 2)
+            await _announce(context, pod, http=http, limit=limit, decision_seconds=decision_seconds)
         except Failure as failure:
-            # The next announcement may fare better: a sidecar ends when it is told to.
+            # A sidecar keeps running through outages: the next announcement may succeed.
             if failure.code not in {ExitCode.TIMED_OUT, ExitCode.UNAVAILABLE}:
                 raise
-            call.screen.remark(failure.sentence)
-        await asyncio.sleep(max(0.0, began + every.total_seconds() - loop.time()))
+            context.output.note(failure.message)
+        await asyncio.sleep(max(0.0, started + every.total_seconds() - loop.time()))
 
 
-async def _until_terminated(call: Call, work: Any) -> None:  # noqa: ANN401 - a coroutine
-    """Work until SIGTERM, which is an orderly end."""
-    task, terminated = asyncio.ensure_future(work), asyncio.Event()
+async def _run_until_sigterm(context: CommandContext, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work. SIGTERM cancels it and ends the command with exit code 0."""
+    task, terminated = asyncio.create_task(work), asyncio.Event()
 
     def stop() -> None:
         terminated.set()
@@ -173,4 +198,4 @@ async def _until_terminated(call: Call, work: Any) -> None:  # noqa: ANN401 - a 
     except asyncio.CancelledError:
         if not terminated.is_set():
             raise
-        call.screen.remark("Stopped.")
+        context.output.note("Stopped.")

@@ -1,81 +1,80 @@
-"""`podium registrations`: what became of announcements, which is why a pod is there or not."""
+"""`podium registrations`: the outcomes of announcements."""
 
 from typing import Annotated, Any
 
 import typer
 
-from podium.cli.calling import Call, Limit, Page, command
-from podium.cli.tables import Column
-from podium.cli.wording import clock
+from podium.cli.command import AgentFilter, CommandContext, Limit, Page, command, one_agent
+from podium.cli.output import Column, short_time
 
 COLUMNS = [
     Column("RECEIVED"),
-    Column("AGENT", least=12, leaves=2, folds=True),
-    Column("DEPLOYMENT", least=12, leaves=1, folds=True),
+    Column("AGENT", min_width=12, drop_order=2, wraps=True),
+    Column("DEPLOYMENT", min_width=12, drop_order=1, wraps=True),
     Column("OUTCOME"),
-    Column("WHY", least=24, folds=True),
+    Column("WHY", min_width=24, wraps=True),
 ]
 
-# What is recorded without a reason explains itself only to those who know the words.
-MEANINGS = {
+# Shown for outcomes that the API returns without a reason.
+REASONS = {
     "Registered": "applied",
-    "Stale": "something newer was applied before",
-    "Shadowed": "address noted, but production keeps the traffic",
+    "Stale": "a newer announcement was applied before",
+    "Shadowed": "address stored, but production keeps the traffic",
 }
 
 
 @command
 async def registrations(
-    call: Call,
-    named: Annotated[str | None, typer.Argument(metavar="AGENT", help="As --agent.", show_default=False)] = None,
+    context: CommandContext,
+    named: AgentFilter = None,
     *,
     agent: Annotated[
-        str | None, typer.Option(metavar="AGENT", help="Only those of this agent; its name need not exist yet.")
+        str | None, typer.Option(metavar="AGENT", help="Show only this agent; the agent need not exist.")
     ] = None,
     limit: Limit = 20,
     page: Page = 1,
 ) -> None:
-    """Say what became of announcements: why is my pod not there?"""
-    if named is not None and agent is not None and named != agent:
-        raise typer.BadParameter("name one agent.", param_hint="--agent")
-    wanted = agent or named
-    async with call.screen.progress("Asking for registrations"):
-        rows = await _rows(call, wanted, limit, page)
+    """Show outcomes of announcements: why is my pod not there?
+
+    The newest announcement is first.
+    """
+    name_or_id = one_agent(named, agent)
+    async with context.output.progress("Reading registrations"):
+        rows = await _read(context, name_or_id, limit, page)
     ids = [row["message_id"] or row["parked_id"] for row in rows]
-    columns = [each for each in COLUMNS if wanted is None or each.title != "AGENT"]
-    call.screen.rows(rows, ids, columns, [_row(row, with_agent=wanted is None) for row in rows])
+    columns = [column for column in COLUMNS if name_or_id is None or column.title != "AGENT"]
+    context.output.rows(rows, ids, columns, [_cells(row, with_agent=name_or_id is None) for row in rows])
     if not rows and page == 1:
-        call.screen.remark(_nothing(wanted))
-    if len(rows) == limit:
-        call.screen.remark(f"There may be more: --page {page + 1}.")
+        context.output.note(_no_announcement(name_or_id))
+    context.output.note_next_page(rows, limit, page)
 
 
-async def _rows(call: Call, wanted: str | None, limit: int, page: int) -> list[dict[str, Any]]:
-    from podium.cli.segments import agent_segment, is_agent_id  # noqa: PLC0415 - --help starts faster without it
+async def _read(context: CommandContext, name_or_id: str | None, limit: int, page: int) -> list[dict[str, Any]]:
+    from podium.cli.client import agent_segment, is_agent_id  # noqa: PLC0415 - --help starts faster without it
 
     rows: list[dict[str, Any]]
-    if wanted is not None and is_agent_id(wanted):
-        owner = await call.api.agent(wanted)
-        rows = await call.api.get(f"/agents/{owner['id']}/registrations", limit=limit, page_number=page)
+    if name_or_id is not None and is_agent_id(name_or_id):
+        agent = await context.api.agent(name_or_id)
+        rows = await context.api.get(f"/agents/{agent['id']}/registrations", limit=limit, page_number=page)
     else:
-        name = agent_segment(wanted) if wanted is not None else None
-        rows = await call.api.get("/registrations", agent=name, limit=limit, page_number=page)
+        name = agent_segment(name_or_id) if name_or_id is not None else None
+        rows = await context.api.get("/registrations", agent=name, limit=limit, page_number=page)
     return rows
 
 
-def _row(row: dict[str, Any], *, with_agent: bool) -> list[str]:
-    why = row["reason"] or MEANINGS.get(row["outcome"], "")
+def _cells(row: dict[str, Any], *, with_agent: bool) -> list[str]:
+    reason = row["reason"] or REASONS.get(row["outcome"], "")
     times = f" ({row['attempts']} times)" if row["attempts"] > 1 else ""
-    named = [row["agent_name"] or "-"] if with_agent else []
-    return [clock(row["received_at"]), *named, row["deployment_id"] or "-", row["outcome"], why + times]
+    agent = [row["agent_name"] or "-"] if with_agent else []
+    return [short_time(row["received_at"]), *agent, row["deployment_id"] or "-", row["outcome"], reason + times]
 
 
-def _nothing(wanted: str | None) -> str:
-    if wanted is None:
+def _no_announcement(name: str | None) -> str:
+    if name is None:
         return (
-            "No announcement has arrived: 'podium register' makes one, 'podium doctor' checks that somebody takes it."
+            "No announcement has arrived: 'podium register' sends one, 'podium doctor' checks whether a registrar runs."
         )
     return (
-        f"No announcement of {wanted!r} has arrived: is its pod running, and does it publish to the exchange "
-        f"podium.registrations under the key agent.{wanted}? 'podium doctor' checks that somebody takes it."
+        f"No announcement of {name!r} has arrived. Is its pod running, and does it publish to the exchange "
+        f"podium.registrations with the routing key agent.{name}? 'podium doctor' checks whether a registrar runs."
     )

@@ -1,15 +1,18 @@
-"""`podium rpc`: one JSON-RPC call to what serves an agent, or to one deployment; the answer comes as it is sent."""
+"""`podium rpc`: send one JSON-RPC call to an agent or to one deployment, and print the answer as it arrives."""
 
+import codecs
 import json
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
 
 import typer
+from pydantic_core import from_json
 
-from podium.cli.calling import AgentArgument, Call, command
+from podium.cli.command import AgentArgument, CommandContext, command
 from podium.cli.exits import ExitCode, Failure, code_of_status
+from podium.cli.output import end_at_closed_pipe
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -17,95 +20,106 @@ if TYPE_CHECKING:
 STDIN = "-"
 HEADERS = {
     "content-type": "application/json",
-    # All that agents stream: JSON, JSON lines, Server-Sent Events.
+    # Agents answer with JSON, JSON lines or Server-Sent Events.
     "accept": "application/json, text/event-stream, */*;q=0.5",
 }
+# Longer documents are printed, but not searched for an error.
+MAX_SEARCHED_BYTES = 8 * 1024 * 1024
+SSE_DATA = b"data:"
+# Control characters have effects at a terminal; tabs and line ends are kept.
+_CONTROL_CHARACTERS = [*range(9), *range(11, 32), 127, *range(0x80, 0xA0)]
+_WITHOUT_CONTROL = dict.fromkeys(_CONTROL_CHARACTERS, " ")
 
-Method = Annotated[str | None, typer.Argument(metavar="METHOD", help="Such as message/send.", show_default=False)]
+Method = Annotated[
+    str | None, typer.Argument(metavar="METHOD", help="JSON-RPC method, such as message/send.", show_default=False)
+]
 Params = Annotated[
-    str | None, typer.Argument(metavar="PARAMS", help="JSON, or - to read it from stdin.", show_default=False)
+    str | None,
+    typer.Argument(metavar="PARAMS", help="Parameters as JSON, or - to read them from stdin.", show_default=False),
 ]
 
 
 @command
 async def rpc(
-    call: Call,
+    context: CommandContext,
     agent: AgentArgument,
     method: Method = None,
     params: Params = None,
     *,
     deployment: Annotated[
-        str | None, typer.Option(metavar="ID", help="Call this deployment, in production or not.")
+        str | None, typer.Option(metavar="ID", help="Call this deployment, whether it is in production or not.")
     ] = None,
     body: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="Send these bytes as they are, instead of METHOD and PARAMS.")
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="Send this file (- for stdin) unchanged as the request, instead of METHOD and PARAMS.",
+        ),
     ] = None,
     header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="Send this header too.")
+        list[str] | None,
+        typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="Send this header; repeatable."),
     ] = None,
 ) -> None:
-    """Call an agent by JSON-RPC; print its answer as it comes.
+    """Call an agent with JSON-RPC, and print the answer.
 
-    An error in the answer is exit code 1.
+    The answer is printed as it arrives. The exit code is 1 if the answer contains an error.
     """
     content = _content(method, params, body)
     headers = {**HEADERS, **dict(_header(each) for each in header or [])}
-    async with call.screen.progress("Asking for the agent"):
-        found = await call.api.agent(agent)
-    await _call(call, _path(found["id"], deployment), content, headers)
+    async with context.output.progress("Reading the agent"):
+        found = await context.api.agent(agent)
+    await _call(context, _path(found["id"], deployment), content, headers)
 
 
-async def _call(call: Call, path: str, content: bytes, headers: dict[str, str]) -> None:
-    """Send it and print what comes. Raises `Failure` if that is an error."""
+async def _call(context: CommandContext, path: str, content: bytes, headers: dict[str, str]) -> None:
+    """Send the request and print the response. Raises `Failure` if it is an error."""
     import aiohttp  # noqa: PLC0415 - --help starts faster without it
 
     from podium.cli.client import CONNECT_SECONDS, GENERATION_HEADER  # noqa: PLC0415 - as above
 
-    patient = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     async with AsyncExitStack() as stack:
-        async with call.screen.progress("Waiting for the answer"):
-            request = call.api.request("POST", path, data=content, headers=headers, timeout=patient)
+        async with context.output.progress("Waiting for the answer"):
+            request = context.api.request("POST", path, data=content, headers=headers, timeout=timeout)
             response = await stack.enter_async_context(request)
         try:
             error = await _print(response)
         except aiohttp.ClientError:
             raise Failure(
-                "The answer broke off before its end; the agent may have done the work, so do not repeat it blindly."
+                "The answer ended early: the agent may have done the work, so check before you repeat the call."
             ) from None
-        # Only what came from an agent has a generation; the gateway's own refusals have none.
-        _raise_error(response.status, error, forwarded=GENERATION_HEADER in response.headers)
+        # Only responses of agents have this header; the gateway's own errors do not.
+        _raise_error(response.status, error, from_agent=GENERATION_HEADER in response.headers)
 
 
 async def _print(response: "ClientResponse") -> str | None:
-    """Print the answer chunk by chunk; the message of the JSON-RPC error in it, if there is one."""
-    from podium.cli.answers import ErrorWatch  # noqa: PLC0415 - --help starts faster without it
-    from podium.cli.printing import Printer  # noqa: PLC0415 - as above
-
-    watch, printer = ErrorWatch(), Printer()
+    """Print the response as it arrives. Returns the message of the first JSON-RPC error in it."""
+    detector, printer = ErrorDetector(), Printer()
     try:
         async for chunk in response.content.iter_any():
-            watch.see(chunk)
+            detector.feed(chunk)
             printer.print(chunk)
     finally:
         printer.end()
-    return watch.end()
+    return detector.end()
 
 
-def _raise_error(status: int, error: str | None, *, forwarded: bool) -> None:
-    if forwarded and error is not None:
+def _raise_error(status: int, error: str | None, *, from_agent: bool) -> None:
+    if from_agent and error is not None:
         raise Failure(f"The agent answered with an error: {error}")
-    if forwarded and status >= 400:  # noqa: PLR2004 - HTTP: refused or failed
+    if from_agent and status >= 400:  # noqa: PLR2004 - HTTP: refused or failed
         raise Failure(f"The agent answered HTTP {status}.")
-    if not forwarded:
+    if not from_agent:
         code = code_of_status(status) if status >= 400 else ExitCode.FAILED  # noqa: PLR2004 - as above
         raise Failure(error or f"The gateway answered HTTP {status}.", code)
 
 
 def _content(method: str | None, params: str | None, body: str | None) -> bytes:
-    """The request's body. Raises `typer.BadParameter`."""
+    """The body of the request. Raises `typer.BadParameter`."""
     if body is not None:
         if method is not None:
-            raise typer.BadParameter("it is instead of METHOD and PARAMS, not beside them.", param_hint="--body")
+            raise typer.BadParameter("cannot be combined with METHOD and PARAMS.", param_hint="--body")
         return _read(body)
     if method is None:
         raise typer.BadParameter("name a method, or send a --body.", param_hint="METHOD")
@@ -114,7 +128,7 @@ def _content(method: str | None, params: str | None, body: str | None) -> bytes:
         return f"{call}}}".encode()
     text = _read(params).decode(errors="replace") if params == STDIN else params
     _check_params(text)
-    # As they were written: what Python would make of them may differ in repeated keys.
+    # The text is sent as it is: parsing and writing it again would drop repeated keys.
     return f'{call},"params":{text}}}'.encode()
 
 
@@ -122,7 +136,7 @@ def _check_params(text: str) -> None:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"is no JSON: {error}.", param_hint="PARAMS") from None
+        raise typer.BadParameter(f"is not JSON: {error}.", param_hint="PARAMS") from None
     if not isinstance(found, dict | list):
         raise typer.BadParameter("must be a JSON object or array.", param_hint="PARAMS")
 
@@ -144,8 +158,87 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _path(agent_id: str, deployment: str | None) -> str:
-    from podium.cli.segments import deployment_segment  # noqa: PLC0415 - --help starts faster without it
+    from podium.cli.client import deployment_segment  # noqa: PLC0415 - --help starts faster without it
 
     if deployment is None:
         return f"/agents/{agent_id}/rpc"
     return f"/agents/{agent_id}/deployments/{deployment_segment(deployment)}/rpc"
+
+
+class ErrorDetector:
+    """Finds the first JSON-RPC error in an answer: a JSON document, JSON lines, or Server-Sent Events."""
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self._line = bytearray()
+        self._document = bytearray()
+        self._parsed_a_line = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Search the next chunk."""
+        if len(self._document) <= MAX_SEARCHED_BYTES:
+            self._document += chunk
+        *lines, rest = (bytes(self._line) + chunk).split(b"\n")
+        for line in lines:
+            self._search(line)
+        self._line = bytearray(rest if len(rest) <= MAX_SEARCHED_BYTES else b"")
+
+    def end(self) -> str | None:
+        """The message of the first error; None if there is no error."""
+        self._search(bytes(self._line))
+        if not self._parsed_a_line:
+            self._search(bytes(self._document))
+        return self.error
+
+    def _search(self, text: bytes) -> None:
+        text = text.strip().removeprefix(SSE_DATA)
+        if not text.strip().startswith((b"{", b"[")):
+            return
+        try:
+            found = from_json(text)
+        except ValueError:
+            return
+        self._parsed_a_line = True
+        for answer in found if isinstance(found, list) else [found]:
+            error = answer.get("error") if isinstance(answer, dict) else None
+            if error is not None and self.error is None:
+                self.error = _error_message(error)
+
+
+def _error_message(error: object) -> str:
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else str(error)
+
+
+class Printer:
+    """Prints chunks of bytes at once: unchanged into a pipe, as text without control characters at a terminal."""
+
+    def __init__(self, text: TextIO | None = None) -> None:
+        self._text = text or sys.stdout
+        self._terminal = self._text.isatty()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ended_line = True
+
+    def print(self, chunk: bytes) -> None:
+        """Print the next chunk. Ends the command if the reader has closed the pipe."""
+        if not self._terminal:
+            try:
+                self._bytes().write(chunk)
+                self._bytes().flush()
+            except BrokenPipeError:
+                end_at_closed_pipe()
+            return
+        shown = self._decoder.decode(chunk).replace("\r\n", "\n").translate(_WITHOUT_CONTROL)
+        if shown:
+            self._ended_line = shown.endswith("\n")
+        self._text.write(shown)
+        self._text.flush()
+
+    def end(self) -> None:
+        """At a terminal, end the last line."""
+        if not self._ended_line:
+            self._text.write("\n")
+            self._text.flush()
+
+    def _bytes(self) -> BinaryIO:
+        return self._text.buffer

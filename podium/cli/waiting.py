@@ -1,21 +1,24 @@
-"""Waiting until a deployment is what one wants it to be, by asking the API again and again."""
+"""Waiting for a deployment: repeated requests to the API until a condition holds or the time is over."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from podium.cli.calling import Call
-from podium.cli.client import Json
-from podium.cli.durations import short
+from podium.cli.command import CommandContext
+from podium.cli.durations import format_duration
 from podium.cli.exits import ExitCode, Failure
+
+if TYPE_CHECKING:
+    from podium.cli.client import Json
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 
 
 class Goal(StrEnum):
-    """What one can wait for."""
+    """The states that `podium deployments wait --for` accepts."""
 
     READY = "ready"
     PRODUCTION = "production"
@@ -23,81 +26,85 @@ class Goal(StrEnum):
     DELETED = "deleted"
 
 
-async def wait_for(call: Call, deployment_id: str, goal: Goal, timeout: timedelta) -> Json:  # noqa: ASYNC109 - the words that it fails with are ours
-    """The deployment once it is that, also if no pod has announced it yet.
+async def wait_for(context: CommandContext, deployment_id: str, goal: Goal, timeout: timedelta) -> "Json":  # noqa: ASYNC109 - the error message names the timeout
+    """The deployment once it has reached the goal. It need not exist yet.
 
-    Raises `Failure`: at once if it can be hoped for no more, else when the time is over.
+    Raises `Failure`: at once if the deployment cannot reach the goal any more, else when the time is over.
     """
-    seen: Json | None = None
+    deployment: Json | None = None
 
-    async def look() -> Json | None:
-        nonlocal seen
-        seen = await _known(call, deployment_id)
-        return seen if seen is not None and _reached(seen, goal) else None
+    async def reached() -> "Json | None":
+        nonlocal deployment
+        deployment = await _find(context, deployment_id)
+        return deployment if deployment is not None and _has_reached(deployment, goal) else None
 
-    found = await until(call, look, f"Waiting for {deployment_id} to be {goal}", timeout)
+    found = await poll(context, reached, f"Waiting for {deployment_id} to be {goal}", timeout)
     if found is not None:
         return found
-    state = f"it is {seen['status']}" if seen is not None else "no pod has announced it"
+    state = f"it is {deployment['status']}" if deployment is not None else "no pod has announced it"
     advice = (
-        "'podium registrations' says what became of its announcements"
+        "'podium registrations' shows the outcome of its announcements"
         if goal is Goal.READY
-        else f"'podium deployments show {deployment_id}' says more"
+        else f"'podium deployments show {deployment_id}' shows its details"
     )
-    raise Failure(f"{deployment_id} was not {goal} within {short(timeout)}, {state}: {advice}.", ExitCode.TIMED_OUT)
+    raise Failure(
+        f"{deployment_id} was not {goal} within {format_duration(timeout)}, {state}: {advice}.", ExitCode.TIMED_OUT
+    )
 
 
-async def until(
-    call: Call,
-    look: Callable[[], Awaitable[Json | None]],
-    doing: str,
-    timeout: timedelta,  # noqa: ASYNC109 - the caller says what it means that the time is over
-) -> Json | None:
-    """What `look` finds; None if it has found nothing when the time is over. It looks once at least."""
+async def poll(
+    context: CommandContext,
+    check: Callable[[], Awaitable["Json | None"]],
+    progress: str,
+    timeout: timedelta,  # noqa: ASYNC109 - a timeout is a result here, not an error
+) -> "Json | None":
+    """The first result of `check` that is not None; None if the time is over. Runs `check` at least once.
+
+    An API that cannot be reached is tried again until the time is over.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout.total_seconds()
     pause = FIRST_PAUSE_SECONDS
-    async with call.screen.progress(doing):
+    async with context.output.progress(progress):
         while True:
-            found = await _looked(look, last=loop.time() >= deadline)
-            left = deadline - loop.time()
-            if found is not None or left <= 0:
+            found = await _checked(check, last=loop.time() >= deadline)
+            remaining = deadline - loop.time()
+            if found is not None or remaining <= 0:
                 return found
-            await asyncio.sleep(min(pause, left))
+            await asyncio.sleep(min(pause, remaining))
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
-async def _looked(look: Callable[[], Awaitable[Json | None]], *, last: bool) -> Json | None:
-    """What there is to see; an API that is away for a moment is no reason to give up."""
+async def _checked(check: Callable[[], Awaitable["Json | None"]], *, last: bool) -> "Json | None":
     try:
-        return await look()
+        return await check()
     except Failure as failure:
         if failure.code != ExitCode.UNAVAILABLE or last:
             raise
         return None
 
 
-async def _known(call: Call, deployment_id: str) -> Json | None:
+async def _find(context: CommandContext, deployment_id: str) -> "Json | None":
     try:
-        return await call.api.deployment(deployment_id)
+        return await context.api.deployment(deployment_id)
     except Failure as failure:
         if failure.code != ExitCode.NOT_FOUND:
             raise
         return None
 
 
-def _reached(deployment: Json, goal: Goal) -> bool:
-    """Whether it is that. Raises `Failure` if it will not be."""
+def _has_reached(deployment: "Json", goal: Goal) -> bool:
+    """Whether the deployment has reached the goal. Raises `Failure` if it cannot reach it any more."""
     if deployment["expires_at"] is not None:
         if goal is Goal.DELETED:
             return True
         raise Failure(
-            f"{deployment['id']} was deleted, and its id stays taken: deploy again under a new one.",
+            f"{deployment['id']} was deleted, and its id cannot be used again: deploy under a new id.",
             ExitCode.NOT_FOUND,
         )
     if goal is Goal.PRODUCTION:
         return bool(deployment["is_production"])
     if goal is Goal.READY and deployment["status"] == "Failed":
-        because = deployment["status_reason"] or "no reason is known"
-        raise Failure(f"{deployment['id']} is Failed ({because}): see its pod's log, then deploy again.")
+        reason = deployment["status_reason"] or "no reason is known"
+        raise Failure(f"{deployment['id']} is Failed ({reason}): read the log of its pod, then deploy again.")
     return bool(deployment["status"].lower() == goal)

@@ -5,7 +5,7 @@ from podium.cli.exits import MEANINGS, ExitCode, code_of_status
 from podium.cli.main import app
 
 RUNNER = CliRunner()
-ASKING = [
+API_COMMANDS = [
     "agents list",
     "agents set",
     "deployments list",
@@ -14,19 +14,19 @@ ASKING = [
     "deployments delete",
     "promote",
 ]
-ASKING += ["rollback", "history", "events", "registrations", "rpc", "register", "doctor"]
-ASKING += ["parked list", "parked show", "parked retry", "parked drop"]
+API_COMMANDS += ["rollback", "history", "events", "registrations", "rpc", "register", "doctor"]
+API_COMMANDS += ["parked list", "parked show", "parked retry", "parked drop"]
 
 
 def printed(*arguments: str) -> str:
-    """What a command prints, which must end well."""
+    """The output of a command that must succeed."""
     result = RUNNER.invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
     return result.output
 
 
 def test_help_lists_every_command_and_exit_code() -> None:
-    """In lines that fit a terminal of 80 columns."""
+    """Its lines fit a terminal of 80 columns."""
     text = printed("--help")
     for name in ("up", "demo", "doctor", "agents", "deployments", "register", "migrate", "api", "worker"):
         assert f"\n  {name} " in text
@@ -36,15 +36,15 @@ def test_help_lists_every_command_and_exit_code() -> None:
     assert set(MEANINGS) == set(ExitCode)
 
 
-def test_no_command_is_help_and_no_error() -> None:
-    """Also for the group of deployments."""
+def test_without_a_command_the_help_is_printed() -> None:
+    """Also for the group of deployments; the exit code is 0."""
     assert "Commands:" in printed()
     assert "wait" in printed("deployments")
 
 
-@pytest.mark.parametrize("name", ASKING)
-def test_every_command_that_asks_takes_the_same_options(name: str) -> None:
-    """Where the API is, and how it answers."""
+@pytest.mark.parametrize("name", API_COMMANDS)
+def test_every_command_that_calls_the_api_has_the_shared_options(name: str) -> None:
+    """The address, the key, and the format of the output."""
     text = printed(*name.split(), "--help")
     for option in ("--api-url", "--api-key", "--json", "--quiet"):
         assert option in text
@@ -67,6 +67,6 @@ def test_every_command_that_asks_takes_the_same_options(name: str) -> None:
         (504, 6),
     ],
 )
-def test_each_refusal_has_its_exit_code(status: int, code: int) -> None:
-    """Whatever is not listed failed."""
+def test_each_http_status_has_its_exit_code(status: int, code: int) -> None:
+    """A status that is not listed has exit code 1."""
     assert code_of_status(status) == code

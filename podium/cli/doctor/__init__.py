@@ -1,1 +1,1 @@
-"""`podium doctor`: checks every setting and server."""
+"""`podium doctor`: check every setting and server."""

@@ -1,35 +1,39 @@
-"""`podium doctor` on the API: ready, of this version, and open to us."""
+"""Checks of the API: it is ready, has this version, and accepts our key."""
 
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from podium.cli.client import Api
-from podium.cli.doctor.checks import Check, Examination
+from podium.cli.doctor.checks import Check, Part
 from podium.cli.exits import Failure
 
-about = Examination("API")
+part = Part("API")
 
 
 async def check_api(api: Api) -> AsyncIterator[Check]:
-    """The findings, as they are made."""
+    """Run the checks, and yield each result at once."""
     try:
-        parts = await api.readiness()
-        broken = [f"{name} {part['detail']}" for name, part in parts.items() if not part["ok"]]
+        servers = await api.readiness()
+        broken = [f"{name} {server['detail']}" for name, server in servers.items() if not server["ok"]]
         if broken:
-            yield about.failed(f"{api.url} is not ready: {', '.join(broken)}", "see what PostgreSQL and RabbitMQ say")
+            yield part.failed(
+                f"{api.url} is not ready: {', '.join(broken)}", "see the checks of PostgreSQL and RabbitMQ"
+            )
         else:
-            yield about.ok(f"{api.url} is ready")
+            yield part.ok(f"{api.url} is ready")
         yield _version((await api.get("/openapi.json"))["info"]["version"])
         if not broken:
             await api.get("/agents", limit=1)
-            yield about.ok("it takes us for a caller")
+            yield part.ok("it accepts our requests")
     except Failure as failure:
-        finding, _, advice = failure.sentence.partition(": ")
-        yield about.failed(finding, advice or "see its log")
+        finding, _, advice = failure.message.partition(": ")
+        yield part.failed(finding, advice or "read the log of the API")
 
 
-def _version(theirs: str) -> Check:
-    ours = version("podium")
-    if theirs != ours:
-        return about.warning(f"it is version {theirs}, this is {ours}", "run the same version everywhere")
-    return about.ok(f"it is version {theirs}, as this is")
+def _version(api_version: str) -> Check:
+    own_version = version("podium")
+    if api_version != own_version:
+        return part.warning(
+            f"it is version {api_version}, this command is {own_version}", "run the same version everywhere"
+        )
+    return part.ok(f"it is version {api_version}, as this command")

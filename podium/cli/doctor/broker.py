@@ -1,4 +1,4 @@
-"""`podium doctor` on RabbitMQ: there, new enough, its queues as they must be, and somebody who takes from them."""
+"""Checks of RabbitMQ: its version, the exchanges and queues, and that registrars consume."""
 
 from collections.abc import AsyncIterator
 
@@ -15,75 +15,77 @@ from aio_pika.exceptions import (
 from pamqp.commands import Queue
 
 from contracts import topology
-from podium.cli.doctor.checks import Check, Examination, first_line, host_and_port
+from podium.cli.doctor.checks import Check, Part, first_line, host_and_port
 from services.settings import Settings
 
-OLDEST_VERSION = (3, 10)
+MIN_VERSION = (3, 10)
 CONNECT_SECONDS = 5
 MANY_WAITING = 10_000
 ALMOST_FULL = 0.8
 
 MIGRATE = "run 'podium migrate'"
+AS_OWNER = "run this with the user that declared it"
 
-about = Examination("RabbitMQ")
+part = Part("RabbitMQ")
 
 
 async def check_broker(settings: Settings) -> AsyncIterator[Check]:
-    """The findings, as they are made. Declares nothing that is not there."""
+    """Run the checks, and yield each result at once. Missing exchanges and queues are not declared."""
     url = settings.amqp_url.get_secret_value()
     if not url:
         return
-    where = host_and_port(url)
+    address = host_and_port(url)
     try:
         async with await connect(url, timeout=CONNECT_SECONDS) as connection:
-            yield _version(connection, where)
+            yield _version(connection, address)
             for exchange in (topology.REGISTRATIONS_EXCHANGE, topology.EVENTS_EXCHANGE):
                 yield await _exchange(connection, exchange)
             arguments = topology.registrations_arguments(settings.registrations_max_length, settings.delivery_limit)
-            for name, wanted in (
+            for name, expected in (
                 (topology.PARKED_QUEUE, topology.parked_arguments()),
                 (topology.REGISTRATIONS_QUEUE, arguments),
             ):
-                found = await _queue(connection, name)
-                yield await _arguments(connection, name, wanted) if found else _absent(f"the queue {name}")
-            if found:
-                yield _consumers(found)
-                yield _waiting(found, settings.registrations_max_length)
+                queue = await _declared(connection, name)
+                yield await _arguments(connection, name, expected) if queue else _missing(f"the queue {name}")
+            if queue:
+                yield _consumers(queue)
+                yield _waiting(queue, settings.registrations_max_length)
     except (AuthenticationError, ProbableAuthenticationError):
-        yield about.failed(f"{where} refuses this user or password", "correct PODIUM_AMQP_URL")
+        yield part.failed(f"{address} refuses this user or password", "correct PODIUM_AMQP_URL")
     except (*CONNECTION_EXCEPTIONS, ValueError) as error:
         advice = "is it running, and is PODIUM_AMQP_URL right?"
-        yield about.failed(f"{where} cannot be used: {first_line(error)}", advice)
+        yield part.failed(f"{address} cannot be used: {first_line(error)}", advice)
 
 
-def _version(connection: AbstractConnection, where: str) -> Check:
+def _version(connection: AbstractConnection, address: str) -> Check:
     transport = connection.transport
     properties = transport.connection.server_properties if transport else {}
     version = str(properties.get("version", "unknown"))
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if len(numbers) == len(OLDEST_VERSION) and numbers < OLDEST_VERSION:
-        return about.failed(f"{where} is version {version}", "Podium needs 3.10 or later")
-    return about.ok(f"{where} answers, version {version}")
+    numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdigit())
+    if len(numbers) == len(MIN_VERSION) and numbers < MIN_VERSION:
+        return part.failed(f"{address} is version {version}", "Podium needs 3.10 or later")
+    return part.ok(f"{address} answers, version {version}")
 
 
 async def _exchange(connection: AbstractConnection, name: str) -> Check:
-    """Whether the topic exchange is there; looked for on a channel of its own, which a refusal closes."""
     try:
+        # A refusal closes the channel, so each check has its own.
         channel = await connection.channel()
         await channel.declare_exchange(name, passive=True)
-        # Declared again as it must be: refused if it is of another type.
+        # The exchange exists. The broker refuses to declare it again with another type.
         await channel.declare_exchange(name, "topic", durable=True)
         await channel.close()
     except ChannelNotFoundEntity:
-        return _absent(f"the exchange {name}")
+        return _missing(f"the exchange {name}")
     except ChannelPreconditionFailed as error:
-        return about.failed(f"the exchange {name} is of another shape: {first_line(error)}", f"delete it and {MIGRATE}")
+        return part.failed(f"the exchange {name} differs: {first_line(error)}", f"delete it and {MIGRATE}")
     except ChannelClosed as error:
-        return about.warning(f"the exchange {name} could not be compared: {first_line(error)}", "as its owner one can")
-    return about.ok(f"the exchange {name} is there")
+        return part.warning(f"the exchange {name} could not be compared: {first_line(error)}", AS_OWNER)
+    return part.ok(f"the exchange {name} exists")
 
 
-async def _queue(connection: AbstractConnection, name: str) -> Queue.DeclareOk | None:
+async def _declared(connection: AbstractConnection, name: str) -> Queue.DeclareOk | None:
+    """The counts of the queue; None if it does not exist."""
     try:
         channel = await connection.channel()
         queue = await channel.declare_queue(name, passive=True)
@@ -93,37 +95,39 @@ async def _queue(connection: AbstractConnection, name: str) -> Queue.DeclareOk |
     return queue.declaration_result
 
 
-async def _arguments(connection: AbstractConnection, name: str, wanted: topology.QueueArguments) -> Check:
-    """Whether the queue, which is there, has these arguments: the broker compares when it is declared again."""
+async def _arguments(connection: AbstractConnection, name: str, expected: topology.QueueArguments) -> Check:
+    """Whether an existing queue has these arguments: the broker refuses to declare it again with others."""
     try:
         channel = await connection.channel()
-        await channel.declare_queue(name, durable=True, arguments=wanted)
+        await channel.declare_queue(name, durable=True, arguments=expected)
         await channel.close()
     except ChannelPreconditionFailed as error:
-        return about.failed(
+        return part.failed(
             f"the queue {name} has other arguments: {first_line(error)}",
-            f"set PODIUM_REGISTRATIONS_MAX_LENGTH and PODIUM_DELIVERY_LIMIT alike, or delete it empty and {MIGRATE}",
+            "use the same PODIUM_REGISTRATIONS_MAX_LENGTH and PODIUM_DELIVERY_LIMIT everywhere, or delete the empty "
+            f"queue and {MIGRATE}",
         )
     except ChannelClosed as error:
-        return about.warning(f"the queue {name} could not be compared: {first_line(error)}", "as its owner one can")
-    return about.ok(f"the queue {name} is as it must be")
+        return part.warning(f"the queue {name} could not be compared: {first_line(error)}", AS_OWNER)
+    return part.ok(f"the queue {name} exists with the right arguments")
 
 
-def _absent(what: str) -> Check:
-    return about.failed(f"{what} is not there", MIGRATE)
+def _missing(what: str) -> Check:
+    return part.failed(f"{what} does not exist", MIGRATE)
 
 
-def _consumers(found: Queue.DeclareOk) -> Check:
-    count = found.consumer_count or 0
+def _consumers(queue: Queue.DeclareOk) -> Check:
+    count = queue.consumer_count or 0
     if not count:
-        return about.failed("nobody takes registrations", "start 'podium worker'")
-    return about.ok(f"{count} registrar{'s take' if count > 1 else ' takes'} registrations")
+        return part.failed("no registrar consumes registrations", "start 'podium worker'")
+    return part.ok(f"{count} registrar{'s consume' if count > 1 else ' consumes'} registrations")
 
 
-def _waiting(found: Queue.DeclareOk, limit: int) -> Check:
-    count = found.message_count or 0
+def _waiting(queue: Queue.DeclareOk, limit: int) -> Check:
+    count = queue.message_count or 0
+    finding = f"{count} registration{' waits' if count == 1 else 's wait'}"
     if count >= limit * ALMOST_FULL:
-        return about.failed(f"{count} registrations wait, of {limit} at most", "start more 'podium worker registrar'")
+        return part.failed(f"{finding}, the maximum is {limit}", "start more 'podium worker registrar'")
     if count >= MANY_WAITING:
-        return about.warning(f"{count} registrations wait", "start more 'podium worker registrar' if it does not fall")
-    return about.ok(f"{count} registrations wait")
+        return part.warning(finding, "start more 'podium worker registrar' if the number does not fall")
+    return part.ok(finding)

@@ -1,4 +1,4 @@
-"""What `podium doctor` finds: one line for each thing that it has looked at."""
+"""The results of `podium doctor`: one line per check."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """How bad it is."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -15,42 +15,42 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and what to do about it."""
+    """The result of one check, and what to do about it."""
 
     part: str
     verdict: Verdict
     finding: str
     advice: str = ""
 
-    def answer(self) -> dict[str, Any]:
-        """For programs."""
+    def as_json(self) -> dict[str, Any]:
+        """The line of `--json`."""
         return {**asdict(self), "verdict": str(self.verdict)}
 
 
 @dataclass(frozen=True)
-class Examination:
-    """The findings about one part, made one after the other."""
+class Part:
+    """A part of the system, such as RabbitMQ; makes the results of its checks."""
 
-    part: str
+    name: str
 
     def ok(self, finding: str) -> Check:
-        """It is as it should be."""
-        return Check(self.part, Verdict.OK, finding)
+        """Nothing is wrong."""
+        return Check(self.name, Verdict.OK, finding)
 
     def warning(self, finding: str, advice: str) -> Check:
-        """It works, but not for long or not for everybody."""
-        return Check(self.part, Verdict.WARNING, finding, advice)
+        """It works now, but it may fail later or for some users."""
+        return Check(self.name, Verdict.WARNING, finding, advice)
 
     def failed(self, finding: str, advice: str) -> Check:
         """It does not work."""
-        return Check(self.part, Verdict.FAILED, finding, advice)
+        return Check(self.name, Verdict.FAILED, finding, advice)
 
 
 def host_and_port(url: str) -> str:
-    """Where a server is, without what is secret in its URL."""
+    """The host and port of a server's URL, without user and password."""
     return url.rpartition("@")[2].partition("://")[2].partition("/")[0] or url.rpartition("@")[2].partition("/")[0]
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The first line of an error's message, or its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,4 +1,4 @@
-"""`podium doctor` on PostgreSQL: there, new enough, migrated, writable, and its clock near ours."""
+"""Checks of PostgreSQL: its version, clock, schema and privileges, and work that waits too long."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -7,32 +7,32 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from podium.cli.doctor.checks import Check, Examination, first_line, host_and_port
-from podium.cli.durations import short
+from podium.cli.doctor.checks import Check, Part, first_line, host_and_port
+from podium.cli.durations import format_duration
 from services.settings import Settings
 from services.storage.database import async_url
 from services.storage.migrate import is_current
 from services.storage.models import Base
 
-OLDEST_VERSION = 140_000
+MIN_VERSION = 140_000
 CONNECT_SECONDS = 5
-# Announcements from further ahead are dated back by the database.
+# Announcements that are dated further in the future get the time of the database.
 SKEW_FAILED = timedelta(seconds=30)
 SKEW_WARNING = timedelta(seconds=2)
 EVENTS_LATE = timedelta(seconds=30)
 PROBES_LATE = timedelta(minutes=2)
 
-about = Examination("PostgreSQL")
+part = Part("PostgreSQL")
 
 _TABLES = sorted(Base.metadata.tables)
 _DENIED = text(
     "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
     "WHERE NOT (has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT'))"
 )
-# Fails wherever nothing can be written, and touches no row.
+# Fails if the database is read-only; changes no row.
 _WRITE = text("UPDATE agents SET updated_at = updated_at WHERE false")
-_WAITING = text("SELECT count(*), min(created_at) FROM outbox WHERE published_at IS NULL")
-_UNASKED = text(
+_UNPUBLISHED = text("SELECT count(*), min(created_at) FROM outbox WHERE published_at IS NULL")
+_NOT_PROBED = text(
     "SELECT count(*), min(probe_due_at) FROM deployments "
     "WHERE expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL) "
     "AND probe_due_at < statement_timestamp() - CAST(:late AS interval)"
@@ -41,18 +41,18 @@ _PARKED = text("SELECT count(*) FROM parked")
 
 
 async def check_database(settings: Settings) -> AsyncIterator[Check]:
-    """The findings, as they are made."""
+    """Run the checks, and yield each result at once."""
     url = settings.database_url.get_secret_value()
     if not url:
         return
     try:
-        # Not the services' own engine: it sets what older servers do not know.
+        # The services' engine sets parameters that servers older than 14 do not know.
         engine = create_async_engine(
             async_url(url),
             connect_args={"timeout": CONNECT_SECONDS, "server_settings": {"application_name": "podium-doctor"}},
         )
     except SQLAlchemyError as error:
-        yield about.failed(f"PODIUM_DATABASE_URL is no address: {first_line(error)}", "correct it")
+        yield part.failed(f"PODIUM_DATABASE_URL is not a valid address: {first_line(error)}", "correct it")
         return
     try:
         async for check in _check(engine, host_and_port(url)):
@@ -61,18 +61,18 @@ async def check_database(settings: Settings) -> AsyncIterator[Check]:
         await engine.dispose()
 
 
-async def _check(engine: AsyncEngine, where: str) -> AsyncIterator[Check]:
+async def _check(engine: AsyncEngine, address: str) -> AsyncIterator[Check]:
     try:
         async with engine.connect() as connection:
             number = int(await connection.scalar(text("SHOW server_version_num")) or 0)
-            yield _version(number, where)
+            yield _version(number, address)
             yield await _clock(connection)
-        if number < OLDEST_VERSION:
+        if number < MIN_VERSION:
             return
         if not await is_current(engine):
-            yield about.failed("the schema is not the one that this version needs", "run 'podium migrate'")
+            yield part.failed("the schema is not that of this version", "run 'podium migrate'")
             return
-        yield about.ok("the schema is current")
+        yield part.ok("the schema is current")
         async with engine.connect() as connection:
             yield await _writable(connection)
         async with engine.connect() as connection:
@@ -80,67 +80,69 @@ async def _check(engine: AsyncEngine, where: str) -> AsyncIterator[Check]:
             yield await _probes(connection)
             yield await _parked(connection)
     except (SQLAlchemyError, OSError) as error:
-        yield about.failed(
-            f"{where} cannot be used: {first_line(getattr(error, 'orig', None) or error)}",
+        yield part.failed(
+            f"{address} cannot be used: {first_line(getattr(error, 'orig', None) or error)}",
             "is it running, and is PODIUM_DATABASE_URL right?",
         )
 
 
-def _version(number: int, where: str) -> Check:
+def _version(number: int, address: str) -> Check:
     version = f"{number // 10_000}.{number % 10_000}"
-    if number < OLDEST_VERSION:
-        return about.failed(f"{where} is version {version}", "Podium needs 14 or later")
-    return about.ok(f"{where} answers, version {version}")
+    if number < MIN_VERSION:
+        return part.failed(f"{address} is version {version}", "Podium needs 14 or later")
+    return part.ok(f"{address} answers, version {version}")
 
 
 async def _clock(connection: AsyncConnection) -> Check:
     before = datetime.now(UTC)
-    theirs = await connection.scalar(text("SELECT clock_timestamp()"))
-    ours = before + (datetime.now(UTC) - before) / 2
-    assert isinstance(theirs, datetime)
-    skew = abs(theirs - ours)
+    server_time = await connection.scalar(text("SELECT clock_timestamp()"))
+    own_time = before + (datetime.now(UTC) - before) / 2
+    assert isinstance(server_time, datetime)
+    skew = abs(server_time - own_time)
     if skew < SKEW_WARNING:
-        return about.ok("its clock agrees with this machine's")
-    finding = f"its clock is {short(skew)} {'ahead of' if theirs > ours else 'behind'} this machine's"
-    advice = "newest wins by these clocks: run NTP on both"
-    return about.failed(finding, advice) if skew > SKEW_FAILED else about.warning(finding, advice)
+        return part.ok("its clock agrees with the clock of this machine")
+    direction = "ahead of" if server_time > own_time else "behind"
+    finding = f"its clock is {format_duration(skew)} {direction} the clock of this machine"
+    advice = "announcements are ordered by these clocks: run NTP on both machines"
+    return part.failed(finding, advice) if skew > SKEW_FAILED else part.warning(finding, advice)
 
 
 async def _writable(connection: AsyncConnection) -> Check:
     denied = list(await connection.scalars(_DENIED, {"names": _TABLES}))
     if denied:
-        return about.failed(f"this user may not write to {', '.join(denied)}", "grant it, or migrate as the same user")
+        return part.failed(
+            f"this user may not write to {', '.join(denied)}", "grant it, or run 'podium migrate' with this user"
+        )
     try:
         await connection.execute(_WRITE)
         await connection.rollback()
     except SQLAlchemyError as error:
         finding = f"nothing can be written: {first_line(getattr(error, 'orig', None) or error)}"
-        return about.failed(finding, "is this a standby? PODIUM_DATABASE_URL must name the primary")
-    return about.ok("can be written")
+        return part.failed(finding, "PODIUM_DATABASE_URL must name the primary, not a standby")
+    return part.ok("the tables are writable")
 
 
 async def _events(connection: AsyncConnection) -> Check:
-    waiting, oldest = (await connection.execute(_WAITING)).one()
+    waiting, oldest = (await connection.execute(_UNPUBLISHED)).one()
     if waiting and datetime.now(UTC) - oldest > EVENTS_LATE:
-        late = short(datetime.now(UTC) - oldest)
-        return about.warning(
-            f"{waiting} events wait to be published, since {late}", "is 'podium worker relay' running?"
-        )
-    return about.ok("no event waits for long to be published")
+        late = format_duration(datetime.now(UTC) - oldest)
+        what = "1 event is" if waiting == 1 else f"{waiting} events are"
+        return part.warning(f"{what} not published yet, the oldest for {late}", "is 'podium worker relay' running?")
+    return part.ok("events are published in time")
 
 
 async def _probes(connection: AsyncConnection) -> Check:
-    waiting, oldest = (await connection.execute(_UNASKED, {"late": PROBES_LATE})).one()
+    waiting, oldest = (await connection.execute(_NOT_PROBED, {"late": PROBES_LATE})).one()
     if waiting:
-        late = short(datetime.now(UTC) - oldest)
-        what = "1 deployment waits" if waiting == 1 else f"{waiting} deployments wait"
-        return about.warning(f"{what} for a probe, since {late}", "is 'podium worker janitor' running?")
-    return about.ok("no deployment waits for long for a probe")
+        late = format_duration(datetime.now(UTC) - oldest)
+        what = "1 deployment is" if waiting == 1 else f"{waiting} deployments are"
+        return part.warning(f"{what} overdue for a probe, the oldest for {late}", "is 'podium worker janitor' running?")
+    return part.ok("deployments are probed in time")
 
 
 async def _parked(connection: AsyncConnection) -> Check:
     parked = await connection.scalar(_PARKED)
     if parked:
         what = "1 announcement is" if parked == 1 else f"{parked} announcements are"
-        return about.warning(f"{what} parked", "'podium parked list' says why, and what can be done")
-    return about.ok("no announcement is parked")
+        return part.warning(f"{what} parked", "'podium parked list' shows the reasons")
+    return part.ok("no announcement is parked")

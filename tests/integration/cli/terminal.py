@@ -1,4 +1,4 @@
-"""Podium's commands as people and scripts type them, in processes of their own."""
+"""Runs Podium's commands as users and scripts do: in processes of their own, also at a terminal."""
 
 import asyncio
 import io
@@ -19,12 +19,12 @@ import pytest
 from podium.cli.main import main
 from tests.support.processes import ROOT
 
-PATIENCE_SECONDS = 30
+TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command printed, and how it ended."""
+    """The output and the exit code of a command."""
 
     code: int
     out: str
@@ -32,12 +32,12 @@ class Ran:
 
     @property
     def json(self) -> Any:
-        """The answer for programs."""
+        """The output, parsed as JSON."""
         return json.loads(self.out)
 
     @property
     def error(self) -> str:
-        """The one line that a failure is."""
+        """The message of a failure, which is one line on stderr."""
         (line,) = self.err.splitlines()
         assert line.startswith("podium: ")
         return line.removeprefix("podium: ")
@@ -45,34 +45,34 @@ class Ran:
 
 @dataclass(frozen=True)
 class Terminal:
-    """A shell in a folder of its own, with these variables."""
+    """A shell in this directory, with these variables."""
 
     folder: Path
     variables: Mapping[str, str] = field(default_factory=dict)
 
     async def started(self, *arguments: str, **variables: str) -> Process:
-        """A command that runs; its output goes nowhere near a terminal."""
+        """Start a command; its output goes to pipes."""
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "podium", *arguments,
             stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=self.folder, env=self._environment(variables),
         )  # fmt: skip
 
     async def run(self, *arguments: str, stdin: str = "", **variables: str) -> Ran:
-        """A command that has ended."""
+        """Run a command to its end."""
         process = await self.started(*arguments, **variables)
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             out, err = await process.communicate(stdin.encode())
         assert process.returncode is not None
         return Ran(process.returncode, out.decode(), err.decode())
 
     async def done(self, *arguments: str, stdin: str = "", **variables: str) -> Ran:
-        """A command that has ended well."""
+        """Run a command that must succeed."""
         ran = await self.run(*arguments, stdin=stdin, **variables)
         assert ran.code == 0, ran
         return ran
 
     async def quick(self, *arguments: str, **variables: str) -> Ran:
-        """The same without a process of its own, for what is not about processes: a tenth of the time."""
+        """Run a command in this process, which takes a tenth of the time."""
         return await asyncio.to_thread(self._within, arguments, variables)
 
     def _within(self, arguments: Sequence[str], variables: Mapping[str, str]) -> Ran:
@@ -91,7 +91,7 @@ class Terminal:
 
     @asynccontextmanager
     async def typed(self, *arguments: str, **variables: str) -> AsyncIterator["Typed"]:
-        """A command at a real terminal of 60 columns."""
+        """Start a command at a pseudo-terminal of 60 columns."""
         ours, theirs = pty.openpty()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "podium", *arguments,
@@ -116,26 +116,26 @@ class Terminal:
 
 @dataclass
 class Typed:
-    """A command at a terminal, and everything that it has shown."""
+    """A command at a terminal, and its whole output."""
 
     process: Process
     terminal: int
     shown: str = ""
 
     async def until(self, words: str) -> None:
-        """Wait until it has shown these words."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        """Wait until the output contains these words."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while words not in self.shown:
                 self._read()
                 await asyncio.sleep(0.02)
 
     def type(self, text: str) -> None:
-        """Press these keys."""
+        """Type this text."""
         os.write(self.terminal, text.encode())
 
     async def end(self) -> int:
-        """Its exit code."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        """Wait for the command to end. Returns its exit code."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while self.process.returncode is None:
                 self._read()
                 await asyncio.sleep(0.02)
@@ -143,7 +143,7 @@ class Typed:
         return self.process.returncode
 
     def _read(self) -> None:
-        # An empty terminal, or one whose other end is closed.
+        # There is no output now, or the command has closed its end.
         with suppress(BlockingIOError, OSError):
             while chunk := os.read(self.terminal, 65536):
                 self.shown += chunk.decode(errors="replace").replace("\r\n", "\n")

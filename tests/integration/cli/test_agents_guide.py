@@ -1,4 +1,4 @@
-"""The guide to agents of other protocols: its commands run, and register what it says."""
+"""The commands in the guide to agents of other protocols."""
 
 import re
 
@@ -15,7 +15,7 @@ GUIDE = ROOT / "docs" / "agents.md"
 
 
 async def test_the_commands_of_the_guide(terminal: Terminal, sessions: Sessions) -> None:
-    """Typed as they stand there, with a pod at each address that they name, they register and call."""
+    """They register and call pods at the addresses that they name."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         return web.json_response({"jsonrpc": "2.0", "id": 1, "result": request.path})

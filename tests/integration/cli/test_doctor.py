@@ -1,4 +1,4 @@
-"""`podium doctor` against real servers, well and unwell."""
+"""`podium doctor` with real servers, healthy and broken."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually, rows
 
 @pytest.fixture
 def doctor(terminal: Terminal, settings: Settings) -> Terminal:
-    """A shell with all settings, strong secrets among them."""
+    """A shell with all settings, and with strong secrets."""
     more = {
         "PODIUM_DATABASE_URL": settings.database_url.get_secret_value(),
         "PODIUM_SECRET_KEY": "0123456789abcdef0123456789abcdef",
@@ -31,45 +31,45 @@ def doctor(terminal: Terminal, settings: Settings) -> Terminal:
 
 
 async def findings(doctor: Terminal, **variables: str) -> list[dict[str, Any]]:
-    """Everything that is not well."""
+    """All findings that are not ok."""
     ran = await doctor.quick("doctor", "--json", **variables)
     assert ran.code == int(any(check["verdict"] == "failed" for check in ran.json)), ran
     return [check for check in ran.json if check["verdict"] != "ok"]
 
 
-async def test_a_system_that_works_has_nothing_against_it(
+async def test_a_healthy_system_has_no_findings(
     doctor: Terminal, settings: Settings, broker: AbstractConnection, tmp_path: Path
 ) -> None:
-    """Every line is ok, and the exit code says so."""
+    """Every line is ok, and the exit code is 0."""
     async with worker_process(settings, tmp_path, "registrar"):
 
-        async def taken() -> bool:
+        async def consumed() -> bool:
             channel = await broker.channel()
             queue = await channel.get_queue(topology.REGISTRATIONS_QUEUE)
             return bool(queue.declaration_result.consumer_count)
 
-        await eventually(taken, "a registrar takes registrations")
+        await eventually(consumed, "a registrar consumes registrations")
         ran = await doctor.done("doctor")
     assert {line.split()[0] for line in ran.out.splitlines()} == {"ok"}
     assert {line.split()[1] for line in ran.out.splitlines()} == {"settings", "PostgreSQL", "RabbitMQ", "API"}
 
 
-async def test_what_is_wrong_with_the_broker_is_told_apart(doctor: Terminal, broker: AbstractConnection) -> None:
-    """Nobody takes registrations; a queue of another shape; no queue at all, which is not made by looking."""
-    (nobody,) = await findings(doctor)
-    assert (nobody["finding"], nobody["part"]) == ("nobody takes registrations", "RabbitMQ")
+async def test_problems_of_the_broker_are_distinguished(doctor: Terminal, broker: AbstractConnection) -> None:
+    """No consumer; a queue with other arguments; no queue, and the check does not declare it."""
+    (no_consumer,) = await findings(doctor)
+    assert (no_consumer["finding"], no_consumer["part"]) == ("no registrar consumes registrations", "RabbitMQ")
     other, _ = await findings(doctor, PODIUM_DELIVERY_LIMIT="7")
     assert "x-delivery-limit" in other["finding"]
     await (await broker.channel()).queue_delete(topology.REGISTRATIONS_QUEUE)
     for _ in range(2):
         (missing,) = await findings(doctor)
-        assert missing["finding"] == f"the queue {topology.REGISTRATIONS_QUEUE} is not there"
+        assert missing["finding"] == f"the queue {topology.REGISTRATIONS_QUEUE} does not exist"
         assert "podium migrate" in missing["advice"]
 
 
 @asynccontextmanager
 async def reader(sessions: Sessions) -> AsyncIterator[tuple[str, str]]:
-    """Name and password of a user who may only read."""
+    """Name and password of a user who can only read."""
     name = f"reader_{uuid4().hex}"
     async with sessions() as session, session.begin():
         await session.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'"))
@@ -80,8 +80,8 @@ async def reader(sessions: Sessions) -> AsyncIterator[tuple[str, str]]:
         await session.execute(text(f"DROP ROLE {name}"))
 
 
-async def test_what_is_wrong_with_the_database_is_told_apart(doctor: Terminal, sessions: Sessions, api: Api) -> None:
-    """Not there; a user who may not write; a server that does not."""
+async def test_problems_of_the_database_are_distinguished(doctor: Terminal, sessions: Sessions, api: Api) -> None:
+    """No database; a user without the privilege to write; a read-only server."""
     url = doctor.variables["PODIUM_DATABASE_URL"]
     absent, *_ = await findings(doctor, PODIUM_DATABASE_URL=f"{url}_not_there")
     assert "does not exist" in absent["finding"]
@@ -99,10 +99,10 @@ async def test_what_is_wrong_with_the_database_is_told_apart(doctor: Terminal, s
     assert (await api.get("/health/live")).status == 200
 
 
-async def test_deployments_that_nobody_asks_are_told_of(
+async def test_overdue_probes_are_a_warning(
     doctor: Terminal, settings: Settings, broker: AbstractConnection, sessions: Sessions, api: Api, tmp_path: Path
 ) -> None:
-    """Due for minutes, they mean that no janitor runs; what has just become due means nothing."""
+    """A probe that is overdue for minutes means that no janitor runs; a probe that has just become due is normal."""
     assert broker is not None
     async with worker_process(settings, tmp_path, "registrar relay"):
         for version in ("v1", "v2"):
@@ -113,5 +113,5 @@ async def test_deployments_that_nobody_asks_are_told_of(
             )
 
         [unasked] = [each for each in await findings(doctor) if "janitor" in each["advice"]]
-    assert unasked["finding"].startswith("1 deployment waits for a probe, since 3m")
+    assert unasked["finding"].startswith("1 deployment is overdue for a probe, the oldest for 3m")
     assert unasked["verdict"] == "warning"

@@ -1,4 +1,4 @@
-"""`podium events`: what was, what comes, and going on where it broke off."""
+"""`podium events`: past events, new events, and reconnecting."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ from tests.integration.api.client import Api
 from tests.integration.cli.terminal import Terminal
 from tests.support.waiting import eventually
 
-PATIENCE_SECONDS = 20
+TIMEOUT_SECONDS = 20
 
 
 @asynccontextmanager
 async def api_at(settings: Settings, port: int) -> AsyncIterator[str]:
-    """Another API, at this port; its address."""
+    """Another API at this port. Yields its address."""
     server = make_server(settings.model_copy(update={"port": port}))
     running = asyncio.create_task(server.serve())
 
@@ -33,25 +33,25 @@ async def api_at(settings: Settings, port: int) -> AsyncIterator[str]:
 
 
 async def next_event(process: asyncio.subprocess.Process) -> dict[str, object]:
-    """The next line of a command that follows as JSON."""
+    """The next line of a running command, parsed as JSON."""
     assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)
+    line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECONDS)
     event: dict[str, object] = json.loads(line)
     return event
 
 
-async def test_events_tell_what_has_happened(api: Api, terminal: Terminal) -> None:
-    """In words for people, whole with a cursor for programs, ids alone for scripts; of one agent or all."""
+async def test_past_events_are_printed(api: Api, terminal: Terminal) -> None:
+    """As text, as JSON with a cursor, or as ids; of one agent or of all."""
     agent = await api.register("bot", "v1", docker_image="bot:1")
     await api.register("other", "o1")
     await api.register("bot", "v2")
     await api.post(f"/agents/{agent['id']}/deployments/v2/promote", {"reason": "looks\x1b good"})
-    told = await terminal.quick("events", "bot")
-    assert "deployment.created   v1  bot:1" in told.out
-    assert "deployment.promoted  v1  generation 1, first by podium" in told.out
-    assert "deployment.promoted  v2  generation 2, manual by local: looks  good" in told.out
-    assert "other" not in told.out
-    assert "--since 7" in told.err
+    printed = await terminal.quick("events", "bot")
+    assert "deployment.created   v1  bot:1" in printed.out
+    assert "deployment.promoted  v1  generation 1, first by podium" in printed.out
+    assert "deployment.promoted  v2  generation 2, manual by local: looks  good" in printed.out
+    assert "other" not in printed.out
+    assert "--since 7" in printed.err
     promoted = await terminal.quick("events", "--type", "deployment.promoted")
     assert [line.split()[2] for line in promoted.out.splitlines()] == ["bot", "other", "bot"]
     as_json = await terminal.quick("events", "--agent", agent["id"], "--json", "--since", "5")
@@ -78,18 +78,20 @@ async def test_events_tell_what_has_happened(api: Api, terminal: Terminal) -> No
         ("bot --agent other", 2, "name one agent"),
     ],
 )
-async def test_what_cannot_be_told_is_refused(
+async def test_invalid_arguments_are_refused(
     api: Api, terminal: Terminal, arguments: str, code: int, words: str
 ) -> None:
-    """With the code of every other command, and a sentence that says what to write."""
+    """With the usual exit codes, and a sentence that says what to write."""
     await api.register("bot", "v1")
     ran = await terminal.quick("events", *arguments.split())
     assert (ran.code, ran.out) == (code, "")
     assert words in ran.error
 
 
-async def test_following_goes_on_after_the_api_was_away(settings: Settings, terminal: Terminal, api: Api) -> None:
-    """What happened meanwhile is told too, once and in order."""
+async def test_following_continues_after_the_api_was_unavailable(
+    settings: Settings, terminal: Terminal, api: Api
+) -> None:
+    """Events that happened meanwhile are printed once and in order."""
     await api.register("bot", "v1")
     port = free_ports(["api"])["api"]
     async with api_at(settings, port) as url:
@@ -105,22 +107,22 @@ async def test_following_goes_on_after_the_api_was_away(settings: Settings, term
     assert cursors == ["3", "4", "5", "6", "7", "8"]
 
 
-async def test_following_begins_now_and_ends_with_its_reader(api: Api, terminal: Terminal) -> None:
-    """As in `podium events --follow | head -1`, without a complaint."""
+async def test_following_starts_now_and_ends_when_the_pipe_is_closed(api: Api, terminal: Terminal) -> None:
+    """As in `podium events --follow | head -1`, without an error."""
     await api.register("bot", "v1")
     process = await terminal.started("events", "--follow", "--quiet")
     assert process.stdout is not None
-    told = asyncio.create_task(process.stdout.readline())
+    first_line = asyncio.create_task(process.stdout.readline())
     number = 0
-    while not told.done():
+    while not first_line.done():
         number += 1
         await api.register(f"bot-{number}")
-        await asyncio.wait({told}, timeout=0.2)
-    first = (await told).decode().strip()
+        await asyncio.wait({first_line}, timeout=0.2)
+    first = (await first_line).decode().strip()
     transport = getattr(process, "_transport").get_pipe_transport(1)  # noqa: B009 - asyncio closes no single pipe
     transport.close()
     with suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while process.returncode is None:
                 await api.register(f"bot-{(number := number + 1)}")
                 await asyncio.sleep(0.05)

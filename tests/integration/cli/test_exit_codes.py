@@ -1,4 +1,4 @@
-"""How commands fail: one line that says what to do, and an exit code that means something."""
+"""Failures of commands: one line with the next step, and an exit code."""
 
 import asyncio
 from uuid import UUID
@@ -16,7 +16,7 @@ FAILED, USAGE, TIMED_OUT, NOT_FOUND, CONFLICT, UNAVAILABLE = 1, 2, 3, 4, 5, 6
 
 
 async def fails(terminal: Terminal, command: str, code: int, *words: str, **variables: str) -> Ran:
-    """A command that fails so, and says these words in its one line."""
+    """Run a command that must fail with this code, and with these words in its message."""
     ran = await terminal.quick(*command.split(), **variables)
     assert (ran.code, ran.out) == (code, ""), ran
     for word in words:
@@ -25,7 +25,7 @@ async def fails(terminal: Terminal, command: str, code: int, *words: str, **vari
 
 
 async def test_each_kind_of_failure_has_its_code(api: Api, terminal: Terminal) -> None:
-    """Wrong calls, things that are not there, things that cannot be now, and waits that end."""
+    """Wrong usage, missing objects, conflicts, and timeouts."""
     agent = await api.register("bot", "v1")
     await api.post(f"/agents/{agent['id']}/deployments", {"id": "v2", "docker_image": "bot:2"})
     await api.register("bot", "v0")
@@ -48,20 +48,20 @@ async def test_each_kind_of_failure_has_its_code(api: Api, terminal: Terminal) -
         await fails(terminal, command, code, words)
 
 
-async def test_an_api_that_is_away_is_told_from_one_that_is_not_podium(terminal: Terminal) -> None:
-    """The one will be back; the other is a wrong address."""
-    async with refused_address() as away, running_pod(plain_page) as stranger:
-        await fails(terminal, "agents", UNAVAILABLE, "podium up", PODIUM_API_URL=away)
-        await fails(terminal, "agents", FAILED, "--api-url", PODIUM_API_URL=stranger.url)
+async def test_an_unavailable_api_and_another_server_have_different_codes(terminal: Terminal) -> None:
+    """The first is worth another attempt; the second is a wrong address."""
+    async with refused_address() as unavailable, running_pod(plain_page) as other_server:
+        await fails(terminal, "agents", UNAVAILABLE, "podium up", PODIUM_API_URL=unavailable)
+        await fails(terminal, "agents", FAILED, "--api-url", PODIUM_API_URL=other_server.url)
 
 
 async def plain_page(_: web.BaseRequest) -> web.StreamResponse:
-    """What some other server answers."""
+    """The response of a server that is not Podium."""
     return web.Response(text="<html>", content_type="text/html")
 
 
-async def test_a_key_that_is_needed_is_asked_for(settings: Settings, terminal: Terminal) -> None:
-    """And taken from the environment or the option; a pod's own key lets it register again."""
+async def test_an_api_with_a_key_requires_it(settings: Settings, terminal: Terminal) -> None:
+    """From the variable or the option. A pod can register again with its own key."""
     async with running_api(settings.model_copy(update={"api_key": SecretStr("the key")})) as api:
         given = {"PODIUM_API_URL": api.url, "PODIUM_API_KEY": "the key"}
         await fails(terminal, "agents", FAILED, "PODIUM_API_KEY", PODIUM_API_URL=api.url)
@@ -75,8 +75,8 @@ async def test_a_key_that_is_needed_is_asked_for(settings: Settings, terminal: T
         assert (await terminal.quick(*announce, AGENT_API_KEY=pods_own)).code == 0
 
 
-async def test_errors_of_a_call_are_told_from_those_of_the_gateway(api: Api, terminal: Terminal) -> None:
-    """What the agent answered failed (1); an agent that cannot be reached may be there later (6)."""
+async def test_errors_of_the_agent_and_of_the_gateway_have_different_codes(api: Api, terminal: Terminal) -> None:
+    """An error from the agent is 1; an agent that cannot be reached is 6."""
 
     async def in_pieces(request: web.BaseRequest) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
@@ -95,8 +95,8 @@ async def test_errors_of_a_call_are_told_from_those_of_the_gateway(api: Api, ter
         assert (refused.code, '"id":7' in refused.out) == (UNAVAILABLE, True)
 
 
-async def test_an_answer_is_printed_as_it_comes(api: Api, terminal: Terminal) -> None:
-    """The first piece is there while the agent still works on the second."""
+async def test_an_answer_is_printed_as_it_arrives(api: Api, terminal: Terminal) -> None:
+    """The first part is printed while the agent still works on the second."""
     go_on = asyncio.Event()
     async with running_pod(pausing(b"first\n", go_on, b"second")) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
@@ -109,8 +109,8 @@ async def test_an_answer_is_printed_as_it_comes(api: Api, terminal: Terminal) ->
             assert await process.wait() == 0
 
 
-async def test_an_answer_that_breaks_off_is_no_success(api: Api, terminal: Terminal) -> None:
-    """What came is printed; whoever reads it is told that there was more."""
+async def test_an_answer_that_ends_early_is_a_failure(api: Api, terminal: Terminal) -> None:
+    """What arrived is printed; the message says that the answer is not complete."""
 
     async def breaks(request: web.BaseRequest) -> web.StreamResponse:
         stream = web.StreamResponse()
@@ -124,4 +124,4 @@ async def test_an_answer_that_breaks_off_is_no_success(api: Api, terminal: Termi
         await api.register("bot", "v1", acp_url=pod.url)
         ran = await terminal.run("rpc", "bot", "x")
         assert (ran.code, ran.out) == (FAILED, '{"result":')
-        assert "do not repeat it blindly" in ran.error
+        assert "check before you repeat" in ran.error

@@ -1,4 +1,4 @@
-"""The logs that `podium up` keeps."""
+"""The log files of `podium up`."""
 
 import asyncio
 from datetime import timedelta
@@ -11,20 +11,20 @@ from tests.support.waiting import eventually
 CHATTER = 'while :; do echo "one more line of a log"; done'
 
 
-async def test_a_log_that_grows_is_turned_over_while_its_program_goes_on_writing(tmp_path: Path) -> None:
-    """Log and predecessor stay bounded, however much is written."""
+async def test_a_growing_log_is_rotated_while_its_program_writes(tmp_path: Path) -> None:
+    """The log and the rotated log stay bounded."""
     log, older = tmp_path / "chatter.log", tmp_path / "chatter.log.1"
     program = await start(Launch(Command(["sh", "-c", CHATTER], {}, tmp_path)), Surroundings(None, log))
     keeper = asyncio.create_task(keep_bounded(tmp_path, 100_000, timedelta(milliseconds=20)))
     try:
-        turned: set[float] = set()
+        rotated: set[float] = set()
 
-        async def turned_over_twice() -> bool:
+        async def rotated_twice() -> bool:
             if older.exists():
-                turned.add(older.stat().st_mtime)
-            return len(turned) > 1
+                rotated.add(older.stat().st_mtime)
+            return len(rotated) > 1
 
-        await eventually(turned_over_twice, "the log is turned over twice")
+        await eventually(rotated_twice, "the log is rotated twice")
     finally:
         await program.stop()
         keeper.cancel()

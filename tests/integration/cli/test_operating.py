@@ -1,4 +1,4 @@
-"""A day of an operator: real API, worker and broker, the commands as they are typed."""
+"""An operator's commands in order, with a real API, worker and broker."""
 
 import json
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ async def operator(
     broker: AbstractConnection,  # noqa: ARG001 - declares the topology
     tmp_path: Path,
 ) -> AsyncIterator[Terminal]:
-    """A shell in the folder in which `podium up` has left its addresses; nothing is set in its environment."""
+    """A shell without variables, in a directory with the addresses that `podium up` writes."""
     async with api_process(settings, tmp_path) as url, worker_process(settings, tmp_path, "registrar"):
         (tmp_path / ".podium").mkdir()
         (tmp_path / ".podium" / "podium.env").write_text(
@@ -30,19 +30,19 @@ async def operator(
 
 @pytest_asyncio.fixture
 async def pod() -> AsyncIterator[Pod]:
-    """A pod that answers everything alike."""
+    """A pod with the same answer to every call."""
     async with running_pod() as pod:
         yield pod
 
 
 async def test_from_announcement_to_rollback(operator: Terminal, pod: Pod) -> None:
-    """Register, look, wait, promote, call, roll back, and read in the ledger what was done."""
+    """Register, list, wait, promote, call, roll back, and read the ledger."""
     origin, _, port = pod.url.rpartition(":")
     variables = {"AGENT_NAME": "bot", "ACP_URL": origin, "ACP_PORT": port, "GIT_BRANCH": "main"}
     announced = await operator.done("register", AGENTEX_DEPLOYMENT_ID="v1", AGENT_COMMIT_SHA="abc", **variables)
     assert announced.out == f"Announced bot v1 at {pod.url}, confirmed by the broker.\n"
     await operator.done("deployments", "wait", "v1", "--for", "production", "--timeout", "20s")
-    # Nobody has announced it yet: waiting starts before the pod does.
+    # The wait starts before the pod is announced.
     waiting = await operator.started("promote", "bot", "v2", "--wait", "20s", "--reason", "looks good", "--json")
     await operator.done("register", "--name", "bot", "--deployment", "v2", "--acp-url", pod.url, "--image", "bot:2")
     out, err = await waiting.communicate()
@@ -55,7 +55,7 @@ async def test_from_announcement_to_rollback(operator: Terminal, pod: Pod) -> No
     assert [(each["id"], each["is_production"]) for each in listed] == [("v2", True), ("v1", False)]
     assert listed[1]["registration_metadata"]["commit_sha"] == "abc"
     again = await operator.quick("promote", "bot", "v2")
-    assert again.out == "Nothing changed: v2 serves bot already (generation 2).\n"
+    assert again.out == "Nothing changed: v2 already serves bot (generation 2).\n"
 
     back = await operator.quick("rollback", "bot", "--if-generation", "2")
     assert back.out == "bot: v1 serves now, v2 served before (generation 3).\n"
@@ -88,5 +88,5 @@ async def test_from_announcement_to_rollback(operator: Terminal, pod: Pod) -> No
     assert json.loads(pod.seen[-1].body) == {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"n": 1}}
     assert (await operator.quick("deployments", "delete", "v2", "-q")).out == "v2\n"
     assert (await operator.quick("agents", "-q")).out == "bot\n"
-    told = (await operator.quick("registrations", "--agent", "bot", "--json")).json
-    assert [(row["deployment_id"], row["outcome"]) for row in told] == [("v2", "Registered"), ("v1", "Registered")]
+    outcomes = (await operator.quick("registrations", "--agent", "bot", "--json")).json
+    assert [(row["deployment_id"], row["outcome"]) for row in outcomes] == [("v2", "Registered"), ("v1", "Registered")]

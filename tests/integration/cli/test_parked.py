@@ -1,4 +1,4 @@
-"""`podium parked`, as it is typed."""
+"""`podium parked`."""
 
 from functools import partial
 
@@ -11,18 +11,18 @@ from tests.integration.cli.terminal import Terminal
 
 
 async def park(sessions: Sessions, body: bytes, key: str = "agent.bot") -> None:
-    """Have this message refused, as a registrar does."""
+    """Refuse this message, as a registrar does."""
     await in_transaction(sessions, partial(register_batch, batch=[read_message(Envelope(key, body))]))
 
 
-async def test_a_parked_message_is_found_read_sent_again_and_dropped(
+async def test_a_parked_message_is_listed_shown_sent_again_and_dropped(
     terminal: Terminal,
     sessions: Sessions,
     broker: AbstractConnection,  # noqa: ARG001 - declares the topology
 ) -> None:
-    """From the list to the empty list, each step named by the one before."""
+    """The steps of an operator, in order."""
     nothing = await terminal.quick("parked", "list")
-    assert (nothing.code, nothing.out, nothing.err) == (0, "", "Nothing is parked.\n")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "There are no parked messages.\n")
     await park(sessions, b'{"name": "bot"}')
     listed = await terminal.quick("parked", "list")
     assert "malformed" in listed.out

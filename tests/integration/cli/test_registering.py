@@ -1,4 +1,4 @@
-"""`podium register` against brokers as they are: away, back, without queues; as a sidecar, and over HTTP."""
+"""`podium register` with a broker that is unavailable or has no queues, as a sidecar, and over HTTP."""
 
 import asyncio
 import signal
@@ -39,8 +39,8 @@ async def next_message(broker: AbstractConnection) -> AbstractIncomingMessage:
 
 
 @asynccontextmanager
-async def way_to(host: str, port: int, listen: int) -> AsyncIterator[None]:
-    """The broker at another port, while inside."""
+async def proxy_to(host: str, port: int, listen: int) -> AsyncIterator[None]:
+    """Forward another port to the broker, inside the block."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,18 +68,18 @@ async def line_of(stream: asyncio.StreamReader | None) -> str:
         return (await stream.readline()).decode()
 
 
-async def test_a_broker_that_is_away_is_waited_for(terminal: Terminal, broker: AbstractConnection) -> None:
-    """It says so once, tries again under the same id, and ends when the broker has confirmed."""
+async def test_the_command_waits_for_an_unavailable_broker(terminal: Terminal, broker: AbstractConnection) -> None:
+    """It prints the cause once, sends the same message again, and ends when the broker has confirmed it."""
     url = URL(terminal.variables["PODIUM_AMQP_URL"])
     assert url.host is not None
     assert url.port is not None
     port = free_ports(["broker"])["broker"]
     away = str(url.with_port(port))
     process = await terminal.started("register", *POD, PODIUM_AMQP_URL=away, TRACEPARENT=f"00-{'a' * 32}-{'b' * 16}-01")
-    told = await line_of(process.stderr)
-    assert f"127.0.0.1:{port} cannot be used" in told
-    assert str(url.password) not in told
-    async with way_to(url.host, url.port, port):
+    line = await line_of(process.stderr)
+    assert f"127.0.0.1:{port} cannot be used" in line
+    assert str(url.password) not in line
+    async with proxy_to(url.host, url.port, port):
         out, _ = await asyncio.wait_for(process.communicate(), 20)
         assert process.returncode == 0
         assert b"confirmed by the broker" in out
@@ -90,8 +90,8 @@ async def test_a_broker_that_is_away_is_waited_for(terminal: Terminal, broker: A
     assert message.headers["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
 
 
-async def test_a_broker_without_queues_is_no_success(terminal: Terminal, broker: AbstractConnection) -> None:
-    """A message that nobody would get is not confirmed, however long one waits."""
+async def test_a_broker_without_queues_is_a_failure(terminal: Terminal, broker: AbstractConnection) -> None:
+    """A message that no queue takes is never confirmed."""
     channel = await broker.channel()
     await channel.queue_delete(REGISTRATIONS_QUEUE)
     ran = await terminal.quick("register", *POD, "--timeout", "1s", "--json")
@@ -102,12 +102,10 @@ async def test_a_broker_without_queues_is_no_success(terminal: Terminal, broker:
     assert "--http" in nothing.error
 
 
-async def test_a_sidecar_announces_anew_until_it_is_told_to_stop(
-    terminal: Terminal, broker: AbstractConnection
-) -> None:
-    """Each round is a message of its own; SIGTERM is an orderly end."""
+async def test_a_sidecar_announces_until_sigterm(terminal: Terminal, broker: AbstractConnection) -> None:
+    """Each announcement is a new message; after SIGTERM the exit code is 0."""
     process = await terminal.started("register", *POD, "--every", "1s", "--quiet")
-    # The third has come, so the first two are confirmed and told.
+    # The third message is published after the first two are confirmed and printed.
     messages = [await next_message(broker) for _ in range(3)][:2]
     process.send_signal(signal.SIGTERM)
     out, err = await asyncio.wait_for(process.communicate(), 20)
@@ -118,8 +116,8 @@ async def test_a_sidecar_announces_anew_until_it_is_told_to_stop(
     assert announced[0].registered_at < announced[1].registered_at
 
 
-async def test_over_http_the_answer_is_final(api: Api, terminal: Terminal) -> None:
-    """Registered is done; refused is refused, and not tried again."""
+async def test_over_http_a_refusal_is_final(api: Api, terminal: Terminal) -> None:
+    """A refusal is not repeated."""
     registered = await terminal.quick("register", *POD, "--http", "--image", "bot:1", "--fact", "team=emea", "--json")
     assert registered.json["confirmed_by"] == "api"
     stored = (await api.get("/deployments/v1")).json
@@ -127,12 +125,12 @@ async def test_over_http_the_answer_is_final(api: Api, terminal: Terminal) -> No
     refused = await terminal.quick("register", *POD, "--http", "--image", "bot:2", "--json")
     assert refused.code == 5
     assert "another image" in refused.error
-    told = await terminal.quick("registrations", "bot")
-    assert [line.split()[2] for line in told.out.splitlines()] == ["OUTCOME", "Rejected", "Registered"]
+    listed = await terminal.quick("registrations", "bot")
+    assert [line.split()[2] for line in listed.out.splitlines()] == ["OUTCOME", "Rejected", "Registered"]
 
 
-async def test_a_pod_that_cannot_be_announced_is_told_why(terminal: Terminal) -> None:
-    """Before anything is sent, in the words in which it was set."""
+async def test_an_invalid_pod_is_refused_with_the_variable(terminal: Terminal) -> None:
+    """Before a message is sent; the error names the variable."""
     unnamed = await terminal.quick("register", ACP_URL="http://10.0.0.7", ACP_PORT="8000")
     assert (unnamed.code, "AGENT_NAME" in unnamed.error) == (2, True)
     bad = await terminal.quick("register", AGENT_NAME="bot", ACP_URL="10.0.0.7")
@@ -140,12 +138,12 @@ async def test_a_pod_that_cannot_be_announced_is_told_why(terminal: Terminal) ->
 
 
 @pytest.mark.usefixtures("broker")
-async def test_a_worker_s_answer_is_the_outcome(settings: Settings, terminal: Terminal) -> None:
-    """What was applied is said to be; what was refused is an error with the reason, as it is over HTTP."""
+async def test_the_registrar_s_reply_is_the_outcome(settings: Settings, terminal: Terminal) -> None:
+    """An applied announcement succeeds; a refused one is an error with the reason, as over HTTP."""
     async with working(run_registrar, settings):
         registered = await terminal.run("register", *POD, "--image", "bot:1")
         assert registered.out == "Announced bot v1 at http://10.0.0.7:8000, confirmed by the broker.\n"
-        assert registered.err == "It was registered.\n"
+        assert registered.err == "The announcement was applied.\n"
         assert (await terminal.run("register", *POD, "--json")).json["outcome"] == "Registered"
         thief = await terminal.run("register", *POD, "--name", "thief")
         assert thief.code == 5
@@ -154,4 +152,4 @@ async def test_a_worker_s_answer_is_the_outcome(settings: Settings, terminal: Te
         assert (another.code, "another image" in another.error) == (5, True)
     undecided = await terminal.run("register", *POD, "--timeout", "1s")
     assert undecided.code == 0
-    assert "'podium registrations --agent bot' says" in undecided.err
+    assert "'podium registrations --agent bot' shows" in undecided.err

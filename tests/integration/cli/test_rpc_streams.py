@@ -1,4 +1,4 @@
-"""`podium rpc` beside an agent that streams: every piece at once, and an end that reaches the agent."""
+"""`podium rpc` with an agent that streams: each part is printed at once, and the end of the command ends the call."""
 
 import asyncio
 import signal
@@ -21,7 +21,7 @@ STREAMS = {"application/x-ndjson": LINES, "text/event-stream": EVENTS}
 
 @dataclass
 class Streaming:
-    """An agent that sends its second piece when it is told to, and notices when nobody waits for it any more."""
+    """An agent that sends the second part after `go_on` is set, and sets `left` if the caller disconnects."""
 
     content_type: str
     head_first: bool = True
@@ -30,7 +30,7 @@ class Streaming:
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One call."""
+        """Answer one call."""
         stream = web.StreamResponse(headers={"content-type": self.content_type})
         first, second = STREAMS[self.content_type]
         self.called.set()
@@ -57,7 +57,7 @@ async def streaming(api: Api, content_type: str, *, head_first: bool = True) -> 
 
 @pytest.mark.parametrize("content_type", STREAMS)
 async def test_streams_into_a_pipe(api: Api, terminal: Terminal, content_type: str) -> None:
-    """Byte for byte, the first piece while the agent works on the second."""
+    """The bytes are unchanged, and the first part arrives while the agent works on the second."""
     first, second = STREAMS[content_type]
     async with streaming(api, content_type) as agent:
         process = await terminal.started("rpc", "bot", "message/stream")
@@ -70,7 +70,7 @@ async def test_streams_into_a_pipe(api: Api, terminal: Terminal, content_type: s
 
 @pytest.mark.parametrize("content_type", STREAMS)
 async def test_streams_at_a_terminal(api: Api, terminal: Terminal, content_type: str) -> None:
-    """As they come too; the prompt that follows has a line of its own."""
+    """Each part is printed as it arrives; the next prompt starts on a new line."""
     first, second = (piece.decode() for piece in STREAMS[content_type])
     async with streaming(api, content_type) as agent, terminal.typed("rpc", "bot", "message/stream") as command:
         await command.until(first)
@@ -82,7 +82,7 @@ async def test_streams_at_a_terminal(api: Api, terminal: Terminal, content_type:
 
 @pytest.mark.parametrize("head_first", [True, False], ids=["in the middle", "before the first byte"])
 async def test_ctrl_c_ends_the_call_to_the_agent(api: Api, terminal: Terminal, *, head_first: bool) -> None:
-    """The agent does not go on for nobody; the exit code is that of an interrupted command."""
+    """The agent sees the disconnect; the exit code is 130."""
     async with streaming(api, "text/event-stream", head_first=head_first) as agent:
         process = await terminal.started("rpc", "bot", "message/stream")
         assert process.stdout is not None
@@ -94,8 +94,8 @@ async def test_ctrl_c_ends_the_call_to_the_agent(api: Api, terminal: Terminal, *
         assert await process.wait() == 130
 
 
-async def test_a_reader_that_has_enough_ends_the_call_to_the_agent(api: Api, terminal: Terminal) -> None:
-    """As `| head -1` does: no traceback, and the agent is let go of."""
+async def test_a_closed_pipe_ends_the_call_to_the_agent(api: Api, terminal: Terminal) -> None:
+    """As with `| head -1`: no traceback, and the call ends."""
     async with streaming(api, "application/x-ndjson") as agent:
         process = await asyncio.create_subprocess_shell(
             f"{sys.executable} -m podium rpc bot message/stream | head -1",

@@ -1,4 +1,4 @@
-"""What a person sees: questions, colours, and how long it takes."""
+"""Output at a terminal: questions, colours, progress, and the timeline."""
 
 import signal
 
@@ -16,8 +16,8 @@ async def two_versions(api: Api) -> None:
     await api.register("bot", "v2")
 
 
-async def test_the_newest_preview_is_promoted_after_asking_only(api: Api, terminal: Terminal) -> None:
-    """A no changes nothing; a yes promotes what was shown; then nothing newer is left to ask about."""
+async def test_the_newest_preview_is_promoted_only_after_a_question(api: Api, terminal: Terminal) -> None:
+    """A no changes nothing; a yes promotes what was shown; after that there is no newer preview."""
     await two_versions(api)
     async with terminal.typed("promote", "bot") as no:
         await no.until("Promote v2 in place of v1")
@@ -29,11 +29,11 @@ async def test_the_newest_preview_is_promoted_after_asking_only(api: Api, termin
         assert await yes.end() == 0
     assert "bot: v2 serves now, v1 served before (generation 2)." in " ".join(yes.shown.split())
     again = await terminal.done("promote", "bot", "--yes")
-    assert again.out == "Nothing changed: v2 serves bot already (generation 2).\n"
+    assert again.out == "Nothing changed: v2 already serves bot (generation 2).\n"
 
 
 async def test_what_was_shown_is_what_is_promoted(api: Api, terminal: Terminal) -> None:
-    """If something else comes to serve while the question stands, the answer promotes nothing."""
+    """If another deployment is promoted before the answer, the answer promotes nothing."""
     await two_versions(api)
     await api.register("bot", "v3")
     agent = (await api.get("/agents/name/bot")).json
@@ -46,7 +46,7 @@ async def test_what_was_shown_is_what_is_promoted(api: Api, terminal: Terminal) 
 
 
 async def test_ctrl_c_ends_a_question_and_a_wait_at_once(api: Api, terminal: Terminal) -> None:
-    """With the exit code of an interrupted command."""
+    """The exit code is 130."""
     await two_versions(api)
     async with terminal.typed("promote", "bot") as asking:
         await asking.until("[y/N]")
@@ -60,10 +60,10 @@ async def test_ctrl_c_ends_a_question_and_a_wait_at_once(api: Api, terminal: Ter
 
 
 @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
-async def test_colours_are_for_terminals_that_want_them(
+async def test_colours_are_only_for_terminals_without_no_color(
     api: Api, terminal: Terminal, variables: dict[str, str]
 ) -> None:
-    """NO_COLOR turns them off; a pipe has none, whole rows, and nothing at their ends."""
+    """NO_COLOR turns them off; a pipe gets no colours, whole rows, and no blanks at line ends."""
     await two_versions(api)
     async with terminal.typed("deployments", "bot", **variables) as command:
         assert await command.end() == 0
@@ -76,8 +76,8 @@ async def test_colours_are_for_terminals_that_want_them(
         assert "http://10.0.0.7:8000" in piped
 
 
-async def test_history_is_drawn_for_a_person_only(api: Api, terminal: Terminal) -> None:
-    """At a terminal with a bar for each time that a version served, above the table; into a pipe the table alone."""
+async def test_history_is_drawn_only_at_a_terminal(api: Api, terminal: Terminal) -> None:
+    """At a terminal the timeline is above the table; a pipe gets only the table."""
     await two_versions(api)
     agent = (await api.get("/agents/name/bot")).json
     await api.promote(agent, "v2")

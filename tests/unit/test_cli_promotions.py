@@ -1,15 +1,15 @@
 from typing import Any
 
-from podium.cli.choosing import newest_preview
+from podium.cli.promotions import newest_preview
 
 
 def deployment(deployment_id: str, status: str = "Ready", *, production: bool = False) -> dict[str, Any]:
-    """One of a list that is ordered by age, newest first."""
+    """A row of a list of deployments, newest first."""
     return {"id": deployment_id, "status": status, "is_production": production}
 
 
 def test_the_newest_ready_preview_is_chosen() -> None:
-    """What is Pending or Failed is passed over."""
+    """Pending and Failed deployments are skipped."""
     listed = [
         deployment("v4", "Pending"),
         deployment("v3", "Failed"),
@@ -22,12 +22,12 @@ def test_the_newest_ready_preview_is_chosen() -> None:
 
 
 def test_nothing_older_than_production_is_chosen() -> None:
-    """A command that is typed twice must not go back and forth."""
+    """A command that runs twice must not switch back and forth."""
     assert newest_preview([deployment("v2", production=True), deployment("v1")]) is None
     assert newest_preview([deployment("v2", "Failed", production=True), deployment("v1")]) is None
 
 
-def test_nothing_is_chosen_where_nothing_is_ready() -> None:
-    """Nor from an empty list."""
+def test_nothing_is_chosen_if_nothing_is_ready() -> None:
+    """An empty list has nothing to choose either."""
     assert newest_preview([]) is None
     assert newest_preview([deployment("v1", "Pending")]) is None

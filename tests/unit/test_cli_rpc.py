@@ -2,16 +2,15 @@ import io
 
 import pytest
 
-from podium.cli.answers import ErrorWatch
-from podium.cli.printing import Printer
+from podium.cli.rpc import ErrorDetector, Printer
 
 
-def watched(*chunks: bytes) -> str | None:
-    """What the watch makes of an answer that comes in these chunks."""
-    watch = ErrorWatch()
+def error_in(*chunks: bytes) -> str | None:
+    """The error that is found in an answer of these chunks."""
+    detector = ErrorDetector()
     for chunk in chunks:
-        watch.see(chunk)
-    return watch.end()
+        detector.feed(chunk)
+    return detector.end()
 
 
 @pytest.mark.parametrize(
@@ -26,9 +25,9 @@ def watched(*chunks: bytes) -> str | None:
         [b'{"error":"no"}'],
     ],
 )
-def test_an_error_is_found_however_the_answer_comes(chunks: list[bytes]) -> None:
-    """As one document, in pieces, as JSON lines, as Server-Sent Events, in a batch."""
-    assert watched(*chunks) == "no"
+def test_an_error_is_found_in_every_form_of_answer(chunks: list[bytes]) -> None:
+    """One document, several chunks, JSON lines, Server-Sent Events, a batch."""
+    assert error_in(*chunks) == "no"
 
 
 @pytest.mark.parametrize(
@@ -44,20 +43,20 @@ def test_an_error_is_found_however_the_answer_comes(chunks: list[bytes]) -> None
     ],
 )
 def test_nothing_else_is_an_error(chunks: list[bytes]) -> None:
-    """Only `error` of an answer itself counts."""
-    assert watched(*chunks) is None
+    """Only the member `error` of the answer itself counts."""
+    assert error_in(*chunks) is None
 
 
 class Terminal(io.StringIO):
-    """A text stream that says it is a terminal."""
+    """A text stream that reports itself as a terminal."""
 
     def isatty(self) -> bool:
-        """It is one."""
+        """Always true."""
         return True
 
 
-def test_a_terminal_gets_harmless_text_that_ends_its_line() -> None:
-    """Escape sequences are not obeyed, and characters that are cut in two come out whole."""
+def test_a_terminal_gets_text_without_control_characters_and_a_last_line_end() -> None:
+    """Escape sequences have no effect, and a character that is split over two chunks is printed whole."""
     terminal = Terminal()
     printer = Printer(terminal)
     for chunk in (b"\x1b]0;title\x07 caf\xc3", b"\xa9\r\n{}"):
@@ -67,8 +66,8 @@ def test_a_terminal_gets_harmless_text_that_ends_its_line() -> None:
     printer.end()
 
 
-def test_a_pipe_gets_the_bytes() -> None:
-    """Not one is added or changed."""
+def test_a_pipe_gets_the_bytes_unchanged() -> None:
+    """No byte is added or changed."""
     raw = io.BytesIO()
     printer = Printer(io.TextIOWrapper(raw))
     printer.print(b"\x1b\xff\r\n{}")

@@ -3,13 +3,13 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from podium.cli.addresses import DEFAULT_API_URL, api_key, api_url, environment
+from podium.cli.command import DEFAULT_API_URL, api_key, api_url, environment
 from podium.local.system import System
 from services.settings import Settings
 
 
-def test_the_environment_goes_before_the_file_of_podium_up(tmp_path: Path) -> None:
-    """What is in neither has its default."""
+def test_the_environment_takes_precedence_over_the_file_of_podium_up(tmp_path: Path) -> None:
+    """A variable that is in neither has its default."""
     file = tmp_path / "podium.env"
     file.write_text("PODIUM_API_URL=http://127.0.0.1:1/\nPODIUM_AMQP_URL=amqp://a:b=c@d/\nOTHER=x\nPODIUM_EMPTY=\n")
     found = environment({"PODIUM_AMQP_URL": "amqp://mine/", "PODIUM_API_KEY": "", "HOME": "/"}, file)
@@ -18,15 +18,15 @@ def test_the_environment_goes_before_the_file_of_podium_up(tmp_path: Path) -> No
     assert api_url("http://127.0.0.1:2", found) == "http://127.0.0.1:2"
 
 
-def test_without_a_file_it_is_this_machine(tmp_path: Path) -> None:
-    """A folder in the file's place is no file either."""
+def test_the_default_address_is_this_machine(tmp_path: Path) -> None:
+    """Also if the path of the file is a directory."""
     assert environment({}, tmp_path) == {}
     assert environment({}, tmp_path / "none") == {}
     assert api_url(None, {}) == DEFAULT_API_URL
 
 
-def test_the_key_of_podium_up_goes_to_its_own_api_alone(tmp_path: Path) -> None:
-    """Whoever names another API names its key, too."""
+def test_the_key_of_podium_up_is_sent_only_to_its_own_api(tmp_path: Path) -> None:
+    """For another API, the user names the key."""
     file = tmp_path / "podium.env"
     file.write_text("PODIUM_API_URL=http://127.0.0.1:1\nPODIUM_API_KEY=kept\n")
     assert api_key(None, "http://127.0.0.1:1", {}, file) == "kept"
@@ -36,8 +36,8 @@ def test_the_key_of_podium_up_goes_to_its_own_api_alone(tmp_path: Path) -> None:
     assert api_key(None, DEFAULT_API_URL, {}, tmp_path / "none") is None
 
 
-def test_podium_up_keeps_its_key_for_the_commands() -> None:
-    """None where the API needs none."""
+def test_podium_up_stores_its_key_for_the_commands() -> None:
+    """No key is stored if the API needs none."""
     none: Any = None
 
     def kept(**settings: Any) -> str | None:
