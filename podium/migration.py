@@ -1,22 +1,28 @@
 """What `podium migrate` does: the database's schema and the broker's exchanges and queues."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed
 from sqlalchemy.exc import SQLAlchemyError
 
 from podium.servers import ServersError
+from services.events.epochs import adopt_cluster
 from services.settings import Settings
 from services.storage.database import make_engine
-from services.storage.migrate import migrate
+from services.storage.migrate import MigrationBlocked, migrate
 from workers.amqp.topology import declare
 
 
 async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
     """Bring both servers to what this version needs; running it again changes nothing. Raises `ServersError`."""
-    engine = make_engine(settings, application_name="podium-migrate", pool_size=1)
+    engine = make_engine(settings, application_name="podium-migrate", pool_size=1, statement_timeout=timedelta(0))
     try:
-        before, after = await migrate(engine)
+        before, after = await migrate(engine, report=say)
+        async with engine.begin() as connection:
+            restored = await adopt_cluster(connection)
+    except MigrationBlocked as error:
+        raise ServersError(f"{error} Nothing is half done: run 'podium migrate' again.") from error
     except (SQLAlchemyError, OSError) as error:
         raise ServersError(f"The database could not be migrated: {_first_line(error)}") from error
     finally:
@@ -26,6 +32,8 @@ async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
         if before == after
         else f"Schema migrated from {before or 'nothing'} to {after}."
     )
+    if restored:
+        say("The data come from another database cluster: cursors of /events issued there get 410 from now on.")
     try:
         await declare(settings)
     except ChannelPreconditionFailed as error:

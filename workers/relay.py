@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from contracts.events import CONTENT_TYPE
 from contracts.topology import EVENTS_EXCHANGE, event_key
 from services.cancellation import lost_as
+from services.events.epochs import adopt_cluster
 from services.events.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
@@ -47,6 +48,7 @@ class Relay:
     def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
         """`engine` must end idle sessions after `IDLE_SESSION_TIMEOUT`, and nothing else may use it."""
         self._settings = settings
+        self._transactions = engine
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._proved_at = 0.0
         self._woken = asyncio.Event()
@@ -59,6 +61,7 @@ class Relay:
 
     async def _work(self, stop: asyncio.Event) -> None:
         """Wait for the lock on one database session, then publish."""
+        await self._adopt_cluster()
         async with (
             connected(self._settings.amqp_url.get_secret_value()) as broker,
             self._engine.connect() as session,
@@ -73,6 +76,15 @@ class Relay:
                 if channel.is_closed:
                     raise AMQPConnectionError(CHANNEL_CLOSED)
                 await self._publish_next(session, exchange, stop)
+
+    async def _adopt_cluster(self) -> None:
+        async with self._transactions.begin() as connection:
+            restored = await adopt_cluster(connection)
+        if restored:
+            log.warning(
+                "The data come from another database cluster: cursors of event streams issued there get 410.",
+                action="relay.cluster_changed",
+            )
 
     async def _acquire_lock(self, session: AsyncConnection, channel: AbstractChannel, stop: asyncio.Event) -> bool:
         """Wait until this session holds the lock, which it keeps until it ends; False if `stop` was set first."""

@@ -23,7 +23,8 @@ from api.http.requests import ChangeAgentRequest, JsonBody
 from api.http.responses import AgentAnswer, DeletedAnswer, PromotionAnswer
 from api.resources import Injected
 from services.agents.commands import change_agent, delete_agent
-from services.agents.queries import AgentView, event_cursor, get_agent, get_agent_by_name, list_agents
+from services.agents.queries import AgentView, get_agent, get_agent_by_name, list_agents
+from services.events.log import event_cursor
 from services.promotion.history import Change, history, served_at
 from services.storage.database import in_transaction
 from services.storage.pages import Page

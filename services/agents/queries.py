@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -104,12 +104,6 @@ async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) ->
     if not deployments:
         await _require_agent(session, agent_id)
     return deployments
-
-
-async def event_cursor(session: AsyncSession) -> str:
-    """The current cursor in the stream of all events, as `xid.id`: events that commit later come after it."""
-    horizon = await session.scalar(select(func.pg_snapshot_xmin(func.pg_current_snapshot())))
-    return f"{horizon}.0"
 
 
 def _ordering(allowed: Mapping[str, InstrumentedAttribute[Any]], page: Page) -> ColumnElement[Any]:

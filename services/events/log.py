@@ -3,6 +3,8 @@
 The events of one agent are ordered by sequence, without gaps. All events are ordered by (xid, id) and read only below
 the snapshot's xmin: transactions in flight all have a higher xid than any row read, so a slow transaction's rows come
 later in the order and are never skipped. Ordering by a serial id alone would skip them.
+
+The xid of a position counts on from epoch to epoch (`services.events.epochs`): its upper bits are the epoch.
 """
 
 import re
@@ -24,20 +26,33 @@ Database = AsyncSession | AsyncConnection
 
 # The largest bigint of PostgreSQL.
 _LARGEST = 2**63 - 1
+# Room for the transaction ids of one cluster: at a million per second they last for nine years.
+_XIDS_PER_EPOCH = 2**48
 _CURSOR = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 _EVENT = """event_id, type, agent_id, agent_name, subject, sequence, generation, payload::text AS payload, traceparent,
         created_at, xid::text::bigint AS xid, id"""
 
+_NOW = f"""
+SELECT coalesce(max(epoch), 0) * {_XIDS_PER_EPOCH} + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+FROM event_epochs
+"""  # noqa: S608 - built from constants only
+
 _ALL = f"""
-SELECT now.xid AS now_xid, coalesce(removed.xid, 0) AS removed_xid, coalesce(removed.id, 0) AS removed_id, e.*
-FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid) AS now
+SELECT now.base + now.xid AS now_xid, now.base + coalesce(removed.xid, 0) AS removed_xid,
+    coalesce(removed.id, 0) AS removed_id, now.base + e.xid AS position_xid, e.*
+FROM (
+    SELECT coalesce(max(epoch), 0) * {_XIDS_PER_EPOCH} AS base,
+        pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid
+    FROM event_epochs
+) AS now
 LEFT JOIN (
     SELECT xid::text::bigint AS xid, id FROM outbox_low_water ORDER BY outbox_low_water.xid DESC, id DESC LIMIT 1
 ) AS removed ON true
 LEFT JOIN LATERAL (
     SELECT {_EVENT} FROM outbox
-    WHERE (outbox.xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint))
+    WHERE (outbox.xid, id)
+            > (CAST(CAST(greatest(CAST(:xid AS bigint) - now.base, 0) AS text) AS xid8), CAST(:id AS bigint))
         AND outbox.xid < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY outbox.xid, id LIMIT :limit
 ) AS e ON true
@@ -84,7 +99,7 @@ SELECT count(*) FROM removed
 # JIT takes 200 ms to compile the query for 400 agents, which then runs for 2 ms.
 _DISABLE_JIT = text("SET jit = off")
 
-_READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
+_READ_NOW, _READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = text(_NOW), text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
 
 
 class EventsRemoved(PodiumError):
@@ -124,7 +139,12 @@ def cursor_of(position: Position) -> str:
 
 def position_of(row: EventRow, agent_id: UUID | None) -> Position:
     """The position of an event: within its agent, or among all events."""
-    return (row.xid, row.id) if agent_id is None else (row.sequence,)
+    return (row.position_xid, row.id) if agent_id is None else (row.sequence,)
+
+
+async def event_cursor(session: AsyncSession) -> str:
+    """The current cursor of all events: every change that commits later has its events after it."""
+    return cursor_of((await session.scalar(_READ_NOW), 0))
 
 
 async def read_events(database: Database, agent_id: UUID | None, after: Position, limit: int) -> Events:
@@ -136,7 +156,7 @@ async def read_events(database: Database, agent_id: UUID | None, after: Position
     now: Position
     removed: Position
     if agent_id is None:
-        found = await database.execute(_READ_ALL, {"xid": str(after[0]), "id": after[1], "limit": limit})
+        found = await database.execute(_READ_ALL, {"xid": after[0], "id": after[1], "limit": limit})
         rows = found.all()
         now, removed = (rows[0].now_xid, 0), (rows[0].removed_xid, rows[0].removed_id)
     else:

@@ -53,13 +53,19 @@ def make_engine(
     application_name: str,
     pool_size: int | None = None,
     idle_session_timeout: timedelta = timedelta(0),
+    statement_timeout: timedelta | None = None,
 ) -> AsyncEngine:
-    """An engine that connects on first use; close it with `close_engine`. An idle timeout of zero means none."""
+    """An engine that connects on first use; close it with `close_engine`.
+
+    Of both timeouts, zero means none. The settings say how long a statement may take if `statement_timeout` is None.
+    """
+    statement_timeout = settings.statement_timeout if statement_timeout is None else statement_timeout
+    command_timeout = statement_timeout.total_seconds() + COMMAND_TIMEOUT_MARGIN_SECONDS if statement_timeout else None
     milliseconds = {
         "idle_session_timeout": idle_session_timeout,
         "lock_timeout": settings.lock_timeout,
-        "statement_timeout": settings.statement_timeout,
-        "idle_in_transaction_session_timeout": settings.statement_timeout,
+        "statement_timeout": statement_timeout,
+        "idle_in_transaction_session_timeout": statement_timeout,
     }
     return create_async_engine(
         async_url(settings.database_url.get_secret_value()),
@@ -69,7 +75,7 @@ def make_engine(
         json_deserializer=from_json,
         connect_args={
             "timeout": CONNECT_TIMEOUT_SECONDS,
-            "command_timeout": settings.statement_timeout.total_seconds() + COMMAND_TIMEOUT_MARGIN_SECONDS,
+            "command_timeout": command_timeout,
             "server_settings": {
                 "application_name": application_name,
                 # A generic plan made while the tables were empty stays in use: it made batches four times slower.

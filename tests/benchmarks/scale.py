@@ -26,9 +26,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from podium.servers import private_servers
-from services.agents.queries import event_cursor, get_agent, get_agent_by_name, get_deployment, list_agents
+from services.agents.queries import get_agent, get_agent_by_name, get_deployment, list_agents
 from services.agents.queries import list_deployments as deployments_of
-from services.events.log import read_events
+from services.events.log import event_cursor, read_events
 from services.promotion.history import history, served_at
 from services.promotion.promote import Caller, promote
 from services.registration.batch import register_batch

@@ -3,13 +3,14 @@
 from services.storage.models.base import Base
 from services.storage.models.deployments import Agent, Deployment, Promotion
 from services.storage.models.inbox import Parked, Registration
-from services.storage.models.outbox import LowWater, OutboxEvent
+from services.storage.models.outbox import EventEpoch, LowWater, OutboxEvent
 from services.storage.models.sessions import McpSession
 
 __all__ = [
     "Agent",
     "Base",
     "Deployment",
+    "EventEpoch",
     "LowWater",
     "McpSession",
     "OutboxEvent",

@@ -59,3 +59,18 @@ class LowWater(Base):
     id: Mapped[int]
 
     __table_args__ = (Index("outbox_low_water_xid_id_idx", "xid", "id"),)
+
+
+class EventEpoch(Base):
+    """A database cluster that has held the data; the newest epoch is the current cluster's.
+
+    `system_identifier` is the cluster's own, NULL where the role may not read it.
+    """
+
+    __tablename__ = "event_epochs"
+
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    system_identifier: Mapped[int | None]
+    began_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
+
+    __table_args__ = (CheckConstraint("epoch >= 0 AND epoch < 32768", name="epoch_valid"),)

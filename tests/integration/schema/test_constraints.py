@@ -21,6 +21,7 @@ INSERT INTO promotions (agent_id, generation, cause, actor, to_deployment_id, to
     VALUES ('{A}', 1, 'first', 'podium', 'a1', 'http://h', '2026-01-01T00:00:00Z');
 INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload)
     VALUES ('{A}', 'podium.deployment.promoted.v1', '{A}', 'a', 'a1', 1, 1, '{{}}');
+INSERT INTO event_epochs (epoch) VALUES (0);
 INSERT INTO outbox_low_water (agent_id, sequence, xid, id) VALUES ('{A}', 1, '1', 1);
 INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Registered');
 INSERT INTO mcp_sessions (agent_id, session_sha256, deployment_id) VALUES ('{A}', sha256('one'), 'a1');
@@ -115,6 +116,8 @@ BAD_STATES = [
     Bad("outbox_pkey", "INSERT INTO outbox OVERRIDING SYSTEM VALUE SELECT * FROM outbox"),
     Bad("outbox_agent_id_sequence_key", f"{NEW_EVENT} ('{B}', 't', '{A}', 'a', 's', 1, 1, '{{}}')"),
     Bad("outbox_sequence_positive", f"{NEW_EVENT} ('{B}', 't', '{A}', 'a', 's', 0, 1, '{{}}')"),
+    Bad("event_epochs_pkey", "INSERT INTO event_epochs (epoch) VALUES (0)"),
+    Bad("event_epochs_epoch_valid", "INSERT INTO event_epochs (epoch) VALUES (-1)"),
     Bad("outbox_low_water_pkey", "INSERT INTO outbox_low_water SELECT * FROM outbox_low_water"),
     Bad(
         "registrations_pkey",
