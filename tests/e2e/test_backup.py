@@ -110,7 +110,7 @@ async def test_what_was_backed_up_as_documented_can_be_restored(
 async def test_a_restore_into_a_new_cluster_serves_event_streams(
     sessions: Sessions, settings: Settings, tmp_path: Path, folder: Path
 ) -> None:
-    """The new cluster's transaction ids are far below those in the backup, yet no event is lost or refused (G22)."""
+    """The new cluster's transaction ids are far below those in the backup, yet no event is lost or refused (G45)."""
     await use_transaction_ids(sessions, 3_000)
     await register(sessions, "v1", "v2")
     async with api_process(settings, tmp_path) as api:

@@ -120,7 +120,7 @@ async def a_reader(engine: AsyncEngine, seconds: float) -> AsyncIterator[None]:
 async def test_the_previous_release_works_while_and_after_the_schema_is_migrated(
     broker: AbstractConnection, old_settings: Settings, previous: dict[str, str], tmp_path: Path
 ) -> None:
-    """No call, promote or announcement fails or waits long; a second `podium migrate` waits for the first (G45)."""
+    """No call, promote or announcement fails or waits long; a second `podium migrate` waits for the first (G46)."""
     consumer = await a_consumer(broker)
     await migrate_with(old_settings, previous, tmp_path)
     engine = make_engine(old_settings, application_name="tests")
