@@ -35,7 +35,7 @@ async def small_disk(field: Field) -> AsyncIterator[Path]:
     """This test's database is on a disk of 20 MB, most of which it has filled already."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    account = field.ground.postgres._around.account
+    account = field.ground.postgres._context.account
     folder = field.ground.postgres._kind.folder.parent / "small"  # type: ignore[attr-defined]  # both kinds have one
     folder.mkdir()
     owner = f",uid={account.uid},gid={account.gid}" if account else ""
