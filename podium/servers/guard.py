@@ -93,7 +93,7 @@ class Guard:
         return process.pid
 
     def _wait(self, server: int, seconds: float | None, is_enough: Callable[[], bool]) -> None:
-        """Returns when the server has ended, the time is over, or `is_enough` after an order from Podium."""
+        """Returns when the server has ended, the time is over, or `is_enough` is true."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             self._reap()
