@@ -100,7 +100,7 @@ def _table(found: Figures, title: str) -> Table:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure Podium beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure Podium and its peers.")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=None, help="write all numbers to this file as JSON")
     parser.add_argument("--chart", type=Path, default=None, help="draw the median of the runs into this SVG file")

@@ -168,6 +168,6 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure the gateway beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure the gateway and its peers.")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     main(parser.parse_args().seconds)

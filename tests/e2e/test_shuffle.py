@@ -52,8 +52,8 @@ async def test_shuffled_deliveries_to_two_workers_match_the_model(
         except AssertionError as difference:
             difference.add_note(f"Run it again with FRESH_SEED={seed}.")
             raise
-    told = {(row.source, row.sequence) for row in await rows(sessions, _EVENTS)}
-    assert {(event.source, int(event.sequence)) for event in consumer.once()} == told
+    published = {(row.source, row.sequence) for row in await rows(sessions, _EVENTS)}
+    assert {(event.source, int(event.sequence)) for event in consumer.once()} == published
 
 
 _EVENTS = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"

@@ -34,12 +34,12 @@ async def say(client, text):
 
 async def main(api, agent_id):
     """Call the agent with its card, before and after a promote, and its preview with the preview's card."""
-    beside = {
+    urls = {
         "name": f"{api}/agents/name/a2a-bot",
         "preview": f"{api}/agents/{agent_id}/deployments/a2a-v2",
     }
     async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, event_hooks={"request": [note]}) as http:
-        cards = {name: await A2ACardResolver(http, base_url=url).get_agent_card() for name, url in beside.items()}
+        cards = {name: await A2ACardResolver(http, base_url=url).get_agent_card() for name, url in urls.items()}
         clients = {
             (name, streaming): ClientFactory(ClientConfig(httpx_client=http, streaming=streaming)).create(card)
             for name, card in cards.items()
@@ -53,10 +53,10 @@ async def main(api, agent_id):
             "preview_sent": await say(clients["preview", False], "four"),
         }
         async with httpx.AsyncClient() as other:
-            (await other.post(f"{beside['preview']}/promote")).raise_for_status()
+            (await other.post(f"{urls['preview']}/promote")).raise_for_status()
         answers["streamed_after"] = await say(clients["name", True], "five")
         answers["sent_after"] = await say(clients["name", False], "six")
-        card = await A2ACardResolver(http, base_url=beside["name"]).get_agent_card()
+        card = await A2ACardResolver(http, base_url=urls["name"]).get_agent_card()
         answers["version_after"] = card.version
         fresh = ClientFactory(ClientConfig(httpx_client=http)).create(card)
         answers["fresh"] = await say(fresh, "seven")

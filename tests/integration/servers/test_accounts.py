@@ -89,7 +89,7 @@ async def test_an_ordinary_user(data_dir: Path) -> None:
     user.terminate()
     await user.wait()
 
-    await until(lambda: not alive(processes), "all processes are gone")
+    await until(lambda: not alive(processes), "all processes have ended")
 
 
 def _folder_named_in(note: Path) -> Path:

@@ -63,7 +63,7 @@ async def test_if_the_guards_are_killed_too_no_process_is_left(
         for pid in [podium.pid, *(pid for pid, name in processes.items() if name.startswith("python"))]:
             os.kill(pid, signal.SIGKILL)
         await podium.wait()
-        await until(lambda: not alive(processes), "all processes are gone")
+        await until(lambda: not alive(processes), "all processes have ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -75,7 +75,7 @@ async def test_a_signal_shuts_the_servers_down_in_order(
         processes = below(podium.pid)
         os.killpg(podium.pid, number)
         await podium.wait()
-        await until(lambda: not alive(processes), "all processes are gone")
+        await until(lambda: not alive(processes), "all processes have ended")
     log = (data_dir / "logs" / "postgres.log").read_text()
     assert log.count("received fast shutdown request") == 1
     assert log.rstrip().endswith("database system is shut down")

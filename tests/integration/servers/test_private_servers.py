@@ -133,7 +133,7 @@ async def test_a_server_ends_with_its_killed_guard(data_dir: Path, without_rabbi
 
         await asyncio.wait_for(servers.wait_for_failure(), timeout=10)
 
-        await until(lambda: not alive(processes), "the server's processes are gone")
+        await until(lambda: not alive(processes), "the processes of the server have ended")
         await servers.postgres.start()
         assert await _has_no_rows(servers.database_url)
 
