@@ -1,1 +1,1 @@
-"""."""
+"""The command line, the set-up of a checkout, and the whole system on one machine."""

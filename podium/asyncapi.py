@@ -1,7 +1,7 @@
-"""The contracts for others, made from the models in `contracts/`: `python -m podium.asyncapi` writes them there.
+"""The published contracts, generated from the models: `python -m podium.asyncapi` writes them to `contracts/`.
 
-An AsyncAPI 3.0 document, from a FastStream broker that describes and never connects, and one JSON Schema per message
-and event. Specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
+They are an AsyncAPI 3.0 document, from a FastStream broker that never connects, and one JSON Schema per message and
+event. Specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
 import json
@@ -22,7 +22,7 @@ from contracts.messages import RegisterAgent
 
 DOCUMENT = "asyncapi.json"
 SCHEMAS = "schemas"
-# Of the contracts, which outlive releases: it changes with a form that older readers cannot read.
+# Independent of the release: it changes when older readers cannot read the new format.
 CONTRACTS_VERSION = "1"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -30,13 +30,13 @@ REGISTRATIONS = RabbitExchange(topology.REGISTRATIONS_EXCHANGE, type=ExchangeTyp
 EVENTS = RabbitExchange(topology.EVENTS_EXCHANGE, type=ExchangeType.TOPIC, durable=True)
 
 DESCRIPTION = (
-    "Pods announce versions of agents, Podium tells what became of them and of every change of what serves. "
-    "Everything is delivered at least once: announcements are told apart by `message_id`, and of events a consumer "
-    "keeps the last `sequence` per `source` and drops what is not greater."
+    "Pods announce versions of agents. Podium publishes an event for each change of a deployment and of what serves. "
+    "Messages and events are delivered at least once. Podium recognises a repeated announcement by its `message_id`. "
+    "A consumer of events stores the last `sequence` per `source` and ignores events that are not greater."
 )
 REGISTRATIONS_DESCRIPTION = (
     f"Publish to the topic exchange `{topology.REGISTRATIONS_EXCHANGE}`, persistent, mandatory and with confirms; "
-    "repeat the same message, under the same `message_id`, until the broker has confirmed it. Podium reads them from "
+    "repeat the same message, with the same `message_id`, until the broker confirms it. Podium reads them from "
     f"the quorum queue `{topology.REGISTRATIONS_QUEUE}`, bound by `{topology.REGISTRATIONS_BINDING}`."
 )
 AGENT_PARAMETER = {"agent": {"description": f"Name of the agent: {AGENT_NAME_PATTERN}"}}
@@ -62,45 +62,45 @@ HEADERS = {
 
 
 def main() -> None:
-    """Write every file anew."""
+    """Write all files, and delete schemas that no longer exist."""
     folder = Path(str(files("contracts")))
     (folder / SCHEMAS).mkdir(exist_ok=True)
-    for stale in (folder / SCHEMAS).glob("*.json"):
-        stale.unlink()
+    for old in (folder / SCHEMAS).glob("*.json"):
+        old.unlink()
     for name, text in contract_files().items():
         (folder / name).write_text(text)
 
 
 def contract_files() -> dict[str, str]:
-    """What has to stand in `contracts/`: texts by path there, the same for the same models."""
+    """The text of each generated file, by its path in `contracts/`. The same models give the same text."""
     contents = {DOCUMENT: document(), **{f"{SCHEMAS}/{name}.json": schema for name, schema in schemas().items()}}
     return {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in contents.items()}
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schemas by name: the announcement, the envelope, and the `data` of each event."""
+    """The JSON Schemas by name: the announcement, the event envelope, and the `data` of each event type."""
     models: list[type[BaseModel]] = [RegisterAgent, CloudEvent, *EVENT_TYPES]
     return {model.__name__: {"$schema": DIALECT, **model.model_json_schema()} for model in models}
 
 
 def document() -> dict[str, Any]:
-    """The AsyncAPI document, as Podium sees it: it receives announcements and sends events."""
+    """The AsyncAPI document from Podium's side: it receives announcements and sends events."""
     specification = AsyncAPI(
-        _describing_broker(),
+        _broker(),
         title="Podium",
         version=CONTRACTS_VERSION,
         description=DESCRIPTION,
         license={"name": "Apache-2.0"},
     ).to_specification()
     text = json.dumps(specification.to_jsonable())
-    # FastStream's names of messages hold colons, which no key of the specification may.
+    # FastStream puts colons into the names of messages; the specification forbids them in keys.
     for suffix in (":SubscribeMessage", ":Message"):
         text = text.replace(f'{suffix}"', '"')
-    return _completed(json.loads(text))
+    return _complete(json.loads(text))
 
 
-def _describing_broker() -> RabbitBroker:
-    """One subscriber and a publisher per event type; nothing of it is ever started."""
+def _broker() -> RabbitBroker:
+    """A broker with one subscriber, and one publisher per event type. It is never started."""
     broker = RabbitBroker("amqp://localhost:5672/", logger=None)
     queue = RabbitQueue(
         topology.REGISTRATIONS_QUEUE,
@@ -117,7 +117,7 @@ def _describing_broker() -> RabbitBroker:
         ack_policy=AckPolicy.MANUAL,
     )
     async def register_agent(message: RegisterAgent) -> None:
-        """What this does is the registrar's; here it only gives the message its model."""
+        """Give the message its model; the registrar handles it."""
 
     for data, event_type in EVENT_TYPES.items():
         broker.publisher(
@@ -133,23 +133,23 @@ def _describing_broker() -> RabbitBroker:
 
 
 def _event_model(data: type[EventData], event_type: EventType) -> type[BaseModel]:
-    """The envelope with this type and this data."""
+    """The event envelope with this `type` and this `data`."""
     type_field: Any = (Literal[event_type], ...)
     return create_model(f"{data.__name__}Event", __base__=CloudEvent, __doc__=data.__doc__, type=type_field, data=data)
 
 
-def _completed(described: dict[str, Any]) -> dict[str, Any]:
-    """The document with what FastStream has no words for: content types, headers, the exchange that pods publish to."""
-    for channel in described["channels"].values():
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Add what FastStream cannot express: content types, headers, and the exchange that pods publish to."""
+    for channel in document["channels"].values():
         channel["parameters"] = AGENT_PARAMETER
         channel["servers"] = [{"$ref": "#/servers/rabbitmq"}]
-    for operation in described["operations"].values():
-        del operation["bindings"]["amqp"]["cc"]  # a routing key in the plural, and this one is a template
-    registrations = described["channels"][RegisterAgent.__name__]
-    events = described["channels"][next(iter(EVENT_TYPES)).__name__]
+    for operation in document["operations"].values():
+        del operation["bindings"]["amqp"]["cc"]  # FastStream writes the routing key there, but this one is a template
+    registrations = document["channels"][RegisterAgent.__name__]
+    events = document["channels"][next(iter(EVENT_TYPES)).__name__]
     exchange = {**events["bindings"]["amqp"]["exchange"], "name": topology.REGISTRATIONS_EXCHANGE}
     registrations["bindings"]["amqp"] = {**events["bindings"]["amqp"], "exchange": exchange}
-    messages = described["components"]["messages"]
+    messages = document["components"]["messages"]
     for name, message in messages.items():
         del message["correlationId"]
         message |= {"name": name, "contentType": "application/json", "headers": HEADERS}
@@ -158,7 +158,7 @@ def _completed(described: dict[str, Any]) -> dict[str, Any]:
             "contentType": CONTENT_TYPE,
             "bindings": {"amqp": {"messageType": event_type, "bindingVersion": "0.3.0"}},
         }
-    return {**described, "servers": SERVERS}
+    return {**document, "servers": SERVERS}
 
 
 if __name__ == "__main__":

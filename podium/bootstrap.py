@@ -1,13 +1,15 @@
-"""Set-up from a bare checkout: `python3 podium/bootstrap.py`, standard library only.
+"""Sets up a fresh checkout: `python3 podium/bootstrap.py`, with the standard library alone.
 
-Makes `.venv` from the lock file and makes sure that PostgreSQL and RabbitMQ can be had. Run again it does nothing,
-quickly. Exit codes: 0 done, 1 failed, 2 the owner of the machine has to do something first (the message says what).
+Creates `.venv` from the lock file, and checks that PostgreSQL and RabbitMQ are available or installs them. Quick when
+nothing is to do. Exit codes: 0 done, 1 failed, 2 a person has to act first (the message says what).
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever python3 the machine has
-    sys.stderr.write(f"Podium needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12\n")
+if sys.version_info < (3, 11):  # noqa: UP036 - any python3 of the machine may run this file
+    sys.stderr.write(
+        f"Podium needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12\n"
+    )
     sys.exit(2)
 
 import argparse
@@ -22,18 +24,18 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parent.parent
 
 if __name__ == "__main__":
-    # A script's own folder is first on the path, where our modules would hide others of the same name.
+    # Python puts the folder of a script first on the path: modules in it would hide others of the same name.
     sys.path[0] = str(ROOT)
 
 from podium import environment
 from podium.servers import apt
 from podium.servers.errors import InstallFailed, ServersError
-from podium.servers.install import PACKAGES, VENV_PACKAGE, Purpose, missing_servers, obtain
+from podium.servers.install import PACKAGES, VENV_PACKAGE, Purpose, install_missing, missing_servers
 from podium.servers.machine import docker_answers, this_machine
 
 
 def main() -> int:
-    """Sets up what the command line asks for; the result is the exit code."""
+    """Runs the set-up with the options of the command line; returns the exit code."""
     options = _options()
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
@@ -47,19 +49,19 @@ def main() -> int:
         print(f"\n{error}\n", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nInterrupted; run it again to go on.", file=sys.stderr)
+        print("\nInterrupted. Run the command again to continue.", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
 def set_up(purpose: Purpose) -> None:
-    """Servers first: whoever has to ask the machine's owner should learn it at once, and everything in one go."""
-    obtain(lambda: lacking(purpose), this_machine(), say)
+    """Servers first: a user who must install something gets the message at once, with everything in one command."""
+    install_missing(lambda: missing_packages(purpose), this_machine(), say)
     environment.make(ROOT, say)
 
 
-def lacking(purpose: Purpose) -> list[str]:
-    """All that has to be installed before the rest of the set-up can succeed."""
+def missing_packages(purpose: Purpose) -> list[str]:
+    """The packages that the rest of the set-up needs and that are missing."""
     servers = missing_servers(os.environ, purpose, lambda: docker_answers(os.environ))
     if environment.is_current(ROOT) or this_machine().python_can_make_environments:
         return servers
@@ -67,7 +69,7 @@ def lacking(purpose: Purpose) -> list[str]:
 
 
 def install_only(packages: Sequence[str]) -> None:
-    """What an ordinary user is told to run as root."""
+    """Installs `packages` and nothing else: the command that an ordinary user runs with sudo."""
     machine = this_machine()
     if not (machine.is_root and machine.packages_are_known):
         raise InstallFailed("--install needs root on Debian 12 or newer, or Ubuntu 24.04 or newer.")
@@ -76,7 +78,7 @@ def install_only(packages: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Waits for another set-up of this checkout; the lock is on this very file, so nothing is left behind."""
+    """Waits for another set-up of this checkout. The lock is on this file itself, so no lock file remains."""
     with Path(__file__).open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +89,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """One line of progress, at once."""
+    """Prints one line of progress without buffering."""
     print(f"[setup] {line}", flush=True)
 
 
@@ -104,13 +106,13 @@ def _options() -> argparse.Namespace:
         nargs="+",
         choices=PACKAGES,
         metavar="PACKAGE",
-        help=f"as root: only install these ({', '.join(PACKAGES)}), no service started or enabled",
+        help=f"as root: only install these packages ({', '.join(PACKAGES)}); no service is started or enabled",
     )
     return parser.parse_args()
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    """Ends as an exception, so that everything changed for the time of an installation is put back."""
+    """Raises SystemExit, so that `finally` blocks undo the temporary changes of an installation."""
     sys.exit(128 + number)
 
 

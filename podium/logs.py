@@ -1,4 +1,4 @@
-"""Logging: one sentence with an `action` and ids, for people or as JSON lines."""
+"""Logging of a process: each line is one sentence with an `action` and ids, as text or as JSON."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from services.settings import Settings
 
 
 def configure(settings: Settings) -> None:
-    """Send every log line of this process to standard error in the format of the settings."""
+    """Write all log lines of this process to standard error, in the format and from the level of the settings."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,

@@ -1,4 +1,4 @@
-"""What `podium migrate` does: the database's schema and the broker's exchanges and queues."""
+"""`podium migrate`: creates or updates the database schema, the exchanges and the queues."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +15,11 @@ from workers.amqp.topology import declare
 
 
 async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
-    """Bring both servers to what this version needs; running it again changes nothing. Raises `ServersError`."""
+    """Migrate the schema and declare the exchanges and queues of this version. Repeating it changes nothing.
+
+    Raises:
+        ServersError: PostgreSQL or RabbitMQ refused, or is not reachable.
+    """
     engine = make_engine(settings, application_name="podium-migrate", pool_size=1, statement_timeout=timedelta(0))
     try:
         before, after = await migrate(engine, report=say)
@@ -38,10 +42,10 @@ async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
         await declare(settings)
     except ChannelPreconditionFailed as error:
         raise ServersError(
-            f"A queue exists with other arguments: delete it when it is empty, then migrate again. {_first_line(error)}"
+            f"A queue exists with other arguments. When it is empty, delete it and migrate again. {_first_line(error)}"
         ) from error
     except (AMQPError, OSError) as error:
-        raise ServersError(f"The broker could not be set up: {_first_line(error)}") from error
+        raise ServersError(f"The exchanges and queues could not be declared: {_first_line(error)}") from error
     say("Exchanges and queues are declared.")
 
 

@@ -23,19 +23,19 @@ from services.storage.migrate import migrate
 from tests.support.containers import both_containers
 from workers.amqp.topology import declare
 
-# A developer's own settings must not leak into tests; the servers' addresses are read before.
+# Settings of a developer must not affect tests. The addresses of the servers are read before they are removed.
 EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith("PODIUM_")}
-# A run in the background inherits that these are ignored, and would hand it on to every program it starts.
+# A shell starts background jobs with these signals ignored, and all programs that tests start would inherit that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
-# The same for every process of a run that is spread over several.
+# The same seed for all processes of one test run.
 os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 
 
 @dataclass(frozen=True)
 class TestServers:
-    """Where the real PostgreSQL and RabbitMQ of this run are."""
+    """The addresses of the real PostgreSQL and RabbitMQ of this run."""
 
     __test__ = False
 
@@ -44,14 +44,14 @@ class TestServers:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_leaks_in() -> None:
+def _without_developer_settings() -> None:
     for name in EXTERNAL:
         os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:
-    """Where private servers keep their data: a folder that their unprivileged account can enter."""
+    """The data directory of private servers, in a folder that their unprivileged account can enter."""
     with tempfile.TemporaryDirectory(prefix="podium-tests-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -59,7 +59,7 @@ def servers_folder() -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="session")
 async def servers(servers_folder: Path) -> AsyncIterator[TestServers]:
-    """Real servers: those of the environment, private ones, or containers; none at all fails the run."""
+    """Real servers: from the environment, private ones, or containers. Without any, the run fails."""
     urls = {name: value for name, value in EXTERNAL.items() if name in {"PODIUM_DATABASE_URL", "PODIUM_AMQP_URL"}}
     try:
         async with private_servers(servers_folder, durable=False, environ={**os.environ, **urls}) as running:
@@ -73,7 +73,7 @@ async def servers(servers_folder: Path) -> AsyncIterator[TestServers]:
 
 @pytest_asyncio.fixture(scope="session")
 async def template(servers: TestServers) -> str:
-    """Name of a database that was migrated once; tests get clones of it."""
+    """The name of a migrated database; each test gets a clone of it."""
     name = f"podium_template_{uuid4().hex}"
     await _administer(servers, f'CREATE DATABASE "{name}"')
     engine = make_engine(_settings(servers, name), application_name="tests")
@@ -84,7 +84,7 @@ async def template(servers: TestServers) -> str:
 
 @pytest_asyncio.fixture
 async def settings(servers: TestServers, template: str) -> AsyncIterator[Settings]:
-    """Settings that point to a migrated database of this test's own."""
+    """Settings with a migrated database for this test alone."""
     name = f"podium_test_{uuid4().hex}"
     await _administer(servers, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     yield _settings(servers, name)
@@ -107,7 +107,7 @@ def sessions(engine: AsyncEngine) -> Sessions:
 
 @pytest_asyncio.fixture
 async def broker(settings: Settings) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
-    """A connection to RabbitMQ, with Podium's exchanges and queues there and empty."""
+    """A connection to RabbitMQ, on which Podium's exchanges and empty queues exist."""
     connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
     async with connection:
         channel = await connection.channel()

@@ -1,4 +1,4 @@
-"""The live view of `podium up`: what runs where, and what there is; drawn on a terminal only."""
+"""The live table of `podium up` on a terminal: the parts, their addresses and processes, and some counts."""
 
 import asyncio
 import time
@@ -26,13 +26,13 @@ SELECT
 
 
 async def watch(system: System, console: Console) -> None:
-    """Draw the view until cancelled."""
-    began = time.monotonic()
+    """Show the table, refreshed every REFRESH_SECONDS, until cancelled."""
+    started = time.monotonic()
     engine = make_engine(system.settings, application_name="podium-up", pool_size=1)
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(_drawn(system, time.monotonic() - began, await _counts(engine)), refresh=True)
+                live.update(_render(system, time.monotonic() - started, await _counts(engine)), refresh=True)
                 await asyncio.sleep(REFRESH_SECONDS)
     finally:
         await engine.dispose()
@@ -43,11 +43,11 @@ async def _counts(engine: AsyncEngine) -> str:
         async with engine.connect() as connection:
             row = (await connection.execute(_COUNTS)).one()
     except (SQLAlchemyError, OSError):
-        return "the database does not answer"
+        return "the database is not reachable"
     return f"agents {row.agents} · events waiting {row.waiting} · parked messages {row.parked}"
 
 
-def _drawn(system: System, seconds: float, counts: str) -> Group:
+def _render(system: System, seconds: float, counts: str) -> Group:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for heading in ("part", "where", "process"):
         table.add_column(heading, style="cyan" if heading == "part" else "")
@@ -62,6 +62,6 @@ def _parts(system: System) -> Iterator[tuple[str, str, str]]:
     servers = {"PostgreSQL": system.servers.postgres, "RabbitMQ": system.servers.rabbitmq}
     urls = {"PostgreSQL": system.servers.database_url, "RabbitMQ": system.servers.amqp_url}
     for name, server in servers.items():
-        yield name, address_of(urls[name]), "given" if server is None else str(server.pid or "-")
+        yield name, address_of(urls[name]), "external" if server is None else str(server.pid or "-")
     for name, part in system.parts.items():
         yield name, system.api_url if name == "api" else "", str(part.pid)

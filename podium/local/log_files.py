@@ -1,4 +1,4 @@
-"""The logs that `podium up` keeps, bounded: whoever leaves it running for months is not to run out of disk."""
+"""The log files of a data directory: their paths, their last lines, and a limit on their size."""
 
 import asyncio
 import os
@@ -6,21 +6,38 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 
-LARGEST_BYTES = 32 * 2**20
-LOOK_INTERVAL = timedelta(seconds=30)
+LOGS = "logs"
+TAIL_LINES = 15
+MAX_BYTES = 32 * 2**20
+CHECK_INTERVAL = timedelta(seconds=30)
 
 
-async def keep_bounded(folder: Path, largest: int = LARGEST_BYTES, interval: timedelta = LOOK_INTERVAL) -> None:
-    """Until cancelled: a log that has grown beyond `largest` is moved to `<name>.log.1`, in place of an older one."""
+def log_folder(data_dir: Path) -> Path:
+    """The folder with all logs of this data directory."""
+    return data_dir.resolve() / LOGS
+
+
+def log_of(data_dir: Path, name: str) -> Path:
+    """The file with the output of this part, such as `api`."""
+    return log_folder(data_dir) / f"{name}.log"
+
+
+def last_lines(log: Path) -> str:
+    """The last TAIL_LINES lines, for an error message."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+
+
+async def rotate_logs(folder: Path, max_bytes: int = MAX_BYTES, interval: timedelta = CHECK_INTERVAL) -> None:
+    """Until cancelled, move the content of each log above `max_bytes` to `<name>.log.1`, replacing the older file."""
     while True:
-        await asyncio.to_thread(_turn_over, folder, largest)
+        await asyncio.to_thread(_rotate_large, folder, max_bytes)
         await asyncio.sleep(interval.total_seconds())
 
 
-def _turn_over(folder: Path, largest: int) -> None:
+def _rotate_large(folder: Path, max_bytes: int) -> None:
     for log in folder.glob("*.log"):
-        if log.stat().st_size > largest:
-            # Its writers keep it open to append: they go on at the start of the same file.
+        if log.stat().st_size > max_bytes:
+            # The writers keep the file open in append mode: after the truncation they continue at its start.
             copy = log.with_suffix(".log.new")
             shutil.copyfile(log, copy)
             copy.replace(log.with_suffix(".log.1"))

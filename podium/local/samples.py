@@ -1,4 +1,4 @@
-"""The sample agent of `podium demo` and `podium up --demo`: two versions of it, each a pod of its own."""
+"""The sample agent of `podium demo` and `podium up --demo`: two versions, each with one pod."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,7 +13,7 @@ VERSIONS = ("hello-v1", "hello-v2")
 
 @asynccontextmanager
 async def program(system: System, name: str, module: str, environment: dict[str, str]) -> AsyncIterator[GuardedProcess]:
-    """A program that runs while inside."""
+    """Runs this Python module inside the block."""
     process = await start_program(system, name, module, environment)
     try:
         yield process
@@ -21,8 +21,8 @@ async def program(system: System, name: str, module: str, environment: dict[str,
         await process.stop()
 
 
-def a_pod(system: System, deployment_id: str, port: int) -> AbstractAsyncContextManager[GuardedProcess]:
-    """A pod of this version, which announces itself."""
+def sample_pod(system: System, deployment_id: str, port: int) -> AbstractAsyncContextManager[GuardedProcess]:
+    """Runs a pod of this version inside the block. The pod announces itself."""
     environment = {
         "AGENT_NAME": SAMPLE_AGENT,
         "AGENTEX_DEPLOYMENT_ID": deployment_id,
@@ -34,8 +34,8 @@ def a_pod(system: System, deployment_id: str, port: int) -> AbstractAsyncContext
 
 @asynccontextmanager
 async def sample_agents(system: System) -> AsyncIterator[None]:
-    """A pod of each version while inside."""
+    """Runs a pod of each version inside the block."""
     ports = free_ports(VERSIONS)
     first, second = VERSIONS
-    async with a_pod(system, first, ports[first]), a_pod(system, second, ports[second]):
+    async with sample_pod(system, first, ports[first]), sample_pod(system, second, ports[second]):
         yield

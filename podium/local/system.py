@@ -1,4 +1,4 @@
-"""The whole system on this machine: private servers, the schema, workers and the API, each below a guard."""
+"""The whole system on this machine: private servers, the schema, the workers and the API."""
 
 import asyncio
 import contextlib
@@ -17,30 +17,28 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from contracts.topology import REGISTRATIONS_QUEUE
-from podium.local.log_files import keep_bounded
+from podium.local.log_files import last_lines, log_folder, log_of, rotate_logs
 from podium.migration import migrate_all
 from podium.servers import Servers, ServersError, private_servers
-from podium.servers.process import Command, GuardedProcess, Launch, Surroundings, start
+from podium.servers.process import Command, GuardedProcess, Launch, ProcessContext, start
 from services.events.outbox import RELAY_LOCK
 from services.settings import Settings
 from services.storage.database import make_engine
 
 ENV_FILE = "podium.env"
-LOGS = "logs"
-START_SECONDS = 30.0
+START_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.1
-LOG_TAIL_LINES = 15
 
 Say = Callable[[str], None]
 
 
 class PartFailed(ServersError):
-    """A part of Podium ended."""
+    """A part of Podium ended, or did not become ready."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A running Podium."""
+    """A running Podium: its settings, its servers and its processes."""
 
     settings: Settings
     data_dir: Path
@@ -50,12 +48,12 @@ class System:
 
     @property
     def api_url(self) -> str:
-        """Where the API answers."""
+        """The base URL of the API."""
         return f"http://{self.settings.host}:{self.settings.port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What another program needs to join."""
+        """The environment variables with which another program uses this Podium."""
         key = self.settings.api_key.get_secret_value()
         return {
             "PODIUM_DATABASE_URL": self.settings.database_url.get_secret_value(),
@@ -66,19 +64,20 @@ class System:
         }
 
     async def failure(self) -> ServersError:
-        """What ended first without having been told to; waits for ever if all goes well."""
+        """Waits until a server or a part ends unexpectedly, if necessary forever; returns the error to report."""
         ends = {name: asyncio.ensure_future(part.ended()) for name, part in self.parts.items()}
         await asyncio.wait({*ends.values(), self.servers_failure}, return_when=asyncio.FIRST_COMPLETED)
-        if self.servers_failure.done():  # first, since the parts do not survive it for long
+        if self.servers_failure.done():  # first: without the server, the parts end soon after
             return self.servers_failure.result()
-        return next(part_failed(name, self.data_dir) for name, end in ends.items() if end.done())
+        return next(_part_failed(name, self.data_dir) for name, end in ends.items() if end.done())
 
 
 @contextlib.asynccontextmanager
 async def running_system(settings: Settings, data_dir: Path, say: Say) -> AsyncIterator[System]:
-    """Podium, ready for use while inside; all of it is gone afterwards, its state stays in `data_dir`.
+    """Runs Podium inside the block, which starts when Podium is ready. The state stays in `data_dir`.
 
-    Raises `ServersError`, each with a sentence that says what to do.
+    Raises:
+        ServersError: Podium did not start; the message says what to do.
     """
     _require_free_port(settings.host, settings.port)
     say("Starting PostgreSQL and RabbitMQ ...")
@@ -90,43 +89,37 @@ async def running_system(settings: Settings, data_dir: Path, say: Say) -> AsyncI
                 "secret_key": SecretStr(_secret_key(settings, data_dir)),
             }
         )
-        failure = asyncio.create_task(_as_servers_error(servers.wait_for_failure()), name="watch the servers")
+        failure = asyncio.create_task(_servers_failure(servers), name="watch the servers")
         stack.callback(failure.cancel)
-        logs = asyncio.create_task(keep_bounded(log_of(data_dir, "api").parent), name="keep the logs bounded")
-        stack.callback(logs.cancel)
+        rotation = asyncio.create_task(rotate_logs(log_folder(data_dir)), name="rotate the logs")
+        stack.callback(rotation.cancel)
         system = System(settings, data_dir, servers, {}, failure)
         _write_env(data_dir / ENV_FILE, system.environment)
         await migrate_all(settings, say)
         say("Starting the workers and the API ...")
         await _start_part(system, stack, "worker")
-        await _until(system, _workers_work)
+        await _wait_until(system, _workers_ready)
         await _start_part(system, stack, "api")
-        await _until(system, _api_ready)
+        await _wait_until(system, _api_ready)
         yield system
 
 
 async def start_program(system: System, name: str, module: str, environment: dict[str, str]) -> GuardedProcess:
-    """A Python program beside Podium, with Podium's addresses in its environment and its output in `logs/`."""
+    """Starts a Python module with Podium's addresses in its environment and its output in `logs/`."""
     env = {**os.environ, **system.environment, **environment, "PYTHONUNBUFFERED": "1"}
     command = Command([sys.executable, "-m", *module.split()], env, Path.cwd())
-    return await start(Launch(command), Surroundings(None, log_of(system.data_dir, name)))
+    return await start(Launch(command), ProcessContext(None, log_of(system.data_dir, name)))
 
 
 def address_of(url: str) -> str:
-    """Host and port of a URL, without what is secret in it."""
+    """Host and port of a URL, without its credentials."""
     return url.rpartition("@")[2].partition("/")[0]
 
 
-def log_of(data_dir: Path, name: str) -> Path:
-    """Where a part writes what it has to say."""
-    return data_dir.resolve() / LOGS / f"{name}.log"
-
-
-def part_failed(name: str, data_dir: Path) -> PartFailed:
+def _part_failed(name: str, data_dir: Path) -> PartFailed:
     """The error for a part that ended, with the end of its log."""
     log = log_of(data_dir, name)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-    return PartFailed(f"The {name} has ended. The end of its log, {log}:\n{tail}")
+    return PartFailed(f"The {name} has ended. The end of its log ({log}):\n{last_lines(log)}")
 
 
 async def _start_part(system: System, stack: contextlib.AsyncExitStack, name: str) -> None:
@@ -140,24 +133,25 @@ async def _start_part(system: System, stack: contextlib.AsyncExitStack, name: st
     stack.push_async_callback(part.stop)
 
 
-async def _until(system: System, works: Callable[[System], Awaitable[bool]]) -> None:
-    """Return when it works. Raises as soon as a part has ended, and when it takes too long."""
+async def _wait_until(system: System, is_ready: Callable[[System], Awaitable[bool]]) -> None:
+    """Wait until `is_ready`. Raises as soon as a part has ended, and after START_TIMEOUT_SECONDS."""
     failure = asyncio.ensure_future(system.failure())
     try:
-        async with asyncio.timeout(START_SECONDS):
-            while not await works(system):
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
+            while not await is_ready(system):
                 done, _ = await asyncio.wait({failure}, timeout=POLL_SECONDS)
                 if done:
                     raise failure.result()
     except TimeoutError:
-        logs = system.data_dir / LOGS
-        raise PartFailed(f"Podium did not become ready within {START_SECONDS:.0f} s; its logs are in {logs}.") from None
+        raise PartFailed(
+            f"Podium did not become ready within {START_TIMEOUT_SECONDS:.0f} s. Its logs: {log_folder(system.data_dir)}"
+        ) from None
     finally:
         failure.cancel()
 
 
-async def _workers_work(system: System) -> bool:
-    """Whether somebody takes registrations and somebody holds the relay's lock."""
+async def _workers_ready(system: System) -> bool:
+    """Whether a registrar consumes announcements and a relay holds its lock."""
     try:
         async with await aio_pika.connect(system.settings.amqp_url.get_secret_value()) as connection:
             channel = await connection.channel()
@@ -165,11 +159,11 @@ async def _workers_work(system: System) -> bool:
             consumers = queue.declaration_result.consumer_count or 0
     except (AMQPError, OSError):
         return False
-    return consumers > 0 and await _relay_works(system.settings)
+    return consumers > 0 and await _relay_ready(system.settings)
 
 
-async def _relay_works(settings: Settings) -> bool:
-    held = text(
+async def _relay_ready(settings: Settings) -> bool:
+    relays = text(
         "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
         "WHERE locktype = 'advisory' AND datname = current_database() AND granted "
         "AND (classid::bigint << 32) + objid::bigint = :key"
@@ -177,7 +171,7 @@ async def _relay_works(settings: Settings) -> bool:
     engine = make_engine(settings, application_name="podium-up", pool_size=1)
     try:
         async with engine.connect() as connection:
-            return bool(await connection.scalar(held, {"key": RELAY_LOCK}))
+            return bool(await connection.scalar(relays, {"key": RELAY_LOCK}))
     finally:
         await engine.dispose()
 
@@ -190,8 +184,8 @@ async def _api_ready(system: System) -> bool:
         return False
 
 
-async def _as_servers_error(waiting: Awaitable[ServersError]) -> ServersError:
-    return await waiting
+async def _servers_failure(servers: Servers) -> ServersError:
+    return await servers.wait_for_failure()
 
 
 def _require_free_port(host: str, port: int) -> None:
@@ -201,23 +195,23 @@ def _require_free_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ServersError(
-                f"Port {port} on {host} cannot be used ({error.strerror}): choose another with --port."
+                f"Port {port} on {host} cannot be used ({error.strerror}). Choose another port with --port."
             ) from None
 
 
 def _secret_key(settings: Settings, data_dir: Path) -> str:
-    """The key of the settings, else the one that an earlier run made, else a new one."""
-    given = settings.secret_key.get_secret_value()
+    """The key of the settings, else the one that an earlier run created, else a new one."""
+    configured = settings.secret_key.get_secret_value()
     with contextlib.suppress(FileNotFoundError):
         for line in (data_dir / ENV_FILE).read_text().splitlines():
             name, _, value = line.partition("=")
-            if name == "PODIUM_SECRET_KEY" and value and not given:
+            if name == "PODIUM_SECRET_KEY" and value and not configured:
                 return value
-    return given or secrets.token_urlsafe(32)
+    return configured or secrets.token_urlsafe(32)
 
 
 def _write_env(path: Path, environment: dict[str, str]) -> None:
-    """Write it whole or not at all, readable by its owner alone."""
+    """Replace the file in one step; only its owner can read it."""
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

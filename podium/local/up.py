@@ -1,4 +1,4 @@
-"""What `podium up` does: the whole system in the foreground, until told to stop."""
+"""`podium up`: the whole system in the foreground, until SIGTERM or Ctrl-C."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,29 +9,34 @@ from typing import Any
 from rich.console import Console
 
 from podium.local.dashboard import watch
+from podium.local.log_files import log_folder
 from podium.local.samples import SAMPLE_AGENT, sample_agents
-from podium.local.system import ENV_FILE, Say, System, address_of, log_of, running_system
+from podium.local.system import ENV_FILE, Say, System, address_of, running_system
 from services.settings import Settings
 from workers.runner import stopped_by_signals
 
 
 async def up(settings: Settings, data_dir: Path, say: Say, *, with_demo: bool = False) -> None:
-    """Run until SIGTERM or Ctrl-C. Raises `ServersError` as soon as a part ends by itself."""
-    if await stopped_early(_stay_up(settings, data_dir, say, with_demo=with_demo)):
-        say("Stopped. All state is kept; 'podium up' starts where it left off.")
+    """Run until SIGTERM or Ctrl-C.
+
+    Raises:
+        ServersError: Podium did not start, or a part ended unexpectedly.
+    """
+    if await interrupted(_stay_up(settings, data_dir, say, with_demo=with_demo)):
+        say("Stopped. All state is kept for the next 'podium up'.")
 
 
-async def stopped_early(work: Coroutine[Any, Any, None]) -> bool:
-    """Whether SIGTERM or Ctrl-C came before the work was done; the work is then undone in order."""
+async def interrupted(work: Coroutine[Any, Any, None]) -> bool:
+    """Runs `work`; returns whether SIGTERM or Ctrl-C interrupted it. Interrupted work is cancelled and cleans up."""
     async with stopped_by_signals() as stop:
-        working = asyncio.create_task(work)
+        running = asyncio.create_task(work)
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not working.done():
-            working.cancel()
+        if not running.done():
+            running.cancel()
         with suppress(asyncio.CancelledError):
-            await working
+            await running
         return stop.is_set()
 
 
@@ -45,14 +50,14 @@ async def _stay_up(settings: Settings, data_dir: Path, say: Say, *, with_demo: b
         try:
             failure = await system.failure()
         except asyncio.CancelledError:
-            await _closed(view)
+            await _close(view)
             say("Stopping ...")
             raise
-        await _closed(view)
+        await _close(view)
         raise failure
 
 
-async def _closed(view: "asyncio.Task[None] | None") -> None:
+async def _close(view: "asyncio.Task[None] | None") -> None:
     if view is not None:
         view.cancel()
         with suppress(asyncio.CancelledError):
@@ -68,8 +73,8 @@ def _summary(system: System, *, with_demo: bool) -> list[str]:
         f"Podium is ready: {system.api_url}",
         f"  PostgreSQL   {address_of(database.get_secret_value())}",
         f"  RabbitMQ     {address_of(broker.get_secret_value())}",
-        f"  logs         {log_of(system.data_dir, 'api').parent}",
-        f"  addresses    {env_file}   (other programs join with: set -a; . {env_file})",
+        f"  logs         {log_folder(system.data_dir)}",
+        f"  addresses    {env_file}   (for other programs: set -a; . {env_file})",
         *(agents if with_demo else []),
         "Press Ctrl-C to stop; all state is kept.",
     ]

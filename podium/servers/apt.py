@@ -1,4 +1,4 @@
-"""Installing packages with apt so that the only change is new files: nothing started, enabled or restarted."""
+"""Installs packages with apt without starting, enabling or restarting any service."""
 
 import contextlib
 import fcntl
@@ -14,26 +14,26 @@ from podium.servers.errors import InstallFailed
 
 Say = Callable[[str], None]
 
-# Of the machine; tests lay one out in a folder.
+# The file system of the machine; tests use a folder instead.
 ROOT = Path("/")
 
-# Asked by Debian's maintainer scripts before any service is started, stopped or restarted.
+# Debian's maintainer scripts run it before they start, stop or restart a service.
 POLICY = "usr/sbin/policy-rc.d"
 POLICY_KEPT = "usr/sbin/policy-rc.d.kept-by-podium"
-# Asked by PostgreSQL's packages before they make a database cluster of their own.
+# PostgreSQL's packages read it before they create a database cluster.
 CLUSTER_SETTING = "etc/postgresql-common/createcluster.d/podium-setup.conf"
-# For all checkouts on the machine: two set-ups that save and restore the policy must not overlap.
+# One lock for all checkouts: two set-ups must not save and restore the policy at the same time.
 LOCK = "run/podium-setup.lock"
 
 SYSTEMD_LINKS = "etc/systemd/system"
 RUNLEVELS = "etc"
 
-DPKG_LOCK_PATIENCE_SECONDS = 600  # a fresh machine may be busy with its own unattended upgrades
+DPKG_LOCK_TIMEOUT_SECONDS = 600  # on a new machine, unattended upgrades may run
 
-# Blocks only while the set-up lives, so that even a set-up that was killed blocks no service for good.
+# Blocks services only while the process of the set-up exists, so that a killed set-up does not block them forever.
 POLICY_SCRIPT = """\
 #!/bin/sh
-# Written by Podium's set-up while it installs packages; put back as it was when the set-up ends.
+# Written by Podium's set-up while it installs packages. The set-up restores the original file at its end.
 [ -d /proc/{pid} ] && exit 101
 [ -x {kept} ] && exec {kept} "$@"
 exit 0
@@ -42,35 +42,35 @@ exit 0
 
 @dataclass(frozen=True)
 class Enabled:
-    """What starts with the machine: systemd's links and the links of SysV runlevels."""
+    """The services that start at boot: links of systemd units, and links of scripts in SysV runlevels."""
 
     units: frozenset[Path]
     scripts: frozenset[Path]
 
 
 def install(packages: Sequence[str], say: Say, root: Path = ROOT) -> None:
-    """Installs `packages` from freshly read lists; afterwards no service of them runs or is enabled.
+    """Updates the package lists and installs `packages`. Does not start or enable their services.
 
     Raises:
-        InstallFailed: apt-get failed; its own output has said why.
+        InstallFailed: apt-get failed; its output, printed before, gives the reason.
     """
-    with machine_lock(say, root), services_blocked(root), no_cluster_made(root):
+    with machine_lock(say, root), services_blocked(root), no_cluster_created(root):
         before = enabled_now(root)
         say("Reading the package lists (apt-get update) ...")
         if _apt("update") != 0:
-            say("Some package lists could not be read; going on with those that could.")
+            say("Some package lists could not be read; continuing with the others.")
         if _run(["dpkg", "--configure", "-a"]) != 0:
-            say("An earlier installation is unfinished, and finishing it failed; going on.")
+            say("An earlier installation is incomplete and could not be completed; continuing.")
         say(f"Installing {' '.join(packages)} (apt-get install) ...")
         failed = _apt("install", "--yes", "--no-install-recommends", *packages) != 0
         disable(enabled_now(root), before, say)
         if failed:
-            raise InstallFailed(f"apt-get could not install {' '.join(packages)}; its messages above say why.")
+            raise InstallFailed(f"apt-get could not install {' '.join(packages)}; its messages above give the reason.")
 
 
 @contextlib.contextmanager
 def machine_lock(say: Say, root: Path) -> Iterator[None]:
-    """Waits until no other set-up on this machine is installing."""
+    """Only one set-up on this machine installs packages at a time; waits for the others."""
     with (root / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,15 +82,15 @@ def machine_lock(say: Say, root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def services_blocked(root: Path) -> Iterator[None]:
-    """While inside, packages can start, stop and restart no service; the machine's own policy comes back after."""
+    """Inside the block, packages cannot start, stop or restart services. Afterwards restores the machine's policy."""
     policy, kept = root / POLICY, root / POLICY_KEPT
     _restore(policy, kept)
     if policy.exists():
         shutil.copy2(policy, kept)
-    fresh = policy.with_name(f"{policy.name}.podium-{os.getpid()}")
-    fresh.write_text(POLICY_SCRIPT.format(pid=os.getpid(), kept=kept), encoding="utf-8")
-    fresh.chmod(0o755)
-    fresh.replace(policy)
+    new = policy.with_name(f"{policy.name}.podium-{os.getpid()}")
+    new.write_text(POLICY_SCRIPT.format(pid=os.getpid(), kept=kept), encoding="utf-8")
+    new.chmod(0o755)
+    new.replace(policy)
     try:
         yield
     finally:
@@ -98,8 +98,8 @@ def services_blocked(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_cluster_made(root: Path) -> Iterator[None]:
-    """While inside, installing PostgreSQL makes no cluster on port 5432."""
+def no_cluster_created(root: Path) -> Iterator[None]:
+    """Inside the block, installing PostgreSQL creates no cluster on port 5432."""
     setting = root / CLUSTER_SETTING
     missing = [folder for folder in (setting.parent, setting.parent.parent) if not folder.exists()]
     setting.parent.mkdir(parents=True, exist_ok=True)
@@ -109,29 +109,29 @@ def no_cluster_made(root: Path) -> Iterator[None]:
     finally:
         setting.unlink(missing_ok=True)
         for folder in missing:
-            with contextlib.suppress(OSError):  # the packages have moved in: no longer ours to remove
+            with contextlib.suppress(OSError):  # not empty: packages have put files there
                 folder.rmdir()
 
 
 def enabled_now(root: Path) -> Enabled:
-    """What would start with the machine now; a policy blocks starting, but packages enable all the same."""
+    """The services that start at boot now. The policy does not stop packages from enabling services."""
     units = {link for pattern in ("*.wants/*", "*.requires/*") for link in (root / SYSTEMD_LINKS).glob(pattern)}
     return Enabled(frozenset(units), frozenset((root / RUNLEVELS).glob("rc[S2-5].d/S*")))
 
 
 def disable(after: Enabled, before: Enabled, say: Say) -> None:
-    """Disables what became enabled between `before` and `after`."""
+    """Disables the services that became enabled between `before` and `after`."""
     units = sorted({link.name for link in after.units - before.units})
     scripts = sorted({link.name[len("S00") :] for link in after.scripts - before.scripts})
     if not units and not scripts:
         return
-    say(f"Leaving disabled: {' '.join(sorted({*units, *scripts}))}.")
+    say(f"Disabling the services that the packages enabled: {' '.join(sorted({*units, *scripts}))}.")
     if units and shutil.which("systemctl"):
         _run(["systemctl", "--quiet", "disable", *units])
     for script in scripts:
         _run(["update-rc.d", script, "disable"])
     for link in after.units - before.units:
-        link.unlink(missing_ok=True)  # where systemctl is absent or could not
+        link.unlink(missing_ok=True)  # if systemctl is missing or failed
 
 
 def _restore(policy: Path, kept: Path) -> None:
@@ -142,24 +142,26 @@ def _restore(policy: Path, kept: Path) -> None:
 
 
 def _apt(*arguments: str) -> int:
-    options = ("-q", "-o", f"DPkg::Lock::Timeout={DPKG_LOCK_PATIENCE_SECONDS}", "-o", "Dpkg::Use-Pty=0")
+    options = ("-q", "-o", f"DPkg::Lock::Timeout={DPKG_LOCK_TIMEOUT_SECONDS}", "-o", "Dpkg::Use-Pty=0")
     return _run(["apt-get", *options, *arguments])
 
 
 def _run(command: Sequence[str]) -> int:
-    """Runs to the end even if the terminal says Ctrl-C: a package manager cut short leaves a broken machine."""
-    quiet = {
+    """Runs the command to its end, also after Ctrl-C: an interrupted dpkg leaves packages half-installed."""
+    noninteractive = {
         "DEBIAN_FRONTEND": "noninteractive",
         "UCF_FORCE_CONFFOLD": "1",
-        "NEEDRESTART_SUSPEND": "1",  # Ubuntu would restart running services after each installation
+        "NEEDRESTART_SUSPEND": "1",  # on Ubuntu, needrestart restarts running services after each installation
     }
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env={**os.environ, **noninteractive}, start_new_session=True
+        )
     except OSError as error:
         raise InstallFailed(f"{command[0]} could not be run: {error}") from error
     try:
         return child.wait()
     except BaseException:
-        child.send_signal(signal.SIGINT)  # apt-get stops downloads at once and lets dpkg finish
+        child.send_signal(signal.SIGINT)  # apt-get then cancels downloads, but waits for dpkg
         child.wait()
         raise

@@ -1,4 +1,4 @@
-"""Finding the programs of PostgreSQL and RabbitMQ, on PATH and where packages put them off PATH."""
+"""Finds the programs of PostgreSQL and RabbitMQ: on PATH, and in the folders where packages install them."""
 
 import os
 import re
@@ -10,22 +10,22 @@ from pathlib import Path
 
 OLDEST_POSTGRES = 14
 
-# Debian and Ubuntu, Red Hat, Homebrew on Apple silicon and on Intel. None of them is on PATH after installing.
-POSTGRES_PLACES = (
+# Debian and Ubuntu, Red Hat, Homebrew on Apple silicon and on Intel. Packages do not add these folders to PATH.
+POSTGRES_FOLDERS = (
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
     "/opt/homebrew/opt/postgresql@*/bin",
     "/usr/local/opt/postgresql@*/bin",
 )
-RABBITMQ_PLACES = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
+RABBITMQ_FOLDERS = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
 
-# The packages put a wrapper there that works for root and rabbitmq only.
+# Packages install a wrapper script there that works only for root and for the account `rabbitmq`.
 RABBITMQ_WRAPPERS = ("/usr/sbin", "/sbin")
 
-# An ordinary user's PATH may lack these, and Erlang or Homebrew may live there.
-USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/homebrew/bin"
+# The PATH of an ordinary user may lack these folders, which may contain Erlang.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/homebrew/bin"
 
-VERSION_PATIENCE_SECONDS = 10
+VERSION_TIMEOUT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -38,41 +38,41 @@ class PostgresBinaries:
 
 @dataclass(frozen=True)
 class RabbitmqBinaries:
-    """The server's start script, and the port mapper that it needs (None: Erlang will start its own)."""
+    """The server's start script, and the port mapper that it needs (None: Erlang starts one by itself)."""
 
     server: Path
     epmd: Path | None
 
 
 def search_path(environ: Mapping[str, str]) -> str:
-    """PATH with the usual places of system programs appended."""
-    return f"{environ.get('PATH', '')}:{USUAL_PATH}".lstrip(":")
+    """PATH, followed by SYSTEM_PATH."""
+    return f"{environ.get('PATH', '')}:{SYSTEM_PATH}".lstrip(":")
 
 
 def find_postgres(
     environ: Mapping[str, str],
     *,
     major: int | None = None,
-    places: Iterable[str] = POSTGRES_PLACES,
+    folders: Iterable[str] = POSTGRES_FOLDERS,
 ) -> PostgresBinaries | None:
-    """The first usable PostgreSQL on PATH, else the newest in the usual places.
+    """The first usable PostgreSQL on PATH, else the newest one in `folders`, which are patterns; None if there is none.
 
-    `major` asks for exactly that version: a data directory can be opened by no other.
+    With `major`, only that version: each major version of PostgreSQL opens only its own data.
     """
     on_path = [_postgres_in(folder) for folder in _folders(environ.get("PATH", ""))]
-    elsewhere = [_postgres_in(folder) for pattern in places for folder in _glob(pattern)]
+    elsewhere = [_postgres_in(folder) for pattern in folders for folder in _glob(pattern)]
     found = [binaries for binaries in on_path if binaries is not None]
     found += sorted((b for b in elsewhere if b is not None), key=lambda b: b.major, reverse=True)
     usable = (b for b in found if (b.major >= OLDEST_POSTGRES if major is None else b.major == major))
     return next(usable, None)
 
 
-def find_rabbitmq(environ: Mapping[str, str], *, places: Iterable[str] = RABBITMQ_PLACES) -> RabbitmqBinaries | None:
-    """RabbitMQ's start script on PATH or in the usual places; None if it or Erlang is missing."""
+def find_rabbitmq(environ: Mapping[str, str], *, folders: Iterable[str] = RABBITMQ_FOLDERS) -> RabbitmqBinaries | None:
+    """RabbitMQ's start script, on PATH or in `folders`; None if the script or Erlang is missing."""
     if shutil.which("erl", path=search_path(environ)) is None:
         return None
     on_path = [folder for folder in _folders(environ.get("PATH", "")) if str(folder) not in RABBITMQ_WRAPPERS]
-    for folder in (*on_path, *map(Path, places)):
+    for folder in (*on_path, *map(Path, folders)):
         script = folder / "rabbitmq-server"
         if os.access(script, os.X_OK):
             return RabbitmqBinaries(script, _epmd(environ))
@@ -88,14 +88,14 @@ def _glob(pattern: str) -> Iterator[Path]:
 
 
 def _postgres_in(folder: Path) -> PostgresBinaries | None:
-    """What `folder` offers; a link such as /usr/local/bin/postgres is followed to where its sibling programs are."""
+    """The installation of `folder`, whose `postgres` may be a link into the folder with the other programs."""
     postgres = folder / "postgres"
     if not os.access(postgres, os.X_OK):
         return None
     bin_dir = postgres.resolve().parent
     if not os.access(bin_dir / "initdb", os.X_OK):
         return None
-    major = _major(_answer([str(bin_dir / "postgres"), "--version"]))
+    major = _major(_output_of([str(bin_dir / "postgres"), "--version"]))
     return None if major is None else PostgresBinaries(bin_dir, major)
 
 
@@ -105,16 +105,16 @@ def _major(version: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _answer(command: Sequence[str]) -> str:
+def _output_of(command: Sequence[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_PATIENCE_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
 
 
 def _epmd(environ: Mapping[str, str]) -> Path | None:
-    """The port mapper on PATH, else inside the Erlang that PATH names."""
+    """The port mapper on PATH, else the one in the Erlang installation on PATH."""
     found = shutil.which("epmd", path=search_path(environ))
     if found is not None:
         return Path(found)

@@ -1,4 +1,4 @@
-"""What can go wrong with the servers; each message is a sentence that a person at a terminal can act upon."""
+"""Errors of the servers. Each message is a sentence that tells a person at a terminal what to do."""
 
 
 class ServersError(Exception):
@@ -8,7 +8,7 @@ class ServersError(Exception):
 
 
 class ServersMissing(ServersError):
-    """PostgreSQL or RabbitMQ is not on this machine, and installing it is for its owner to decide."""
+    """PostgreSQL or RabbitMQ is not installed, and a person has to install it."""
 
     exit_code = 2
 
@@ -18,12 +18,12 @@ class InstallFailed(ServersError):
 
 
 class AlreadyRunning(ServersError):
-    """Another Podium holds this data directory."""
+    """Another Podium uses this data directory."""
 
 
 class ServerStartFailed(ServersError):
-    """A private server did not come up."""
+    """A private server did not start."""
 
 
 class ServerDied(ServersError):
-    """A private server ended while it was needed."""
+    """A private server ended unexpectedly."""

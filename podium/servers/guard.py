@@ -1,12 +1,13 @@
-"""A small process that stands between Podium and one server, so that the server never outlives Podium.
+"""A small process between Podium and one server. It makes sure that the server ends when Podium ends.
 
-It holds a pipe from Podium. Whatever ends Podium, a SIGKILL included, closes the pipe, and then the server is shut
-down in order and everything below it is gone. It runs as a script of its own, standard library only, in a session of
-its own (a terminal's Ctrl-C reaches Podium alone). As a subreaper it adopts what daemonises itself (Linux).
+The guard reads a pipe from Podium. When Podium ends for any reason, SIGKILL included, the pipe closes. The guard then
+stops the server and kills all processes below itself. It runs as a script, with the standard library alone, in its own
+session, so that Ctrl-C at the terminal reaches only Podium. On Linux it is a subreaper: processes of the server that
+detach from their parent become its children.
 
-In: one JSON line, the plan, then lines `stop` or `kill`. Out: JSON lines `{"pid": ...}`, then `{"ended": code}`, or
-`{"error": text}`. The server also inherits the descriptors that the plan names in `keep_open`: a lock among them stays
-held until the last process of the server is gone.
+Input: one JSON line, the plan, then lines `stop` or `kill`. Output: JSON lines `{"pid": ...}`, then `{"ended": code}`,
+or `{"error": text}`. The server also inherits the file descriptors in the plan's `keep_open`: a lock among them stays
+held until the last process of the server has ended.
 """
 
 import contextlib
@@ -27,15 +28,15 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
-SWEEP_SECONDS = 5.0
-SWEEP_POLL_SECONDS = 0.02
-PPID_FIELD = 1  # in /proc/PID/stat, counted after the name in parentheses
+CLEAN_UP_SECONDS = 5.0
+CLEAN_UP_POLL_SECONDS = 0.02
+PPID_FIELD = 1  # in /proc/PID/stat, counted from the field after the name
 
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Guard:
-    """The server and its helpers, by their process ids."""
+    """Runs the server and its helpers, and ends them."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
@@ -48,24 +49,24 @@ class Guard:
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, _nothing)  # a handler, not SIG_IGN: that would be inherited by the server
+            signal.signal(number, _wake_up)  # not SIG_IGN, which the server would inherit
         signal.signal(signal.SIGTERM, self._stop_on_signal)
 
     def run(self) -> int:
-        """Runs the server until it ends, by itself or by order; the result is its exit code."""
+        """Runs the server until it ends by itself or on request; returns its exit code."""
         for command in self.plan["helpers"]:
             self._spawn(command)
         server = self._spawn(self.plan["server"])
-        _tell(pid=server)
+        _send(pid=server)
         self._wait(server, None, lambda: bool(self.order))
         for number, seconds in self.plan["stop"]:
             if server in self.codes:
                 break
             if self.order != "kill" or number == signal.SIGKILL:
                 _signal(server, number)
-                _signal(server, signal.SIGCONT)  # a stopped process hears nothing else
-                self._wait(server, seconds, self._must_kill if number != signal.SIGKILL else _never)
-        self._sweep()
+                _signal(server, signal.SIGCONT)  # a process under SIGSTOP handles no other signal
+                self._wait(server, seconds, self._is_killing if number != signal.SIGKILL else _never)
+        self._kill_remaining()
         return self.codes.get(server, -signal.SIGKILL)
 
     def _spawn(self, command: dict[str, Any]) -> int:
@@ -81,37 +82,37 @@ class Guard:
             pass_fds=self.plan["keep_open"],
             start_new_session=True,
             umask=0o077,
-            preexec_fn=_dies_with_us(command["if_orphaned"]),  # noqa: PLW1509 - the guard has no threads
+            preexec_fn=_die_with_guard(command["if_orphaned"]),  # noqa: PLW1509 - the guard has no threads
             **dropped,
         )
         if process.stdin is not None:
             process.stdin.write(command["input"].encode())
             process.stdin.close()
-        process.returncode = 0  # reaped below, among all the others
+        process.returncode = 0  # _reap collects the exit code, together with all others
         self.spawned.append(process.pid)
         return process.pid
 
-    def _wait(self, server: int, seconds: float | None, enough: Callable[[], bool]) -> None:
-        """Until the server ended, the time is over, or what was read from Podium is `enough`."""
+    def _wait(self, server: int, seconds: float | None, is_enough: Callable[[], bool]) -> None:
+        """Returns when the server has ended, the time is over, or `is_enough` is true."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             self._reap()
             left = None if deadline is None else deadline - time.monotonic()
-            if server in self.codes or enough() or (left is not None and left <= 0):
+            if server in self.codes or is_enough() or (left is not None and left <= 0):
                 return
-            may_hear_more = self.order in {"", "stop"}
-            ready = self._sleep(left, [sys.stdin.fileno()] if may_hear_more else [])
+            reads_orders = self.order in {"", "stop"}
+            ready = self._sleep(left, [sys.stdin.fileno()] if reads_orders else [])
             if sys.stdin.fileno() in ready:
-                self._listen()
+                self._read_order()
 
-    def _sleep(self, seconds: float | None, listening: list[int]) -> list[int]:
-        """Until one of `listening` can be read (those are the result), a signal came, or the time is over."""
-        ready, _, _ = select.select([self.wakeup, *listening], [], [], seconds)
+    def _sleep(self, seconds: float | None, inputs: list[int]) -> list[int]:
+        """Waits for input, a signal or the end of the time; returns the `inputs` that can be read."""
+        ready, _, _ = select.select([self.wakeup, *inputs], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
             os.read(self.wakeup, 1024)
         return ready
 
-    def _listen(self) -> None:
+    def _read_order(self) -> None:
         read = os.read(sys.stdin.fileno(), 1024)
         self.unread += read
         *lines, self.unread = self.unread.split(b"\n")
@@ -122,7 +123,7 @@ class Guard:
         elif not read:
             self.order = "orphaned"
 
-    def _must_kill(self) -> bool:
+    def _is_killing(self) -> bool:
         return self.order == "kill"
 
     def _stop_on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -133,9 +134,9 @@ class Guard:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 self.codes[ended[0]] = os.waitstatus_to_exitcode(ended[1])
 
-    def _sweep(self) -> None:
-        """Nothing that the server or a helper left behind stays."""
-        deadline = time.monotonic() + SWEEP_SECONDS
+    def _kill_remaining(self) -> None:
+        """Kills every process that the server or a helper has left."""
+        deadline = time.monotonic() + CLEAN_UP_SECONDS
         while time.monotonic() < deadline:
             self._reap()
             remaining = _descendants(os.getpid()) | {pid for pid in self.spawned if pid not in self.codes}
@@ -143,11 +144,11 @@ class Guard:
                 return
             for pid in remaining:
                 _signal(pid, signal.SIGKILL)
-            self._sleep(SWEEP_POLL_SECONDS, [])
+            self._sleep(CLEAN_UP_POLL_SECONDS, [])
 
 
 def _descendants(ancestor: int) -> set[int]:
-    """All processes below `ancestor`, zombies left out; empty where there is no /proc."""
+    """All processes below `ancestor` without zombies; empty on systems without /proc."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -160,20 +161,20 @@ def _descendants(ancestor: int) -> set[int]:
     return below
 
 
-def _dies_with_us(number: int) -> Callable[[], None]:
-    """The second line of defence: the kernel sends `number` if this guard itself is killed.
+def _die_with_guard(number: int) -> Callable[[], None]:
+    """Makes the kernel send signal `number` to the new process if this guard is killed.
 
-    It has to be asked for after the change of user, which clears it; that is when `preexec_fn` runs.
+    A change of user clears this setting. `preexec_fn` runs after that change.
     """
     guard = os.getpid()
 
-    def ask() -> None:
+    def configure() -> None:
         if LIBC is not None:
             LIBC.prctl(PR_SET_PDEATHSIG, number)
             if os.getppid() != guard:
                 os._exit(1)
 
-    return ask
+    return configure
 
 
 def _signal(pid: int, number: int) -> None:
@@ -185,20 +186,20 @@ def _never() -> bool:
     return False
 
 
-def _nothing(_number: int, _frame: FrameType | None) -> None:
-    """Only wakes up the waiting."""
+def _wake_up(_number: int, _frame: FrameType | None) -> None:
+    """The signal only has to interrupt `select`."""
 
 
-def _tell(**message: object) -> None:
-    """Podium may be gone: then nobody has to know."""
-    with contextlib.suppress(OSError):
+def _send(**message: object) -> None:
+    """Writes one JSON line to Podium."""
+    with contextlib.suppress(OSError):  # Podium has ended
         os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
 
 
 def _read_plan() -> dict[str, Any]:
     line = b""
     while not line.endswith(b"\n"):
-        read = os.read(sys.stdin.fileno(), 1)  # byte by byte: what follows the plan is not ours to swallow
+        read = os.read(sys.stdin.fileno(), 1)  # byte by byte, to leave the orders after the plan unread
         if not read:
             sys.exit(1)
         line += read
@@ -210,6 +211,6 @@ if __name__ == "__main__":
     if LIBC is not None:
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
-        _tell(ended=Guard(_read_plan()).run())
+        _send(ended=Guard(_read_plan()).run())
     except (OSError, subprocess.SubprocessError) as error:
-        _tell(error=str(error))
+        _send(error=str(error))

@@ -1,4 +1,4 @@
-"""Making sure that servers can be had: what is set, found, offered by Docker, installed, or asked of the owner."""
+"""Which server packages are missing, and their installation: by apt as root, else by a command for the user to run."""
 
 import enum
 import importlib
@@ -27,28 +27,28 @@ Install = Callable[[Sequence[str], Say], None]
 
 
 class Purpose(enum.Enum):
-    """What the servers are for."""
+    """What PostgreSQL and RabbitMQ are needed for."""
 
     RUN = "run"
-    """`podium up` and the demo: private servers of this machine's programs."""
+    """`podium up` and the demo: private servers, from programs installed on this machine."""
     TEST = "test"
-    """The tests, which prefer containers to installing."""
+    """The tests, which use containers instead of an installation if Docker runs."""
     NONE = "none"
-    """Only the Python environment is wanted."""
+    """Nothing: only the Python environment is needed."""
 
 
 def ensure_servers(purpose: Purpose, say: Say, environ: Mapping[str, str] = os.environ) -> None:
-    """After this, `purpose` has its servers; installs them where that is ours to do. Quick when nothing is missing.
+    """Installs the servers that `purpose` needs and that are missing. Quick when nothing is missing.
 
     Raises:
-        ServersMissing: the owner of the machine has to act; end with its `exit_code` (2) and its message.
-        InstallFailed: the installation failed, or did not bring what it should.
+        ServersMissing: a person has to install them; the message says how.
+        InstallFailed: the installation failed, or the servers are still missing after it.
     """
-    obtain(lambda: missing_servers(environ, purpose, lambda: docker_answers(environ)), this_machine(), say)
+    install_missing(lambda: missing_servers(environ, purpose, lambda: docker_answers(environ)), this_machine(), say)
 
 
 def missing_servers(environ: Mapping[str, str], purpose: Purpose, docker: Callable[[], bool]) -> list[str]:
-    """The packages that `purpose` still needs; asks Docker only if something is missing."""
+    """The packages that `purpose` needs and that are missing; calls `docker` only if some are missing."""
     missing = []
     if purpose is not Purpose.NONE:
         if not environ.get(DATABASE_URL) and find_postgres(environ) is None:
@@ -58,48 +58,50 @@ def missing_servers(environ: Mapping[str, str], purpose: Purpose, docker: Callab
     return [] if purpose is Purpose.TEST and missing and docker() else missing
 
 
-def obtain(lacking: Callable[[], Sequence[str]], machine: Machine, say: Say, install: Install = apt.install) -> None:
-    """Installs what is `lacking` where that is ours to do: as root, on a distribution whose packages we know.
+def install_missing(
+    missing: Callable[[], Sequence[str]], machine: Machine, say: Say, install: Install = apt.install
+) -> None:
+    """Installs the `missing` packages if this process is root on a distribution with known packages.
 
     Raises:
-        ServersMissing: it is not; the message is the exact command, or what to install.
-        InstallFailed: the package manager failed, or something is lacking still.
+        ServersMissing: otherwise; the message contains the command to run, or the programs to install.
+        InstallFailed: the package manager failed, or packages are still missing after it.
     """
-    packages = lacking()
+    packages = missing()
     if not packages:
         return
     if not machine.packages_are_known:
         raise ServersMissing(what_to_install(packages, machine))
     if not machine.is_root:
         raise ServersMissing(command_to_run(packages))
-    say(f"Not on this machine yet: {', '.join(packages)}. Installing; no service is started or enabled.")
+    say(f"Missing on this machine: {', '.join(packages)}. Installing them; no service is started or enabled.")
     install(packages, say)
-    importlib.invalidate_caches()  # the modules that python3-venv brought
-    still = lacking()
-    if still:
-        raise InstallFailed(f"Installed, but still not usable: {', '.join(still)}.")
+    importlib.invalidate_caches()  # python3-venv has installed new modules
+    still_missing = missing()
+    if still_missing:
+        raise InstallFailed(f"Installed, but still not usable: {', '.join(still_missing)}.")
 
 
 def command_to_run(packages: Sequence[str]) -> str:
-    """The one command that gives an ordinary user what is missing; Podium never calls sudo by itself."""
+    """The message for an ordinary user, with the one command to run. Podium never runs sudo itself."""
     command = shlex.join(["sudo", "python3", "-B", str(BOOTSTRAP), "--install", *packages])
     return (
-        f"Podium needs {_and(packages)}. Run this once, then repeat what you did:\n\n    {command}\n\n"
-        "It installs the packages of your distribution and leaves no service running or enabled. "
-        f"Or set {DATABASE_URL} and {AMQP_URL} to servers that you have."
+        f"Podium needs {_and(packages)}. Run this command once, then repeat your command:\n\n    {command}\n\n"
+        "It installs packages of your distribution. It starts and enables no service. "
+        f"Or set {DATABASE_URL} and {AMQP_URL} to the addresses of existing servers."
     )
 
 
 def what_to_install(packages: Sequence[str], machine: Machine) -> str:
-    """For systems whose packages are not known: what has to be there, and the way without installing anything."""
-    wanted = {
-        VENV_PACKAGE: "a Python whose `venv` works (its ensurepip is missing)",
+    """The message for systems with unknown packages: the programs to install, and the ways without installation."""
+    programs = {
+        VENV_PACKAGE: "a Python with a working `venv` (its ensurepip is missing)",
         POSTGRES_PACKAGE: f"PostgreSQL {OLDEST_POSTGRES} or newer (`postgres` and `initdb` on PATH)",
         RABBITMQ_PACKAGE: "RabbitMQ 3.10 or newer (`rabbitmq-server` and Erlang's `erl` on PATH)",
     }
     return (
-        f"Podium does not know the packages of {machine.name}. Install {_and([wanted[name] for name in packages])}, "
-        f"or set {DATABASE_URL} and {AMQP_URL} to servers that you have, or run: docker compose up"
+        f"Podium does not know the packages of {machine.name}. Install {_and([programs[name] for name in packages])}, "
+        f"or set {DATABASE_URL} and {AMQP_URL} to the addresses of existing servers, or run: docker compose up"
     )
 
 

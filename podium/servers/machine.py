@@ -1,4 +1,4 @@
-"""What kind of machine this is, as far as installing servers depends on it."""
+"""The machine: its distribution, its rights and tools for an installation, and whether Docker runs."""
 
 import http.client
 import importlib.util
@@ -16,33 +16,33 @@ OS_RELEASE = Path("/etc/os-release")
 OLDEST_RELEASES = {"debian": (12,), "ubuntu": (24, 4)}
 
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
-DOCKER_PATIENCE_SECONDS = 3
+DOCKER_TIMEOUT_SECONDS = 3
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The facts that decide between installing, asking the owner, and pointing at Docker."""
+    """The facts that decide whether packages are installed, or which message the user gets instead."""
 
     distribution: str
-    """`ID` of os-release, e.g. `debian`; empty where there is none."""
+    """`ID` of os-release, such as `debian`; empty if there is none."""
     version: tuple[int, ...]
-    """`VERSION_ID` of os-release; empty for rolling releases."""
+    """`VERSION_ID` of os-release, such as (24, 4); empty for rolling releases."""
     name: str
-    """How the system calls itself."""
+    """The name of the system, for messages."""
     is_root: bool
     has_apt: bool
     python_can_make_environments: bool
-    """Debian's python3 cannot until `python3-venv` is installed."""
+    """Debian's python3 needs the package `python3-venv` for this."""
 
     @property
     def packages_are_known(self) -> bool:
-        """Whether the distribution's own packages are known to be right for Podium."""
+        """Whether the packages of this distribution are known to work with Podium."""
         oldest = OLDEST_RELEASES.get(self.distribution)
         return self.has_apt and oldest is not None and self.version >= oldest
 
 
 def this_machine(os_release: Path = OS_RELEASE) -> Machine:
-    """Looks at the machine that this runs on."""
+    """The facts about the machine that runs this process."""
     facts = read_os_release(os_release)
     return Machine(
         distribution=facts.get("ID", ""),
@@ -55,7 +55,7 @@ def this_machine(os_release: Path = OS_RELEASE) -> Machine:
 
 
 def read_os_release(path: Path) -> dict[str, str]:
-    """The assignments of an os-release file, unquoted; nothing where there is no such file."""
+    """The variables of an os-release file, without quotes; empty if there is no such file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -65,37 +65,37 @@ def read_os_release(path: Path) -> dict[str, str]:
 
 
 def docker_answers(environ: Mapping[str, str]) -> bool:
-    """Whether a Docker engine answers at DOCKER_HOST or at the usual socket (a client alone starts no server)."""
-    scheme, _, rest = (environ.get("DOCKER_HOST") or DOCKER_SOCKET).partition("://")
+    """Whether a Docker engine answers at DOCKER_HOST, else at the default socket. An installed client is not enough."""
+    scheme, _, address = (environ.get("DOCKER_HOST") or DOCKER_SOCKET).partition("://")
     try:
-        with _connect_docker(scheme, rest) as connected:
+        with _connect_docker(scheme, address) as connected:
             return _ping(connected)
     except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
-def _connect_docker(scheme: str, rest: str) -> socket.socket:
+def _connect_docker(scheme: str, address: str) -> socket.socket:
     if scheme == "unix":
         connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(DOCKER_PATIENCE_SECONDS)
+        connected.settimeout(DOCKER_TIMEOUT_SECONDS)
         try:
-            connected.connect(rest)
+            connected.connect(address)
         except OSError:
             connected.close()
             raise
         return connected
-    host, _, port = rest.rstrip("/").rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), timeout=DOCKER_PATIENCE_SECONDS)
+    host, _, port = address.rstrip("/").rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=DOCKER_TIMEOUT_SECONDS)
 
 
 def _ping(connected: socket.socket) -> bool:
     connected.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
-    answer = http.client.HTTPResponse(connected)
+    response = http.client.HTTPResponse(connected)
     try:
-        answer.begin()
-        return answer.status == http.HTTPStatus.OK
+        response.begin()
+        return response.status == http.HTTPStatus.OK
     finally:
-        answer.close()
+        response.close()
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Ports of our own on loopback."""
+"""Free TCP ports on loopback."""
 
 import secrets
 import socket
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 LOOPBACK = "127.0.0.1"
 
-# Below the range that Linux hands out to outgoing connections: one of those on our port would keep a restarted server
-# from binding it. Above the ports that well-known services have.
+# Below the range that Linux uses for outgoing connections: such a connection on a server's port would prevent the
+# server from binding it again after a restart. Above the ports of well-known services.
 LOWEST, HIGHEST = 20_000, 31_999
 
 ATTEMPTS = 200
@@ -15,24 +15,24 @@ ATTEMPTS = 200
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on `port` now."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: TIME_WAIT is no obstacle
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the servers: TIME_WAIT does not count
         try:
-            trial.bind((LOOPBACK, port))
-            trial.listen(1)
+            probe.bind((LOOPBACK, port))
+            probe.listen(1)
         except OSError:
             return False
         return True
 
 
 def free_ports(names: Iterable[str]) -> dict[str, int]:
-    """A free port for each name, picked at random so that two starts at one time hardly meet."""
-    wanted = list(names)
+    """A free port for each name. Ports are random, so that two starts at the same time rarely choose the same."""
+    names = list(names)
     found: set[int] = set()
     for _ in range(ATTEMPTS):
-        if len(found) == len(wanted):
+        if len(found) == len(names):
             break
         port = LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1)
         if is_free(port):
             found.add(port)
-    return dict(zip(wanted, sorted(found), strict=True))
+    return dict(zip(names, sorted(found), strict=True))

@@ -1,4 +1,4 @@
-"""A private PostgreSQL: how it is made, started, recognised as ready, and asked to end."""
+"""A private PostgreSQL: its data directory, its start command, its readiness check and its stop signals."""
 
 import os
 import shutil
@@ -7,29 +7,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from podium.servers.accounts import change_owner, write_private
 from podium.servers.binaries import OLDEST_POSTGRES, PostgresBinaries, find_postgres, search_path
 from podium.servers.errors import ServersMissing, ServerStartFailed
 from podium.servers.ports import LOOPBACK
-from podium.servers.process import Command, Launch, Surroundings, run
-from podium.servers.unprivileged import give, write_for
+from podium.servers.process import Command, Launch, ProcessContext, run
 
 NAME = "postgres"
 USER = DATABASE = "podium"
 PORT = "postgresql"
 
-STATUS_LINE = 7  # of postmaster.pid, counted from 0; `ready` once connections are accepted
+STATUS_LINE = 7  # of postmaster.pid, counted from 0; it says `ready` when PostgreSQL accepts connections
 MAX_CONNECTIONS = 200
 
-# Fast shutdown; then without a checkpoint (recovery at the next start); then whatever it takes.
+# Fast shutdown; then without a checkpoint (recovery at the next start); then SIGKILL.
 STOP = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 5.0))
 
-# Still safe when a process is killed: only a crash of the operating system can lose what was committed.
+# Commits survive a killed process. Only a crash of the operating system can lose them.
 NOT_DURABLE = ("fsync=off", "full_page_writes=off")
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """One data directory of PostgreSQL, in `folder`, with a superuser `podium` and a database `podium`."""
+    """A PostgreSQL with its data below `folder`, the superuser `podium` and the database `podium`."""
 
     folder: Path
     password: str
@@ -41,32 +41,33 @@ class Postgres:
 
     @property
     def data(self) -> Path:
-        """What PostgreSQL calls its data directory."""
+        """The data directory of PostgreSQL."""
         return self.folder / "data"
 
     def url(self, ports: Mapping[str, int]) -> str:
-        """How programs reach it."""
+        """The URL of the database, with the password."""
         return f"postgresql://{USER}:{self.password}@{LOOPBACK}:{ports[PORT]}/{DATABASE}"
 
-    async def prepare(self, around: Surroundings) -> None:
-        """Makes the data directory, whole or not at all."""
+    async def prepare(self, context: ProcessContext) -> None:
+        """Creates the data directory if it is missing. A failure leaves no incomplete one."""
         if self.data.exists():
-            # We hold the lock that every process of an earlier server inherited: whoever has its pid now is another.
+            # The caller holds the lock that all processes of an earlier server inherited, so that server has ended, and
+            # a process with the id in this file is another one.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
             return
         unfinished = self.folder / "data.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        give(unfinished, around.account)
+        change_owner(unfinished, context.account)
         password_file = self.folder / "password"
-        write_for(around.account, password_file, self.password)
+        write_private(context.account, password_file, self.password)
         bin_dir = str(self._binaries().bin_dir)
         initdb = [f"{bin_dir}/initdb", "-D", str(unfinished), f"--username={USER}", f"--pwfile={password_file}"]
         initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", *([] if self.durable else ["--no-sync"])]
         single = [f"{bin_dir}/postgres", "--single", "-D", str(unfinished), "-c", "exit_on_error=on", "postgres"]
         try:
             for command in (self._command(initdb), self._command(single, f"CREATE DATABASE {DATABASE}\n")):
-                code = await run(command, around)
+                code = await run(command, context)
                 if code != 0:
                     raise ServerStartFailed(f"{Path(command.argv[0]).name} ended with exit code {code}")
         finally:
@@ -74,7 +75,7 @@ class Postgres:
         unfinished.rename(self.data)
 
     def launch(self, ports: Mapping[str, int]) -> Launch:
-        """The server itself, in the foreground, on loopback only."""
+        """The server in the foreground, on loopback only."""
         settings = [
             f"listen_addresses={LOOPBACK}",
             f"port={ports[PORT]}",
@@ -90,25 +91,30 @@ class Postgres:
         return Launch(self._command([postgres, "-D", str(self.data), *options]), stop=STOP)
 
     async def is_ready(self, pid: int, _ports: Mapping[str, int]) -> bool:
-        """Whether it accepts connections, by what the server notes for pg_ctl."""
+        """Whether it accepts connections, according to the status line that PostgreSQL writes for pg_ctl."""
         try:
-            noted = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+            lines = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return False
-        return len(noted) > STATUS_LINE and noted[0] == str(pid) and noted[STATUS_LINE].strip() == "ready"
+        return len(lines) > STATUS_LINE and lines[0] == str(pid) and lines[STATUS_LINE].strip() == "ready"
 
     def _command(self, argv: list[str], text: str = "") -> Command:
         env = {"PATH": search_path(self.environ), "HOME": str(self.folder), "LC_ALL": "C"}
         return Command(argv, env, self.folder, if_orphaned=signal.SIGINT, input=text)
 
     def _binaries(self) -> PostgresBinaries:
-        """Of the version that made the data, if there are data."""
+        """The programs of the version that created the data; if there are no data, of any supported version."""
         version = self.data / "PG_VERSION"
         major = int(version.read_text(encoding="utf-8")) if os.path.lexists(version) else None
         found = find_postgres(self.environ, major=major)
-        if found is None:
-            wanted = f"{major}, which made the data in {self.data}," if major else f"{OLDEST_POSTGRES} or newer"
+        if found is not None:
+            return found
+        if major is not None:
             raise ServersMissing(
-                f"PostgreSQL {wanted} is not on this machine; python3 podium/bootstrap.py installs it."
+                f"PostgreSQL {major}, which created the data in {self.data}, is not installed on this machine. "
+                "Install this version, or use another data directory."
             )
-        return found
+        raise ServersMissing(
+            f"PostgreSQL {OLDEST_POSTGRES} or newer is not installed on this machine. "
+            "Install it with: python3 podium/bootstrap.py"
+        )

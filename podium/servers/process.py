@@ -1,4 +1,4 @@
-"""A program that runs below a guard: it ends when it is told to, and when we end in whatever way."""
+"""Programs that run below a guard process (`guard.py`): they end on request, and whenever this process ends."""
 
 import asyncio
 import contextlib
@@ -12,29 +12,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from podium.servers.unprivileged import Account
+from podium.servers.accounts import Account
 
 GUARD = Path(__file__).with_name("guard.py")
 
-UNGUARDED_SECONDS = 10.0
+KILL_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Command:
-    """One program to start. Its environment is exactly `env`: nothing of ours leaks in."""
+    """One program to start. Its environment is exactly `env`: it inherits no variable of this process."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
     if_orphaned: signal.Signals = signal.SIGKILL
-    """What the kernel sends if the guard itself is killed (Linux)."""
+    """The signal that the kernel sends if the guard itself is killed (Linux only)."""
     input: str = ""
+    """The text on its standard input."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A server, what has to run beside it, and how it is asked to end: signals, each with its patience in seconds."""
+    """A server, the helper programs that it needs, and the signals that stop it, each with its timeout in seconds."""
 
     server: Command
     helpers: Sequence[Command] = ()
@@ -42,64 +43,65 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What all programs of one data directory share."""
+class ProcessContext:
+    """How a program runs: as which account, with which log and which inherited locks."""
 
     account: Account | None
-    """Whom to run as; None is ourselves."""
+    """None for the account of this process."""
     log: Path
+    """The file that standard output and standard error are appended to."""
     keep_open: Sequence[int] = field(default=())
-    """Descriptors (locks) that the programs inherit."""
+    """File descriptors (locks) that the program inherits."""
 
 
 class GuardedProcess:
-    """A running server. `code` is None until it, its helpers and all its descendants are gone."""
+    """A running program. `code` is its exit code; None until it, its helpers and all their descendants have ended."""
 
     def __init__(self, guard: asyncio.subprocess.Process, pid: int) -> None:
         self.pid = pid
         self.code: int | None = None
         self._guard = guard
-        self._watching = asyncio.create_task(self._watch(), name=f"watch the guard of {pid}")
+        self._watch_task = asyncio.create_task(self._watch(), name=f"watch the guard of {pid}")
 
     async def ended(self) -> int:
-        """Waits for the end; the exit code, negative for a signal."""
-        return await asyncio.shield(self._watching)
+        """Waits for the end; returns the exit code, negative for a signal."""
+        return await asyncio.shield(self._watch_task)
 
     async def stop(self) -> None:
-        """Shuts the server down in order; returns when nothing of it is left."""
-        await self._order("stop")
+        """Shuts the server down with its stop signals; returns when all its processes have ended."""
+        await self._send("stop")
 
     async def kill(self) -> None:
-        """SIGKILL at once, as in a power cut; returns when nothing of it is left."""
-        await self._order("kill")
+        """Sends SIGKILL at once, as in a power cut; returns when all processes have ended."""
+        await self._send("kill")
 
-    async def _order(self, order: str) -> None:
+    async def _send(self, order: str) -> None:
         assert self._guard.stdin is not None
         if self.code is None:
-            with contextlib.suppress(OSError):  # ends at this very moment
+            with contextlib.suppress(OSError):  # the guard ends at this moment
                 self._guard.stdin.write(f"{order}\n".encode())
                 await self._guard.stdin.drain()
         await self.ended()
 
     async def _watch(self) -> int:
-        message = await _hear(self._guard)
+        message = await _read_message(self._guard)
         await self._guard.wait()
         if "ended" not in message:
-            await self._end_unguarded()
+            await self._kill_without_guard()
         self.code = int(message.get("ended", -signal.SIGKILL))
         return self.code
 
-    async def _end_unguarded(self) -> None:
-        """The guard itself was killed. Its server must be gone before anybody starts another on the same data."""
-        deadline = time.monotonic() + UNGUARDED_SECONDS
+    async def _kill_without_guard(self) -> None:
+        """The guard was killed. Its server must end before another one starts on the same data."""
+        deadline = time.monotonic() + KILL_TIMEOUT_SECONDS
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline and not _is_zombie(self.pid):
                 os.kill(self.pid, signal.SIGKILL)
                 await asyncio.sleep(POLL_SECONDS)
 
 
-async def start(launch: Launch, around: Surroundings) -> GuardedProcess:
-    """Starts a server below a guard of its own.
+async def start(launch: Launch, context: ProcessContext) -> GuardedProcess:
+    """Starts a program below its own guard.
 
     Raises:
         OSError: the program could not be started.
@@ -108,39 +110,39 @@ async def start(launch: Launch, around: Surroundings) -> GuardedProcess:
         "server": _as_json(launch.server),
         "helpers": [_as_json(helper) for helper in launch.helpers],
         "stop": list(launch.stop),
-        "account": {"uid": around.account.uid, "gid": around.account.gid} if around.account else None,
-        "keep_open": list(around.keep_open),
+        "account": {"uid": context.account.uid, "gid": context.account.gid} if context.account else None,
+        "keep_open": list(context.keep_open),
     }
-    with around.log.open("ab") as log:
+    with context.log.open("ab") as log:
         guard = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-I",  # neither the caller's environment nor its folder decides what is imported
-            "-S",  # the standard library is enough: starts in 20 ms
+            "-I",  # the environment and the working directory must not decide what is imported
+            "-S",  # the standard library is enough; without site packages the guard starts in 20 ms
             str(GUARD),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             cwd="/",
-            pass_fds=tuple(around.keep_open),
+            pass_fds=tuple(context.keep_open),
             start_new_session=True,
         )
     assert guard.stdin is not None
     guard.stdin.write(json.dumps(plan).encode() + b"\n")
     try:
-        first = await _hear(guard)
+        message = await _read_message(guard)
     except asyncio.CancelledError:
-        guard.stdin.close()  # for the guard we are gone now
+        guard.stdin.close()  # the guard then acts as if this process had ended
         await guard.wait()
         raise
-    if "pid" not in first:
+    if "pid" not in message:
         await guard.wait()
-        raise OSError(first.get("error", "the guard process ended"))
-    return GuardedProcess(guard, int(first["pid"]))
+        raise OSError(message.get("error", "the guard process ended"))
+    return GuardedProcess(guard, int(message["pid"]))
 
 
-async def run(command: Command, around: Surroundings) -> int:
-    """Runs a program to its end; the exit code. It does not outlive us either."""
-    process = await start(Launch(command, stop=((signal.SIGTERM, 3), (signal.SIGKILL, 5))), around)
+async def run(command: Command, context: ProcessContext) -> int:
+    """Runs a program to its end below a guard; returns the exit code."""
+    process = await start(Launch(command, stop=((signal.SIGTERM, 3), (signal.SIGKILL, 5))), context)
     try:
         return await process.ended()
     except asyncio.CancelledError:
@@ -148,14 +150,14 @@ async def run(command: Command, around: Surroundings) -> int:
         raise
 
 
-async def _hear(guard: asyncio.subprocess.Process) -> dict[str, Any]:
+async def _read_message(guard: asyncio.subprocess.Process) -> dict[str, Any]:
     assert guard.stdout is not None
     line = await guard.stdout.readline()
     return json.loads(line) if line else {}
 
 
 def _is_zombie(pid: int) -> bool:
-    """Gone but for its entry, which whoever adopted it may take long to read."""
+    """Whether the process has ended but its parent has not read the exit code, which may take long."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""A private RabbitMQ: how it is made, started, recognised as ready, and asked to end."""
+"""A private RabbitMQ: its files, its start command, its readiness check and its stop signals."""
 
 import asyncio
 import contextlib
@@ -9,27 +9,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from podium.servers.accounts import change_owner, write_private
 from podium.servers.binaries import RabbitmqBinaries, find_rabbitmq, search_path
 from podium.servers.errors import ServersMissing
 from podium.servers.ports import LOOPBACK
-from podium.servers.process import Command, Launch, Surroundings
-from podium.servers.unprivileged import give, write_for
+from podium.servers.process import Command, Launch, ProcessContext
 
 NAME = "rabbitmq"
 USER = "podium"
-# The data belong to the node's name, so it never changes; ports may.
+# RabbitMQ finds its data by the node name, so it never changes. The ports may.
 NODE = "podium@localhost"
 
 AMQP, DISTRIBUTION, EPMD = "amqp", "distribution", "epmd"
 
-# A small broker: fewer threads than it would take on a big machine, and no spinning while idle.
-MOST_SCHEDULERS = 4
+# A small broker needs fewer threads than Erlang starts on a large machine. `+sbwt none` stops them from busy-waiting.
+MAX_SCHEDULERS = 4
 
 STOP = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
-PROBE_SECONDS = 2
+PROBE_TIMEOUT_SECONDS = 2
 
 CONFIGURATION = """\
 default_user = {user}
@@ -41,7 +41,7 @@ log.connection.level = warning
 
 @dataclass(frozen=True)
 class Rabbitmq:
-    """One node's data, in `folder`; its only user is ours, `guest` never exists."""
+    """A RabbitMQ node with its data in `folder`. Its only user is `podium`; `guest` does not exist."""
 
     folder: Path
     password: str
@@ -51,37 +51,37 @@ class Rabbitmq:
     port_names = (AMQP, DISTRIBUTION, EPMD)
 
     def url(self, ports: Mapping[str, int]) -> str:
-        """How programs reach its default virtual host."""
+        """The AMQP URL of its default virtual host, with the password."""
         return f"amqp://{USER}:{self.password}@{LOOPBACK}:{ports[AMQP]}/"
 
-    async def prepare(self, around: Surroundings) -> None:
-        """Writes its configuration; the node makes its data and its user at its first start."""
+    async def prepare(self, context: ProcessContext) -> None:
+        """Writes its configuration. The node creates its data and its user at its first start."""
         for name in ("mnesia", "log", "conf.d"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
-            give(self.folder / name, around.account)
+            change_owner(self.folder / name, context.account)
         configuration = CONFIGURATION.format(user=USER, password=self.password)
-        write_for(around.account, self.folder / "rabbitmq.conf", configuration)
-        write_for(around.account, self.folder / "rabbitmq-env.conf", "")
-        write_for(around.account, self.folder / "enabled_plugins", "[].\n")
+        write_private(context.account, self.folder / "rabbitmq.conf", configuration)
+        write_private(context.account, self.folder / "rabbitmq-env.conf", "")
+        write_private(context.account, self.folder / "enabled_plugins", "[].\n")
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
-            write_for(around.account, cookie, secrets.token_hex(20))
+            write_private(context.account, cookie, secrets.token_hex(20))
             cookie.chmod(0o400)
 
     def launch(self, ports: Mapping[str, int]) -> Launch:
-        """The node in the foreground, beside a port mapper of its own, which no other node can keep alive."""
-        found = self._binaries()
+        """The node in the foreground, with its own port mapper (epmd), so that no node of another program uses it."""
+        binaries = self._binaries()
         env = self._environment(ports)
-        node = Command([str(found.server)], env, self.folder, if_orphaned=signal.SIGTERM)
-        if found.epmd is None:
+        node = Command([str(binaries.server)], env, self.folder, if_orphaned=signal.SIGTERM)
+        if binaries.epmd is None:
             return Launch(node, stop=STOP)
-        mapper = Command([str(found.epmd), "-port", str(ports[EPMD]), "-address", LOOPBACK], env, self.folder)
+        mapper = Command([str(binaries.epmd), "-port", str(ports[EPMD]), "-address", LOOPBACK], env, self.folder)
         return Launch(node, helpers=[mapper], stop=STOP)
 
     async def is_ready(self, _pid: int, ports: Mapping[str, int]) -> bool:
-        """Whether it answers the opening of an AMQP connection; listeners are the last thing a node starts."""
+        """Whether it answers an AMQP protocol header. A node starts its listeners last."""
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 reader, writer = await asyncio.open_connection(LOOPBACK, ports[AMQP])
                 try:
                     writer.write(PROTOCOL_HEADER)
@@ -94,16 +94,16 @@ class Rabbitmq:
             return False
 
     def _environment(self, ports: Mapping[str, int]) -> dict[str, str]:
-        """Complete, so that nothing of /etc/rabbitmq or of the caller's shell is taken."""
-        schedulers = min(MOST_SCHEDULERS, os.cpu_count() or 1)
-        here = str(self.folder)
+        """All variables that RabbitMQ reads, so that neither /etc/rabbitmq nor the user's shell changes this node."""
+        schedulers = min(MAX_SCHEDULERS, os.cpu_count() or 1)
+        folder = str(self.folder)
         return {
             "PATH": search_path(self.environ),
-            "HOME": here,
+            "HOME": folder,
             "LANG": "C.UTF-8",
             "ERL_EPMD_PORT": str(ports[EPMD]),
             "ERL_EPMD_ADDRESS": LOOPBACK,
-            "RABBITMQ_ALLOW_INPUT": "1",  # no shell stays between the guard and the node
+            "RABBITMQ_ALLOW_INPUT": "1",  # the start script then replaces itself by the node
             "RABBITMQ_NODENAME": NODE,
             "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
             "RABBITMQ_NODE_PORT": str(ports[AMQP]),
@@ -112,22 +112,24 @@ class Rabbitmq:
                 f"-noinput +S {schedulers}:{schedulers} +sbwt none +sbwtdcpu none +sbwtdio none"
                 " -kernel inet_dist_use_interface {127,0,0,1}"
             ),
-            "RABBITMQ_CONF_ENV_FILE": f"{here}/rabbitmq-env.conf",
-            "RABBITMQ_CONFIG_FILE": f"{here}/rabbitmq.conf",
-            "RABBITMQ_CONFIG_FILES": f"{here}/conf.d",
-            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{here}/advanced.config",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{here}/enabled_plugins",
-            "RABBITMQ_GENERATED_CONFIG_DIR": f"{here}/generated",
-            "RABBITMQ_SCHEMA_DIR": f"{here}/schema",
-            "RABBITMQ_MNESIA_BASE": f"{here}/mnesia",
-            "RABBITMQ_PLUGINS_EXPAND_DIR": f"{here}/plugins",
-            "RABBITMQ_PID_FILE": f"{here}/rabbitmq.pid",
-            "RABBITMQ_LOG_BASE": f"{here}/log",
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/rabbitmq-env.conf",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_CONFIG_FILES": f"{folder}/conf.d",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_GENERATED_CONFIG_DIR": f"{folder}/generated",
+            "RABBITMQ_SCHEMA_DIR": f"{folder}/schema",
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_PLUGINS_EXPAND_DIR": f"{folder}/plugins",
+            "RABBITMQ_PID_FILE": f"{folder}/rabbitmq.pid",
+            "RABBITMQ_LOG_BASE": f"{folder}/log",
             "RABBITMQ_LOGS": "-",
         }
 
     def _binaries(self) -> RabbitmqBinaries:
         found = find_rabbitmq(self.environ)
         if found is None:
-            raise ServersMissing("RabbitMQ is not on this machine; python3 podium/bootstrap.py installs it.")
+            raise ServersMissing(
+                "RabbitMQ is not installed on this machine. Install it with: python3 podium/bootstrap.py"
+            )
         return found

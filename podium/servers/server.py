@@ -1,4 +1,4 @@
-"""One private server: started, watched, stopped, and started again with the same port and data."""
+"""One private server: it starts, stops and starts again with the same ports and data, and reports its failure."""
 
 import asyncio
 import time
@@ -7,53 +7,53 @@ from pathlib import Path
 from typing import Protocol
 
 from podium.servers import process
+from podium.servers.data_directory import SavedState
 from podium.servers.errors import ServerDied, ServerStartFailed
-from podium.servers.memory import Memory
 from podium.servers.ports import free_ports, is_free
-from podium.servers.process import GuardedProcess, Launch, Surroundings
+from podium.servers.process import GuardedProcess, Launch, ProcessContext
 
-START_PATIENCE_SECONDS = 90.0  # a slow disk after a crash, with a recovery to run
+START_TIMEOUT_SECONDS = 90.0  # enough for crash recovery on a slow disk
 POLL_SECONDS = 0.02
-# Somebody else may take a port between our look and the server's bind.
+# Another program may take a port between the check and the server's bind.
 ATTEMPTS = 3
 TAIL_LINES = 20
 TAIL_BYTES = 16_384
 LOG_BYTES = 10_000_000
 
 
-class Kind(Protocol):
+class ServerKind(Protocol):
     """What differs between PostgreSQL and RabbitMQ."""
 
     @property
     def name(self) -> str:
-        """Short and fixed: names the folder, the log and the account."""
+        """The name of its folder, its log and its account."""
 
     @property
     def port_names(self) -> Sequence[str]:
-        """The ports it needs."""
+        """The names of the ports that it needs."""
 
     def url(self, ports: Mapping[str, int]) -> str:
-        """How programs reach it, password included."""
+        """Its address for clients, with the password."""
 
-    async def prepare(self, around: Surroundings) -> None:
-        """Makes what has to be there before each start."""
+    async def prepare(self, context: ProcessContext) -> None:
+        """Creates the files that a start needs."""
 
     def launch(self, ports: Mapping[str, int]) -> Launch:
-        """What to start."""
+        """The programs to start, and the signals that stop them."""
 
     async def is_ready(self, pid: int, ports: Mapping[str, int]) -> bool:
-        """Whether clients are served."""
+        """Whether the server accepts clients."""
 
 
 class PrivateServer:
-    """A server of our own on loopback. `stop`, `start` and `kill` keep its address and its data."""
+    """A private server on loopback. It keeps its address and its data over `stop`, `kill` and `start`."""
 
-    def __init__(self, kind: Kind, memory: Memory, around: Surroundings) -> None:
+    def __init__(self, kind: ServerKind, state: SavedState, context: ProcessContext) -> None:
         self._kind = kind
-        self._memory = memory
-        self._around = around
+        self._state = state
+        self._context = context
         self._process: GuardedProcess | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._died = asyncio.Event()
         self._address_is_known = False
 
@@ -64,24 +64,24 @@ class PrivateServer:
 
     @property
     def url(self) -> str:
-        """How programs reach it, from the first start on."""
+        """Its address for clients, with the password. Valid after the first start."""
         return self._kind.url(self._ports)
 
     @property
     def log(self) -> Path:
-        """What the server writes."""
-        return self._around.log
+        """The file with the server's output."""
+        return self._context.log
 
     @property
     def pid(self) -> int | None:
-        """The server's own process; None while it does not run."""
+        """The process id of the server; None while it does not run."""
         return self._process.pid if self._process and self._process.code is None else None
 
     async def start(self) -> None:
-        """Returns when clients are served. Does nothing if it runs.
+        """Returns when the server accepts clients. Does nothing if it runs.
 
         Raises:
-            ServerStartFailed: with the end of the server's log.
+            ServerStartFailed: it did not start; the message contains the end of its log.
         """
         if self.pid is not None:
             return
@@ -91,89 +91,89 @@ class PrivateServer:
                 await self._start_once()
             except ServerStartFailed as failure:
                 if attempt == ATTEMPTS or self._address_is_known or all(map(is_free, self._ports.values())):
-                    raise ServerStartFailed(self._explained(str(failure))) from failure
+                    raise ServerStartFailed(self._with_log_tail(str(failure))) from failure
             else:
                 self._address_is_known = True
                 return
 
     async def stop(self) -> None:
-        """Shuts it down in order, everything it saved kept; returns when none of its processes is left."""
-        running = self._unwatched()
+        """Shuts it down in order; returns when all its processes have ended. The data stay."""
+        running = self._stop_watching()
         if running is not None:
             await running.stop()
 
     async def kill(self) -> None:
-        """SIGKILL, as in a power cut; returns when none of its processes is left."""
-        running = self._unwatched()
+        """Sends SIGKILL, as in a power cut; returns when all its processes have ended."""
+        running = self._stop_watching()
         if running is not None:
             await running.kill()
 
     async def died(self) -> ServerDied:
-        """Waits until it ends without having been told to, and says so."""
+        """Waits until it ends without `stop` or `kill`; returns the error to report."""
         await self._died.wait()
         code = self._process.code if self._process else None
-        return ServerDied(self._explained(f"{self.name} ended unexpectedly (exit code {code})"))
+        return ServerDied(self._with_log_tail(f"{self.name} ended unexpectedly (exit code {code})"))
 
     @property
     def _ports(self) -> dict[str, int]:
-        return self._memory.of(self.name).ports
+        return self._state.server(self.name).ports
 
     async def _start_once(self) -> None:
         self._choose_ports()
-        self._turn_log()
+        self._rotate_log()
         try:
-            await self._kind.prepare(self._around)
-            started = await process.start(self._kind.launch(self._ports), self._around)
+            await self._kind.prepare(self._context)
+            started = await process.start(self._kind.launch(self._ports), self._context)
         except OSError as error:
             raise ServerStartFailed(f"{self.name} could not be started: {error}") from error
         try:
-            await self._until_ready(started)
+            await self._wait_until_ready(started)
         except BaseException:
             await started.stop()
             raise
         self._process = started
-        self._watching = asyncio.create_task(self._watch(started), name=f"watch {self.name}")
+        self._watch_task = asyncio.create_task(self._watch(started), name=f"watch {self.name}")
 
     def _choose_ports(self) -> None:
-        """Those remembered if they are free; once an address was handed out it does not change any more."""
-        known = self._ports
+        """Keeps the saved ports if they are free. After the first start they never change: clients know them."""
+        saved = self._ports
         if self._address_is_known or (
-            set(known) == set(self._kind.port_names) and all(is_free(port) for port in known.values())
+            set(saved) == set(self._kind.port_names) and all(is_free(port) for port in saved.values())
         ):
             return
-        self._memory.of(self.name).ports = free_ports(self._kind.port_names)
-        self._memory.save()
+        self._state.server(self.name).ports = free_ports(self._kind.port_names)
+        self._state.save()
 
-    async def _until_ready(self, started: GuardedProcess) -> None:
-        deadline = time.monotonic() + START_PATIENCE_SECONDS
+    async def _wait_until_ready(self, started: GuardedProcess) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not await self._kind.is_ready(started.pid, self._ports):
             if started.code is not None:
                 raise ServerStartFailed(f"{self.name} ended while it was starting (exit code {started.code})")
             if time.monotonic() > deadline:
-                raise ServerStartFailed(f"{self.name} did not become ready within {START_PATIENCE_SECONDS:.0f} s")
+                raise ServerStartFailed(f"{self.name} did not become ready within {START_TIMEOUT_SECONDS:.0f} s")
             await asyncio.sleep(POLL_SECONDS)
 
     async def _watch(self, started: GuardedProcess) -> None:
         await started.ended()
         self._died.set()
 
-    def _unwatched(self) -> GuardedProcess | None:
-        """The process, whose end is no surprise from here on."""
-        if self._watching is not None:
-            self._watching.cancel()
+    def _stop_watching(self) -> GuardedProcess | None:
+        """Returns the process; its end is not reported as a failure any more."""
+        if self._watch_task is not None:
+            self._watch_task.cancel()
         return self._process
 
-    def _turn_log(self) -> None:
-        """Starts a new log when the old one has grown; one old one is kept."""
+    def _rotate_log(self) -> None:
+        """Renames a log of more than LOG_BYTES. Only one old log is kept."""
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
 
-    def _explained(self, what: str) -> str:
-        """With the end of the log, and where the rest is."""
+    def _with_log_tail(self, sentence: str) -> str:
+        """The sentence, the path of the log, and the last lines of the log."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
                 tail = log.read().decode("utf-8", errors="replace").splitlines()[-TAIL_LINES:]
         except OSError:
             tail = []
-        return "\n".join([f"{what}. The end of its log ({self.log}):", *(f"    {line}" for line in tail)])
+        return "\n".join([f"{sentence}. The end of its log ({self.log}):", *(f"    {line}" for line in tail)])

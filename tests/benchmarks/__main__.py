@@ -1,9 +1,9 @@
-"""`make bench`: Podium beside the usual way and beside what the servers can do, both numbers of each ratio.
+"""`make bench`: compares Podium with common implementations and with the limits of the servers.
 
     python -m tests.benchmarks [--runs 3] [--output results.json] [--chart chart.svg]
 
-Caveats: one machine runs the servers, the load and what is measured, so the numbers compare programs and say little
-about any program alone; the backlog is published before the clock starts; the peers do less than Podium does.
+Caveats: the servers, the load and the measured program share one machine, so the numbers compare programs and say
+little about one program alone. The backlog is published before the measurement starts. The peers do less than Podium.
 """
 
 import argparse
@@ -36,10 +36,10 @@ console = Console()
 
 
 def main(runs: int, output: Path | None, chart: Path | None) -> None:
-    """Measure everything `runs` times, print the table after each, write all of it as JSON and as a picture."""
+    """Measure everything `runs` times; print a table after each run; write all figures as JSON and as a chart."""
     with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter
+        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter it
         results = uvloop.run(run(runs, folder))
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     if output is not None:
@@ -50,7 +50,7 @@ def main(runs: int, output: Path | None, chart: Path | None) -> None:
 
 
 async def run(runs: int, folder: Path) -> list[dict[str, float]]:
-    """The figures of each run."""
+    """Returns the figures of each run."""
     results: list[dict[str, float]] = []
     async with private_servers(folder / "servers") as servers:
         bench = Bench(servers, folder)
@@ -100,7 +100,7 @@ def _table(found: Figures, title: str) -> Table:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure Podium beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure Podium and its peers.")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=None, help="write all numbers to this file as JSON")
     parser.add_argument("--chart", type=Path, default=None, help="draw the median of the runs into this SVG file")

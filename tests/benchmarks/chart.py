@@ -1,4 +1,4 @@
-"""The figures as a picture: one row per comparison, the median of all runs, both numbers of each ratio written out."""
+"""The figures as a chart: one row per comparison, with the median of all runs and both numbers of each ratio."""
 
 import statistics
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ STYLE = """
 
 
 def draw(runs: Sequence[Figures], machine: str) -> str:
-    """An SVG; a bar is as long as the share of its target that was reached."""
+    """Returns an SVG. The length of a bar is the reached share of its target."""
     found = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     rows = [
         _row(
@@ -37,7 +37,7 @@ def draw(runs: Sequence[Figures], machine: str) -> str:
             each.work,
             "",
             f"{found[each.ours]:.2f} ms (target {each.target_ms:g} ms)",
-            each.target_ms / max(found[each.ours], 0.001),  # what is added may drown in noise
+            each.target_ms / max(found[each.ours], 0.001),  # the added time may be zero or negative within the noise
         )
         for each in LIMITS
     ]

@@ -1,4 +1,4 @@
-"""The announcements that are measured: a fleet whose pods announce themselves again and again."""
+"""The announcements for the benchmarks: a fleet whose pods announce themselves repeatedly."""
 
 import random
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ PER_AGENT = DEPLOYMENTS_PER_AGENT * ANNOUNCEMENTS_PER_DEPLOYMENT
 
 
 def announcements(agents: int, *, seed: int = 1) -> list[tuple[str, dict[str, Any]]]:
-    """Agent names and bodies, shuffled: of ten messages one is the first of its deployment."""
+    """Agent names and bodies in random order. Each deployment has ANNOUNCEMENTS_PER_DEPLOYMENT messages."""
     bodies = list(_bodies(agents))
-    random.Random(seed).shuffle(bodies)  # noqa: S311 - an order that can be repeated, not a secret
+    random.Random(seed).shuffle(bodies)  # noqa: S311 - a reproducible order, not a secret
     return bodies
 
 

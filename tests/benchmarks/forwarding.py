@@ -1,9 +1,9 @@
-"""What it costs to call an agent through Podium: calls per second of one API process, and the time added to each.
+"""The cost of calls through Podium: calls per second of one API process, and the time added to each call.
 
     python -m tests.benchmarks.forwarding [--seconds 5]
 
-Each call reads its route from the database; the peers look nothing up. Load, agent, servers and what is measured share
-one machine, so the numbers compare programs.
+Podium reads the route of each call from the database; the peers have a fixed route. The load, the agent, the servers
+and the measured program share one machine, so the numbers compare programs.
 """
 
 import argparse
@@ -50,9 +50,9 @@ http {{
 
 
 async def forwarding(bench: Bench, seconds: float = SECONDS) -> dict[str, float]:
-    """Calls per second over 32 connections through Podium, a Litestar handler with httpx, and nginx if it is there.
+    """Calls per second on 32 connections through Podium, a Litestar handler with httpx, and nginx if it is installed.
 
-    And the milliseconds that Podium adds to a call on one connection, at the median and at the 99th percentile.
+    Also the milliseconds that Podium adds to a call on one connection: median and 99th percentile.
     """
     async with bench.fresh() as settings, AsyncExitStack() as stack:
         podium, agent = await stack.enter_async_context(_podium_and_agent(settings, bench.folder))
@@ -72,7 +72,7 @@ async def forwarding(bench: Bench, seconds: float = SECONDS) -> dict[str, float]
 
 @asynccontextmanager
 async def _podium_and_agent(settings: Settings, folder: Path) -> AsyncIterator[tuple[str, str]]:
-    """The URL of an agent through Podium, and its own."""
+    """The URL of an agent through Podium, and its direct URL."""
     port = free_ports(["agent"])["agent"]
     agent = f"http://127.0.0.1:{port}/api"
     env = environment(settings)
@@ -97,7 +97,7 @@ async def _httpx_forwarder(settings: Settings, folder: Path, agent: str) -> Asyn
 
 @asynccontextmanager
 async def _nginx(folder: Path, agent: str) -> AsyncIterator[str | None]:
-    """None where it is not installed."""
+    """The URL of nginx in front of the agent; None if nginx is not installed."""
     binary = next((found for each in NGINX_PATHS if (found := shutil.which(each))), None)
     if binary is None:
         yield None
@@ -128,7 +128,7 @@ async def _listening(port: int) -> None:
 
 
 async def _in_turns(urls: dict[str, str], connections: int, seconds: float) -> dict[str, list[float]]:
-    """The milliseconds of each call of so many seconds, in several turns: what else the machine does falls on all."""
+    """The milliseconds of each call by URL. The URLs take turns, so that other load on the machine affects all."""
     found: dict[str, list[float]] = {name: [] for name in urls}
     for url in urls.values():
         await _load(url, connections, WARM_UP_SECONDS)
@@ -139,7 +139,7 @@ async def _in_turns(urls: dict[str, str], connections: int, seconds: float) -> d
 
 
 async def _load(url: str, connections: int, seconds: float) -> list[float]:
-    """The milliseconds of each call, by a process of its own."""
+    """The milliseconds of each call, made by a separate process."""
     arguments = ["-m", f"{PEERS}.load", url, str(connections), str(seconds)]
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     try:
@@ -158,16 +158,16 @@ async def _alone(folder: Path, seconds: float) -> dict[str, float]:
 
 
 def main(seconds: float) -> None:
-    """Measure on servers of our own, and print."""
+    """Measure on private servers and print the figures."""
     with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter
+        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter it
         found = uvloop.run(_alone(folder, seconds))
     found["forwards_beside_httpx"] = found["forwards"] / found["httpx_forwards"]
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure the gateway beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure the gateway and its peers.")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     main(parser.parse_args().seconds)

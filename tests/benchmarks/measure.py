@@ -1,4 +1,4 @@
-"""The measurements: each returns plain numbers, taken on servers that nothing else uses."""
+"""The measurements. Each uses servers without other load and returns numbers."""
 
 import asyncio
 import sys
@@ -38,14 +38,14 @@ WARM_UP = 20
 
 @dataclass(frozen=True)
 class Bench:
-    """The servers, and a folder for logs."""
+    """The servers, and the folder for logs."""
 
     servers: Servers
     folder: Path
 
     @asynccontextmanager
     async def fresh(self) -> AsyncIterator[Settings]:
-        """A migrated database and empty queues, gone afterwards."""
+        """A migrated database and empty queues; the database is dropped afterwards."""
         name = f"bench_{uuid4().hex}"
         admin = create_async_engine(async_url(self.servers.database_url), isolation_level="AUTOCOMMIT")
         async with admin.connect() as connection:
@@ -67,7 +67,7 @@ class Bench:
         await admin.dispose()
 
     async def registrations_per_second(self, agents: int) -> float:
-        """One worker process that takes a backlog of registrations."""
+        """The rate of one worker process with a backlog of announcements."""
         count = agents * PER_AGENT
         async with self.fresh() as settings:
             await self._publish(settings, agents)
@@ -85,14 +85,14 @@ class Bench:
         return count / float(row.seconds)
 
     async def peer_registrations_per_second(self, peer: str, agents: int) -> float:
-        """A peer program that takes the same backlog."""
+        """The rate of a peer program with the same backlog."""
         async with self.fresh() as settings:
             await self._publish(settings, agents)
             seconds = await self._run_peer(settings, peer, str(agents * PER_AGENT))
         return agents * PER_AGENT / seconds
 
     async def promotes_per_second(self, sessions: int, each: int) -> float:
-        """Promotes by direct calls of the service, every session on an agent of its own."""
+        """The rate of promotes as direct service calls; each session has its own agent."""
         async with self.fresh() as settings:
             engine = make_engine(settings, application_name="bench", pool_size=sessions)
             factory = Sessions(engine)
@@ -114,7 +114,7 @@ class Bench:
         return sessions * each / seconds
 
     async def commits_per_second(self, sessions: int, count: int) -> float:
-        """Single-row commits of the same database at the same concurrency."""
+        """The rate of single-row commits on the same database with the same concurrency."""
         async with self.fresh() as settings:
             seconds = await self._run_peer(
                 settings, "single_row_commits", str(sessions), str(count), driver="postgresql"
@@ -122,7 +122,7 @@ class Bench:
         return count / seconds
 
     async def event_latencies_ms(self, samples: int) -> list[float]:
-        """From a publish to the `promoted` event at a consumer, one at a time on an idle system."""
+        """The milliseconds from a publish to the `promoted` event at a consumer, one at a time on an idle system."""
         async with self.fresh() as settings, worker_process(settings, self.folder):
             connection = await aio_pika.connect(self.servers.amqp_url)
             async with connection:

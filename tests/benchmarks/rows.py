@@ -1,4 +1,4 @@
-"""What is compared with what, and what is aimed at."""
+"""The comparisons of the benchmarks and their targets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """So much work per second beside what something else does per second."""
+    """A rate of Podium compared with a rate of a peer."""
 
     work: str
     ours: str
     peer: str
     theirs: str
     target: float | None
-    """None: what is beside it is a limit, not an aim."""
+    """None if the peer is an upper limit and not a target."""
 
     def measured(self, found: Figures) -> bool:
-        """Whether the peer was there to compare with."""
+        """Whether the peer was measured."""
         return self.theirs in found
 
     def of(self, found: Figures) -> float:
-        """How many times the peer's number ours is."""
+        """Podium's rate divided by the peer's rate."""
         return found[self.ours] / found[self.theirs]
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A time that should not be longer than this."""
+    """A duration with an upper limit as its target."""
 
     work: str
     ours: str

@@ -1,9 +1,8 @@
-"""`make bench-scale`: reads and promotes on a database of 1,000,000 deployments, beside the same on one of 1,000.
+"""`make bench-scale`: reads and promotes with 1,000,000 deployments in the database, compared with 1,000.
 
     python -m tests.benchmarks.scale [--deployments 1000000]
 
-Caveats: one caller at a time, on one machine; rows are written by SQL, not by announcements; all of it fits into
-memory.
+Caveats: one caller at a time, on one machine. SQL writes the rows, not announcements. The database fits into memory.
 """
 
 import argparse
@@ -71,14 +70,14 @@ console = Console()
 
 @dataclass(frozen=True)
 class Chosen:
-    """An agent of those that are there."""
+    """An agent of the database."""
 
     id: UUID
     name: str
 
     @property
     def some_deployment(self) -> str:
-        """One of its versions."""
+        """The id of a random deployment of the agent."""
         return f"{self.name}-v{random.randint(1, PER_AGENT)}"  # noqa: S311 - a load, not a secret
 
 
@@ -105,7 +104,7 @@ WORK: dict[str, Work] = {
 
 
 async def measure(bench: Bench, deployments: int) -> dict[str, list[float]]:
-    """The milliseconds of each kind of work, one call at a time, on a database of this size."""
+    """The milliseconds of each call by kind of work, one call at a time, on a database of this size."""
     async with bench.fresh() as settings:
         engine = make_engine(settings, application_name="bench", pool_size=2)
         sessions = Sessions(engine)
@@ -143,7 +142,7 @@ async def _milliseconds(work: Callable[[], Awaitable[Any]]) -> list[float]:
 
 
 async def run(folder: Path, deployments: int) -> None:
-    """Measure both sizes, print both numbers of each ratio."""
+    """Measure both sizes and print both numbers of each ratio."""
     async with private_servers(folder / "servers") as servers:
         bench = Bench(servers, folder)
         with console.status(f"measuring on {SMALL:,} deployments ..."):
@@ -173,5 +172,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure reads and promotes on a large database.")
     parser.add_argument("--deployments", type=int, default=1_000_000)
     with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o755)  # the servers' unprivileged account must be able to enter
+        Path(name).chmod(0o755)  # the servers' unprivileged account must be able to enter it
         uvloop.run(run(Path(name), parser.parse_args().deployments))

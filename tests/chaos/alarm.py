@@ -26,5 +26,5 @@ async def _set_watermark(server: PrivateServer, fraction: str) -> None:
     control = kind._binaries().server.with_name("rabbitmqctl")
     arguments = [str(control), "-n", NODE, "set_vm_memory_high_watermark", fraction]
     command = Command(arguments, {**kind._environment(server._ports)}, Path(kind.folder))
-    code = await run(command, server._around)
+    code = await run(command, server._context)
     assert code == 0, server.log.read_text()[-1000:]

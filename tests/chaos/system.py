@@ -23,7 +23,7 @@ from podium.servers.process import GuardedProcess
 from services.settings import Settings
 from services.storage.database import Sessions, async_url
 from services.storage.migrate import migrate
-from tests.integration.servers.observing import GUARD, tree
+from tests.integration.servers.process_tree import GUARD, tree
 from tests.support.processes import worker_process
 from tests.support.waiting import eventually
 from workers.amqp.topology import declare

@@ -35,7 +35,7 @@ async def small_disk(system: System) -> AsyncIterator[Path]:
     """Move this test's database to a disk of 20 MB, which it nearly fills."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    account = system.servers.postgres._around.account
+    account = system.servers.postgres._context.account
     folder = system.servers.postgres._kind.folder.parent / "small"  # type: ignore[attr-defined]  # both kinds have one
     folder.mkdir()
     owner = f",uid={account.uid},gid={account.gid}" if account else ""

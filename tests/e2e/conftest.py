@@ -20,7 +20,7 @@ async def two_apis(settings: Settings, tmp_path: Path) -> AsyncIterator[list[str
 
 @pytest_asyncio.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client that opens as many connections as it is asked for."""
+    """An HTTP client without a limit on connections."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         yield client
 
@@ -35,8 +35,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def sdk_python() -> str:
-    """The Python of an environment of the SDKs' own."""
+    """The Python of a separate environment with the SDKs."""
     python = made_environment()
     if python is None:
-        pytest.skip("the SDKs need Python 3.12 or newer, and this machine has none")
+        pytest.skip("the SDKs need Python 3.12 or newer, which this machine does not have")
     return python

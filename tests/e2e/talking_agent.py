@@ -1,6 +1,6 @@
-"""An agent in a process of its own: answers at once, or talks without end if it is asked to stream.
+"""An agent in its own process: it answers at once, or streams without end for calls that contain `stream`.
 
-Takes the port that it listens on.
+Argument: the port that it listens on.
 """
 
 import asyncio

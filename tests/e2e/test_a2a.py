@@ -1,4 +1,4 @@
-"""An agent and clients of the A2A SDK, unchanged: all that the clients know is the card that Podium serves."""
+"""An unchanged agent and unchanged clients of the A2A SDK. The clients know only the card that Podium serves."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,14 +12,14 @@ from tests.support.factories import a_body
 from tests.support.processes import api_process
 from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
 
-# What a streamed answer is made of; the first version offers A2A 1.0 and 0.3, the second one 0.3 alone.
+# The events of a streamed answer. The first version offers A2A 1.0 and 0.3, the second only 0.3.
 STREAMED = ["task", "artifact_update", "artifact_update", "status_update"]
 PROTOCOLS = {"a2a-v1": "1.0,0.3", "a2a-v2": "0.3"}
 
 
 @pytest.mark.timeout(INSTALL_SECONDS + 180)
 async def test_a2a_clients_work_from_the_card_alone(settings: Settings, tmp_path: Path, sdk_python: str) -> None:
-    """Streaming or not, of both versions of the protocol, across a promote; every request goes to the gateway."""
+    """With and without streaming, in both protocol versions, across a promote. All requests go to the gateway."""
     ports = free_ports(list(PROTOCOLS))
     async with AsyncExitStack() as stack:
         for name, protocols in PROTOCOLS.items():
@@ -51,6 +51,8 @@ async def test_a2a_clients_work_from_the_card_alone(settings: Settings, tmp_path
     assert seen["version_after"] == "a2a-v2"
     assert seen["fresh"]["said"] == "a2a-v2 heard: seven"
 
-    beside = {f"{place}{path}" for place in (by_name, preview) for path in ("/rpc", "/.well-known/agent-card.json")}
-    assert {each["url"] for each in seen["asked"]} == beside
+    expected_urls = {
+        f"{place}{path}" for place in (by_name, preview) for path in ("/rpc", "/.well-known/agent-card.json")
+    }
+    assert {each["url"] for each in seen["asked"]} == expected_urls
     assert {each["version"] for each in seen["asked"]} >= {"1.0", "0.3"}

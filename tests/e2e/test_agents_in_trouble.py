@@ -1,4 +1,4 @@
-"""Agents in processes of their own that are killed and frozen under a gateway in a process of its own."""
+"""Agents and a gateway in separate processes; agents are killed and stopped during calls."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from tests.support.processes import api_process, environment, program
 from tests.support.waiting import eventually
 
 FIRST_BYTE_SECONDS = 2
-# What a refused connection costs with its three more attempts, on a busy machine.
+# A refused connection with its three retries takes less, even on a busy machine.
 QUICK_SECONDS = 2
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "message/send"}
 STREAM = {**CALL, "method": "message/stream"}
@@ -31,13 +31,13 @@ StartAgent = Callable[[str], Awaitable[GuardedProcess]]
 
 @pytest_asyncio.fixture
 async def api(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
-    """A gateway that loses patience soon, and leaves an agent alone after three failures."""
-    impatient = {
+    """A gateway with a short first-byte timeout and a circuit breaker that opens after three failures."""
+    short_limits = {
         "PODIUM_FIRST_BYTE_TIMEOUT": str(FIRST_BYTE_SECONDS),
         "PODIUM_BREAKER_FAILURES": "3",
         "PODIUM_BREAKER_PAUSE": "1",
     }
-    async with api_process(settings, tmp_path, **impatient) as url:
+    async with api_process(settings, tmp_path, **short_limits) as url:
         yield url
 
 
@@ -45,7 +45,7 @@ async def api(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
 async def start_agent(
     settings: Settings, tmp_path: Path, api: str, client: aiohttp.ClientSession
 ) -> AsyncIterator[StartAgent]:
-    """Starts an agent of this name, which is in production when it returns."""
+    """Starts an agent with this name; returns when it is in production."""
     async with AsyncExitStack() as stack:
 
         async def start(name: str) -> GuardedProcess:
@@ -71,7 +71,7 @@ async def start_agent(
 
 
 async def call(client: aiohttp.ClientSession, api: str, name: str) -> tuple[int, Any, float]:
-    """Status, reason of a refusal, and seconds of one call."""
+    """Status, error data and seconds of one call."""
     began = perf_counter()
     async with client.post(f"{api}/agents/name/{name}/rpc", json=CALL) as response:
         answer = await response.json()
@@ -79,29 +79,29 @@ async def call(client: aiohttp.ClientSession, api: str, name: str) -> tuple[int,
 
 
 async def test_an_agent_that_dies(api: str, client: aiohttp.ClientSession, start_agent: StartAgent) -> None:
-    """Its stream stays without an end; then it refuses, quickly, and is left alone; the other one is served as ever."""
+    """Its stream breaks off. Further calls fail quickly, then the circuit breaker opens. The other agent serves."""
     agent = await start_agent("bot")
     await start_agent("other")
     async with client.post(f"{api}/agents/name/bot/rpc", json=STREAM) as stream:
         assert (await stream.content.readany()).startswith(PIECE)
         os.kill(agent.pid, signal.SIGKILL)
-        forged = False
+        completed = False
         with suppress(aiohttp.ClientPayloadError):
             async with asyncio.timeout(10):
                 await stream.content.read()
-            forged = True
-        assert not forged, "the stream was given an end that the agent did not send"
+            completed = True
+        assert not completed, "the stream was completed although the agent did not end it"
 
-    verdicts = [await call(client, api, "bot") for _ in range(4)]
-    assert [status for status, _, _ in verdicts] == [502, 502, 502, 503]
-    assert [data["reason"] for _, data, _ in verdicts] == [*["agent-unreachable"] * 3, "breaker-open"]
-    assert not any(data["sent"] for _, data, _ in verdicts)
-    assert min(seconds for _, _, seconds in verdicts[:3]) < QUICK_SECONDS
+    results = [await call(client, api, "bot") for _ in range(4)]
+    assert [status for status, _, _ in results] == [502, 502, 502, 503]
+    assert [data["reason"] for _, data, _ in results] == [*["agent-unreachable"] * 3, "breaker-open"]
+    assert not any(data["sent"] for _, data, _ in results)
+    assert min(seconds for _, _, seconds in results[:3]) < QUICK_SECONDS
     assert (await call(client, api, "other"))[0] == 200
 
 
 async def test_an_agent_that_hangs(api: str, client: aiohttp.ClientSession, start_agent: StartAgent) -> None:
-    """504 that names the timer; the other agent is served meanwhile, and this one again once it goes on."""
+    """Calls get 504 with the name of the timeout. The other agent serves meanwhile; this one does after SIGCONT."""
     agent = await start_agent("bot")
     await start_agent("other")
     assert (await call(client, api, "bot"))[0] == 200

@@ -31,20 +31,20 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 TABLES = ("agents", "deployments", "registrations", "promotions", "outbox", "parked")
 
 
-def as_documented(containing: str, settings: Settings, folder: Path) -> None:
-    """Run the block of shell commands that contains this, with the programs of this machine's PostgreSQL."""
+def run_documented(containing: str, settings: Settings, folder: Path) -> None:
+    """Run the documented block of commands that contains this text, with the programs of this PostgreSQL."""
     found = find_postgres(os.environ)
     if found is None:
-        pytest.skip("the servers are containers, whose programs are not on this machine")
+        pytest.skip("the servers are containers; their programs are not on this machine")
     env = environment(settings)
     env["PATH"] = f"{found.bin_dir}:{Path(sys.executable).parent}:{env['PATH']}"
     command = documented_command(OPERATIONS, containing)
-    done = subprocess.run(["sh", "-euc", command], cwd=folder, env=env, capture_output=True, text=True, check=False)  # noqa: S607 - whichever shell the reader has
+    done = subprocess.run(["sh", "-euc", command], cwd=folder, env=env, capture_output=True, text=True, check=False)  # noqa: S607 - the shell of the reader
     assert done.returncode == 0, done.stderr
 
 
 async def contents(sessions: Sessions) -> dict[str, list[str]]:
-    """Every row of every table, as text."""
+    """All rows of all tables, as text."""
     return {
         table: [row.row for row in await rows(sessions, f"SELECT t::text AS row FROM {table} t ORDER BY 1")]
         for table in TABLES
@@ -78,25 +78,23 @@ async def next_event(stream: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 async def register(sessions: Sessions, *deployment_ids: str) -> None:
-    """Deployments of one agent, the first of which goes to production."""
+    """Register deployments of one agent; the first goes to production."""
     batch = [incoming("bot", deployment_id=each) for each in deployment_ids]
     await in_transaction(sessions, lambda session: register_batch(session, batch))
 
 
 @pytest.mark.usefixtures("broker")
-async def test_what_was_backed_up_as_documented_can_be_restored(
-    sessions: Sessions, settings: Settings, tmp_path: Path
-) -> None:
-    """Every row comes back, what happened since is gone, and Podium goes on from there."""
+async def test_a_documented_backup_can_be_restored(sessions: Sessions, settings: Settings, tmp_path: Path) -> None:
+    """All rows are as at the backup, later changes are gone, and Podium works with the restored database."""
     await register(sessions, "v1", "v2", "v3")
     ((agent_id,),) = await rows(sessions, "SELECT id FROM agents")
     await in_transaction(sessions, lambda session: promote(session, agent_id, "v2", Caller(actor="test")))
     backed_up = await contents(sessions)
-    as_documented("pg_dump", settings, tmp_path)
+    run_documented("pg_dump", settings, tmp_path)
     await in_transaction(sessions, lambda session: promote(session, agent_id, "v3", Caller(actor="test")))
     await register(sessions, "v4")
 
-    as_documented("pg_restore", settings, tmp_path)
+    run_documented("pg_restore", settings, tmp_path)
     assert await contents(sessions) == backed_up
     await in_transaction(sessions, lambda session: promote(session, agent_id, "v3", Caller(actor="test")))
     assert await rows(sessions, "SELECT generation FROM agents") == [(3,)]
@@ -119,12 +117,12 @@ async def test_a_restore_into_a_new_cluster_serves_event_streams(
     an_hour_on = datetime.now(UTC) + timedelta(hours=1)
     await in_transaction(sessions, lambda session: remove_published(session, an_hour_on, limit=2))
     left = [row.event_id for row in await rows(sessions, "SELECT event_id FROM outbox ORDER BY id")]
-    as_documented("pg_dump", settings, tmp_path)
+    run_documented("pg_dump", settings, tmp_path)
 
     environ = {**os.environ, "PODIUM_AMQP_URL": settings.amqp_url.get_secret_value()}
     async with private_servers(folder, durable=False, environ=environ) as new:
         restored = settings.model_copy(update={"database_url": SecretStr(new.database_url)})
-        as_documented("pg_restore", restored, tmp_path)
+        run_documented("pg_restore", restored, tmp_path)
         async with api_process(restored, tmp_path) as api, worker_process(restored, tmp_path, "relay registrar"):
             cursor = await cursor_now(api)
             async with aiohttp.ClientSession() as client, client.get(f"{api}/events?since={cursor}") as live:
@@ -146,6 +144,6 @@ async def test_a_restore_into_a_new_cluster_serves_event_streams(
 
 
 @pytest.mark.parametrize("query", blocks(OPERATIONS, "sql"))
-async def test_the_queries_to_watch_can_be_run(sessions: Sessions, query: str) -> None:
-    """Each query of the operations guide fits today's schema."""
+async def test_the_monitoring_queries_can_be_run(sessions: Sessions, query: str) -> None:
+    """Each query of the operations guide fits the current schema."""
     await rows(sessions, query)

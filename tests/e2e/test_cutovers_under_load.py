@@ -1,6 +1,6 @@
-"""Calls all the time through two API processes while what serves changes again and again.
+"""Continuous calls through two API processes during many promotions.
 
-CHAOS=long: 500 promotions under 300 calls a second, 1,000 streams. Run with `-s` it prints what it has measured.
+CHAOS=long: 500 promotions under 300 calls a second, 1,000 streams. With `-s` the tests print their measurements.
 """
 
 import asyncio
@@ -34,20 +34,20 @@ STREAMS_ACROSS_PROMOTES = 10
 
 @dataclass
 class Traffic:
-    """Calls, and what became of them."""
+    """Calls and their results."""
 
     apis: list[str]
     client: aiohttp.ClientSession
-    promised: int = 1
-    """The generation of the last promote that was answered."""
+    replied: int = 1
+    """The generation of the last promote with a reply."""
     statuses: Counter[int] = field(default_factory=Counter)
     stale: list[tuple[int, int]] = field(default_factory=list)
     served: dict[int, str] = field(default_factory=dict)
     """The version that answered at each generation."""
 
     async def call(self, number: int) -> None:
-        """One call through one of the processes."""
-        promised = self.promised
+        """Make one call through one of the API processes."""
+        replied = self.replied
         url = f"{self.apis[number % len(self.apis)]}/agents/name/bot/rpc"
         async with self.client.post(url, json={"id": number}) as response:
             version = await response.text()
@@ -55,11 +55,11 @@ class Traffic:
             if response.status == 200:
                 generation = int(response.headers["x-podium-generation"])
                 assert self.served.setdefault(generation, version) == version
-                if generation < promised:
-                    self.stale.append((promised, generation))
+                if generation < replied:
+                    self.stale.append((replied, generation))
 
     async def keep_calling(self, until: asyncio.Event) -> None:
-        """So many calls a second, whether the ones before are answered or not."""
+        """Make CALLS_PER_SECOND calls, without waiting for earlier answers."""
         began, tasks = perf_counter(), set()
         number = 0
         while not until.is_set():
@@ -72,7 +72,7 @@ class Traffic:
 
 
 def named(version: str, finish: asyncio.Event) -> Handler:
-    """A pod that answers with its name, and (GET) streams until it is told to finish."""
+    """A pod that answers POST with its name and streams for GET until `finish` is set."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         if request.method == "POST":
@@ -88,10 +88,10 @@ def named(version: str, finish: asyncio.Event) -> Handler:
 
 
 @pytest.mark.timeout(900 if LONG else 240)
-async def test_no_call_fails_or_goes_astray_while_versions_change(
+async def test_no_call_fails_or_reaches_the_old_version_after_a_promote(
     two_apis: list[str], client: aiohttp.ClientSession
 ) -> None:
-    """No call that is sent after a promote's reply reaches the old version; streams end where they began."""
+    """No call sent after the reply to a promote reaches the old version; open streams stay with their version."""
     finish = asyncio.Event()
     async with running_pod(named("v1", finish)) as one, running_pod(named("v2", finish)) as two:
         for version, pod in (("v1", one), ("v2", two)):
@@ -114,8 +114,8 @@ async def test_no_call_fails_or_goes_astray_while_versions_change(
             url = f"{two_apis[number // 2 % 2]}/agents/{agent['id']}/deployments/{target}/promote"
             async with client.post(url) as response:
                 assert response.status == 200, await response.text()
-                traffic.promised = int(response.headers["x-podium-generation"])
-                traffic.served.setdefault(traffic.promised, target)
+                traffic.replied = int(response.headers["x-podium-generation"])
+                traffic.served.setdefault(traffic.replied, target)
             milliseconds.append((perf_counter() - sent) * 1000)
             await asyncio.sleep(0.02)
         seconds = perf_counter() - began
@@ -135,7 +135,7 @@ async def test_no_call_fails_or_goes_astray_while_versions_change(
     sys.stdout.write(f"\n{json.dumps(measured)}\n")
     assert set(traffic.statuses) == {200}, traffic.statuses
     assert traffic.stale == []
-    assert traffic.promised == PROMOTES + 1
+    assert traffic.replied == PROMOTES + 1
     assert set(ends) == {"v1 began v1 ended"}
     assert len(set(traffic.served.values())) == 2
     assert traffic.statuses.total() > PROMOTES
@@ -143,7 +143,7 @@ async def test_no_call_fails_or_goes_astray_while_versions_change(
 
 @pytest.mark.timeout(300)
 async def test_many_open_streams(settings: Settings, tmp_path: Path, client: aiohttp.ClientSession) -> None:
-    """Each gets its bytes while all are open, at a price in memory that is known; when they end it is as before."""
+    """Other calls still get answers, each stream uses little memory, and each stream ends complete."""
     finish = asyncio.Event()
     async with running_pod(named("v1", finish)) as pod, api_with_pid(settings, tmp_path) as (api, pid):
         await register(client, api, "bot", "v1", pod.url)
@@ -162,12 +162,12 @@ async def test_many_open_streams(settings: Settings, tmp_path: Path, client: aio
         finish.set()
         assert set(await asyncio.gather(*streams)) == {"v1 began v1 ended"}
     sys.stdout.write(f"\n{json.dumps({'streams': STREAMS, 'kib_each': round(each, 1)})}\n")
-    # Several times of what was measured: a buffer held for each stream would show.
+    # Several times the measured value; an additional buffer per stream would exceed it.
     assert each < 500
 
 
 async def register(client: aiohttp.ClientSession, api: str, name: str, version: str, address: str) -> dict[str, Any]:
-    """A pod of one version; the agent as it was answered."""
+    """Register a pod of one version; returns the agent from the response."""
     async with client.post(f"{api}/agents/register", json=a_body(name, deployment_id=version, acp_url=address)) as got:
         assert got.status == 200, await got.text()
         agent: dict[str, Any] = await got.json()
@@ -175,20 +175,20 @@ async def register(client: aiohttp.ClientSession, api: str, name: str, version: 
 
 
 async def read(client: aiohttp.ClientSession, url: str) -> str:
-    """All of a stream."""
+    """Read a stream to its end."""
     async with client.get(url) as response:
         return await response.text()
 
 
 async def post(client: aiohttp.ClientSession, url: str) -> str:
-    """The answer to a short call."""
+    """Make a short call; returns the answer."""
     async with client.post(url, json={}) as response:
         return await response.text()
 
 
 @asynccontextmanager
 async def api_with_pid(settings: Settings, folder: Path) -> AsyncIterator[tuple[str, int]]:
-    """The base URL of a `podium api`, and its process."""
+    """The base URL and the process id of a `podium api`."""
     port = free_ports(["api"])["api"]
     env = environment(settings, PODIUM_PORT=str(port))
     async with program("podium api", env, folder / "api.log") as process:
@@ -207,7 +207,7 @@ async def api_with_pid(settings: Settings, folder: Path) -> AsyncIterator[tuple[
 
 
 def resident_kib(pid: int) -> int:
-    """The memory that the process holds."""
+    """The resident memory of the process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith("VmRSS:")]
     return int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Everybody announces a new agent at once: two worker processes with small and large batches, and HTTP."""
+"""Many pods announce a new agent at the same time: to two workers with small and large batches, and over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ async def podium(
     settings: Settings,
     tmp_path: Path,
 ) -> AsyncIterator[str]:
-    """Two registrars with batches of 1 and of 50, a relay and an API; the API's URL."""
+    """Two registrars with batches of 1 and of 50, a relay, and an API; yields the API's URL."""
     async with (
         api_process(settings, tmp_path) as url,
         worker_process(settings, tmp_path, "registrar", PODIUM_BATCH_SIZE="1"),
@@ -35,7 +35,7 @@ async def podium(
 
 
 async def announce(client: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> int:
-    """The status of a registration over HTTP."""
+    """Register over HTTP; returns the status."""
     async with client.post(f"{url}/agents/register", json=body) as response:
         return response.status
 
@@ -43,7 +43,7 @@ async def announce(client: aiohttp.ClientSession, url: str, body: dict[str, Any]
 async def announced(
     broker: AbstractConnection, client: aiohttp.ClientSession, url: str, bodies: list[dict[str, Any]]
 ) -> None:
-    """All of them at once: every fifth over HTTP, the others on the queue."""
+    """Send all announcements at the same time: every fifth over HTTP, the others over RabbitMQ."""
     over_http = bodies[::5]
     on_the_queue = [body for number, body in enumerate(bodies) if number % 5]
     statuses, _ = await asyncio.gather(
@@ -76,7 +76,7 @@ async def test_fifty_versions_of_a_new_agent_are_one_agent_and_one_promotion(
 async def test_fifty_pods_of_one_version_are_one_row(
     podium: str, broker: AbstractConnection, sessions: Sessions, client: aiohttp.ClientSession
 ) -> None:
-    """Fifty first registrations of one deployment: one row, one promotion, nobody refused."""
+    """Fifty first registrations of one deployment: one row, one promotion, none refused."""
     await announced(broker, client, podium, [a_body("bot", deployment_id="v-1") for _ in range(PODS)])
     await _decided(sessions, PODS)
     assert [row.id for row in await rows(sessions, "SELECT id FROM deployments")] == ["v-1"]

@@ -1,6 +1,6 @@
-"""`podium up` left running under light traffic: nothing grows without end, and stopping it loses nothing.
+"""`podium up` under light traffic for a long time: memory and tables stay bounded, and a stop loses nothing.
 
-CHAOS=long leaves it running for half an hour; the short form shows the same machinery for some seconds.
+CHAOS=long runs it for half an hour; otherwise it runs for some seconds.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from tests.support.waiting import eventually
 
 LONG = os.environ.get("CHAOS") == "long"
 SECONDS = 1_800 if LONG else 16
-# Most of what is written while it runs is past it at the end.
+# So short that most rows written during the test are removed before its end.
 RETENTION_SECONDS = SECONDS / 8
 ROUND_SECONDS = 0.2
 SAMPLES = 20
 PODS = 20
 BOUNDED = ("outbox", "registrations")
-# Caches fill, and the allocator keeps some of what it got; what leaks goes on and on.
+# Caches fill and the allocator keeps some memory; a leak grows further.
 GROWTH_ALLOWED = 24 * 2**20
 MEBIBYTE = 2**20
 pytestmark = pytest.mark.timeout(SECONDS + 240)
@@ -40,20 +40,20 @@ pytestmark = pytest.mark.timeout(SECONDS + 240)
 
 @dataclass
 class Callers:
-    """Light traffic, and which statuses it met."""
+    """Light traffic, and the statuses of its responses."""
 
     url: str
     web: aiohttp.ClientSession
     statuses: Counter[int] = field(default_factory=Counter)
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer as JSON."""
+        """Send a request; returns the JSON of the response."""
         async with self.web.request(method, f"{self.url}{path}", json=body) as response:
             self.statuses[response.status] += 1
             return await response.json(content_type=None)
 
     async def round(self, number: int, agent_id: str) -> None:
-        """A call to production and one to a version, an announcement, and every tenth time a promote."""
+        """Call production and one version, register a pod, and promote in every tenth round."""
         call = {"jsonrpc": "2.0", "id": number, "method": "message/send", "params": {}}
         version = VERSIONS[number // 10 % len(VERSIONS)]
         await self.ask("POST", f"/agents/name/{SAMPLE_AGENT}/rpc", call)
@@ -68,13 +68,13 @@ class Callers:
         return "id" in agent and len(await self.ask("GET", f"/agents/{agent['id']}/deployments")) == len(VERSIONS)
 
     async def what_serves(self) -> dict[str, tuple[str | None, int]]:
-        """Of each agent: what serves it, and at which generation."""
+        """What serves each agent, and at which generation."""
         agents = await self.ask("GET", "/agents?limit=1000")
         return {each["name"]: (each["production_deployment_id"], each["generation"]) for each in agents}
 
 
 async def test_up_can_be_left_running(folder: Path) -> None:
-    """Each call is answered, memory stays flat, tables keep what retention says, a restart finds the state."""
+    """Each call gets an answer, memory and tables stay bounded, and a restart finds the state."""
     data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
     settings = {
         "MARK": mark,
@@ -98,12 +98,12 @@ async def test_up_can_be_left_running(folder: Path) -> None:
             process.send_signal(signal.SIGTERM)
             await output(process)
     assert set(callers.statuses) == {200}
-    _judge(figures)
+    _check_growth(figures)
     print(f"{callers.statuses.total()} answers, all 200; {figures[0]} at first, {figures[-1]} at last")  # noqa: T201
 
 
 async def _leave_running(callers: Callers, data_dir: Path, mark: str) -> list[Mapping[str, int]]:
-    """Traffic for the whole time; what memory and tables held now and then."""
+    """Make calls for SECONDS; returns samples of memory and row counts."""
     agent_id = (await callers.ask("GET", f"/agents/name/{SAMPLE_AGENT}"))["id"]
     figures: list[Mapping[str, int]] = []
     began, number = monotonic(), 0
@@ -137,8 +137,8 @@ async def _row_counts(data_dir: Path) -> dict[str, int]:
         await connection.close()
 
 
-def _judge(figures: list[Mapping[str, int]]) -> None:
-    """Between the middle and the end nothing has grown that a bound is promised for."""
+def _check_growth(figures: list[Mapping[str, int]]) -> None:
+    """Between the middle and the end, no bounded figure has grown."""
     middle, end = figures[len(figures) // 2], figures[-1]
     for part in ("api", "worker"):
         assert end[part] < middle[part] + GROWTH_ALLOWED, figures

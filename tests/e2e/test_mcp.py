@@ -1,4 +1,4 @@
-"""Servers and clients of the MCP SDK, unchanged, with two API processes between them."""
+"""Unchanged servers and clients of the MCP SDK, with two API processes between them."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,12 +15,12 @@ from tests.support.factories import a_body
 from tests.support.processes import api_process
 from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
 
-# Long enough for a tool on a busy machine, short beside what the tool `hang` takes.
+# Long enough for a tool on a busy machine, shorter than the tool `hang`.
 FIRST_BYTE_TIMEOUT = "PT8S"
 
 
 async def register(url: str, name: str, deployment_id: str, port: int, **more: str) -> str:
-    """Register a pod as `podium register` does; the agent's id."""
+    """Register a pod as `podium register` does; returns the id of the agent."""
     where = {"acp_url": f"http://127.0.0.1:{port}", "rpc_path": "/mcp"}
     body = a_body(name, deployment_id=deployment_id, **where, **more)
     async with aiohttp.ClientSession() as client, client.post(f"{url}/agents/register", json=body) as response:
@@ -30,7 +30,7 @@ async def register(url: str, name: str, deployment_id: str, port: int, **more: s
 
 @pytest_asyncio.fixture
 async def seen(settings: Settings, tmp_path: Path, sdk_python: str) -> AsyncIterator[Any]:
-    """What the client saw: of version 1, which answers by SSE, and of version 2, which answers by JSON."""
+    """What the client received: from version 1, which answers with SSE, and from version 2, which answers with JSON."""
     ports = free_ports(["mcp-v1", "mcp-v2"])
     async with AsyncExitStack() as stack:
         for name, answers in (("mcp-v1", "sse"), ("mcp-v2", "json")):
@@ -50,7 +50,7 @@ async def seen(settings: Settings, tmp_path: Path, sdk_python: str) -> AsyncIter
 
 @pytest.mark.timeout(INSTALL_SECONDS + 180)
 async def test_mcp_clients_and_servers_work_unchanged(seen: Any) -> None:
-    """Sessions stay with their version across a promote and all processes; a failure need not cost a session."""
+    """Sessions stay with their version across a promote and API processes; a failed call need not end a session."""
     promote = seen["promote"]
     assert promote["before"] == ["mcp-v1", "1"]
     assert promote["after"] == ["mcp-v1"] * 4
@@ -70,7 +70,7 @@ async def test_mcp_clients_and_servers_work_unchanged(seen: Any) -> None:
     of_new = promote["journal_of_new"]
     assert {entry["deployment"] for entry in of_new} == {"mcp-v2"}
     assert ("POST", "application/json") in {(entry["method"], entry["type"]) for entry in of_new}
-    assert promote["ended"] == [404, "mcp-v2"], "an ended session is one like any unknown one"
+    assert promote["ended"] == [404, "mcp-v2"], "an ended session is treated like an unknown one"
 
     headers = seen["headers"]
     assert headers["mcp-param-region"] == ["eu"]
@@ -80,4 +80,4 @@ async def test_mcp_clients_and_servers_work_unchanged(seen: Any) -> None:
 
     late = {"reason": "first-byte-timeout", "sent": True}
     assert seen["as_answers"] == {"told": late, "then": "mcp-v2"}
-    assert "lost" in seen["as_http"], "error_style is not needed any more: say so in the docs"
+    assert "lost" in seen["as_http"], "error_style is no longer needed: update the documentation"

@@ -1,4 +1,4 @@
-"""Sessions over MCP while versions change all the time: two API processes, and clients that come and go."""
+"""MCP sessions during continuous promotions: two API processes, and clients that open and close sessions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ NAMED = "x-podium-deployment-id"
 
 
 def keeping_sessions(version: str) -> Handler:
-    """A server that knows the sessions that it has opened, and no other."""
+    """A server that accepts only the sessions that it has opened."""
     numbers, known = count(), set[str]()
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -38,18 +38,18 @@ def keeping_sessions(version: str) -> Handler:
 
 @pytest_asyncio.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """Each call on a connection of its own: none can fail because a server has just closed an idle one."""
+    """A new connection for each call, so that none fails because the server has closed an idle connection."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as client:
         yield client
 
 
 async def test_no_session_is_lost_to_a_promote(two_apis: list[str], client: aiohttp.ClientSession) -> None:
-    """Each call of a session reaches the version that opened it; one opened after a promote's reply has the new one."""
+    """Each call of a session reaches its version; a session opened after the reply to a promote has the new version."""
     apis, ended = cycle(two_apis), asyncio.Event()
     versions: dict[str, int] = {"v1": 0, "v2": 0}
 
     async def call(method: str = "POST", session: str | None = None) -> tuple[str, str]:
-        """The version and the session of an answer, which is a good one."""
+        """Make a successful call; returns the version that answers, and the session."""
         headers = {} if session is None else {"mcp-session-id": session}
         async with client.request(method, f"{next(apis)}{RPC}", headers=headers) as response:
             assert response.status == 200, (method, session, response.status, await response.text())
@@ -57,7 +57,7 @@ async def test_no_session_is_lost_to_a_promote(two_apis: list[str], client: aioh
             assert response.headers[NAMED] == version
             return version, response.headers["mcp-session-id"]
 
-    async def come_and_go() -> None:
+    async def open_and_close() -> None:
         while not ended.is_set():
             opened, session = await call()
             for _ in range(CALLS):
@@ -72,7 +72,7 @@ async def test_no_session_is_lost_to_a_promote(two_apis: list[str], client: aioh
                 agent_id = (await response.json())["id"]
         async with asyncio.TaskGroup() as clients:
             for _ in range(CLIENTS):
-                clients.create_task(come_and_go())
+                clients.create_task(open_and_close())
             for number in range(PROMOTES):
                 target = ("v2", "v1")[number % 2]
                 promote = f"{next(apis)}/agents/{agent_id}/deployments/{target}/promote"

@@ -1,4 +1,4 @@
-"""Two API processes and a relay: promotes from everywhere at once."""
+"""Two API processes and a relay: many promotes at the same time."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ PROMOTES = 200
 
 
 async def fifty_ready(sessions: Sessions) -> str:
-    """An agent with fifty Ready deployments, the first in production; its id."""
+    """The id of an agent with fifty Ready deployments, the first in production."""
     batch = [incoming("bot", deployment_id=each) for each in DEPLOYMENTS]
     await in_transaction(sessions, lambda session: register_batch(session, batch))
     (agent,) = await rows(sessions, "SELECT id FROM agents")
@@ -31,7 +31,7 @@ async def fifty_ready(sessions: Sessions) -> str:
 async def promote(
     client: aiohttp.ClientSession, url: str, agent_id: str, deployment_id: str, **headers: str
 ) -> tuple[int, dict[str, Any], int]:
-    """Status, body and `x-podium-generation` of a promote."""
+    """Promote; returns status, body and `x-podium-generation`."""
     address = f"{url}/agents/{agent_id}/deployments/{deployment_id}/promote"
     async with client.post(address, headers=headers) as response:
         return (
@@ -66,7 +66,7 @@ async def test_two_hundred_promotes_at_once_all_succeed(
             sessions, "SELECT generation, to_deployment_id AS target FROM promotions ORDER BY generation"
         )
         assert [row.generation for row in ledger] == list(range(1, agent.generation + 1))
-        # Every answer names the generation at which its own target served.
+        # Each response has the generation at which its own target serves.
         served = {row.generation: row.target for row in ledger}
         assert all(served[generation] == body["id"] for _, body, generation in answers)
 
@@ -81,7 +81,7 @@ async def test_two_hundred_promotes_at_once_all_succeed(
 async def test_of_two_hundred_promotes_at_one_generation_one_wins(
     sessions: Sessions, two_apis: list[str], client: aiohttp.ClientSession
 ) -> None:
-    """With the same If-Match, whoever asks for the winner gets 200 and everybody else 412; one thing changes."""
+    """With the same If-Match, promotes of the winner get 200 and all others 412; one cutover happens."""
     agent_id = await fifty_ready(sessions)
     targets = [DEPLOYMENTS[1 + number % (len(DEPLOYMENTS) - 1)] for number in range(PROMOTES)]
     answers = await asyncio.gather(

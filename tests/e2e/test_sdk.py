@@ -1,4 +1,4 @@
-"""The existing agentex SDK, unchanged: its pods register themselves and its client drives deployments."""
+"""The unchanged agentex SDK: its pods register themselves, and its client manages deployments."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,7 +17,7 @@ from tests.support.waiting import eventually_rows
 
 @pytest_asyncio.fixture
 async def podium(settings: Settings, sessions: Sessions, tmp_path: Path, sdk_python: str) -> AsyncIterator[str]:
-    """The URL of an API at which two pods of one agent have registered, one after the other."""
+    """The URL of an API with two registered pods of one agent."""
     ports = free_ports(["sdk-v1", "sdk-v2"])
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(api_process(settings, tmp_path))
@@ -29,7 +29,7 @@ async def podium(settings: Settings, sessions: Sessions, tmp_path: Path, sdk_pyt
                 "ACP_URL": "http://127.0.0.1",
                 "ACP_PORT": str(port),
                 "ACP_TYPE": "sync",
-                "LITELLM_LOCAL_MODEL_COST_MAP": "true",  # else importing it asks the network for prices
+                "LITELLM_LOCAL_MODEL_COST_MAP": "true",  # without it, the import requests prices over the network
             }
             await stack.enter_async_context(sdk_pod(sdk_python, "pod.py", port, tmp_path, **env))
             registered = f"SELECT 1 FROM deployments WHERE id = '{deployment_id}' AND status = 'Ready'"

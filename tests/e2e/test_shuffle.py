@@ -1,4 +1,4 @@
-"""Two worker processes and a real broker: any order of delivery, several times over, ends as the rules say."""
+"""Two workers and a real broker: repeated deliveries in any order give the state that the rules require."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ from tests.support.waiting import eventually, rows
 
 
 @pytest.mark.parametrize("seed", [1, FRESH_SEED])
-async def test_shuffled_deliveries_to_two_workers_end_as_the_model_says(
+async def test_shuffled_deliveries_to_two_workers_match_the_model(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, seed: int
 ) -> None:
     """G3 and G14: each message 1 to 3 times, in random order; rows and ledger match, events are in order."""
@@ -37,12 +37,12 @@ async def test_shuffled_deliveries_to_two_workers_end_as_the_model_says(
             envelopes = [incoming.envelope for incoming in batch if incoming.envelope is not None]
             await asyncio.gather(*(exchange.publish(Message(each.body), each.routing_key) for each in envelopes))
 
-        async def decided_and_told() -> bool:
+        async def decided_and_published() -> bool:
             decided = await rows(sessions, "SELECT 1 FROM registrations")
             waiting = await rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NULL")
             return len(decided) == len(shuffle.messages) and not waiting
 
-        await eventually(decided_and_told, "every message decided and every event published", seconds=60)
+        await eventually(decided_and_published, "every message decided and every event published", seconds=60)
     assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
     assert await ready_messages(broker, topology.PARKED_QUEUE) == 0
     async with sessions() as session:
@@ -52,8 +52,8 @@ async def test_shuffled_deliveries_to_two_workers_end_as_the_model_says(
         except AssertionError as difference:
             difference.add_note(f"Run it again with FRESH_SEED={seed}.")
             raise
-    told = {(row.source, row.sequence) for row in await rows(sessions, _TOLD)}
-    assert {(event.source, int(event.sequence)) for event in consumer.once()} == told
+    published = {(row.source, row.sequence) for row in await rows(sessions, _EVENTS)}
+    assert {(event.source, int(event.sequence)) for event in consumer.once()} == published
 
 
-_TOLD = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"
+_EVENTS = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"

@@ -1,4 +1,4 @@
-"""The tutorial, done as a newcomer does it: every command block in order, in one shell beside a real `podium up`."""
+"""The tutorial: all blocks of commands in order, in one shell next to a real `podium up`."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 PORTS = ("8080", "8001", "8002")
 BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_FILE = re.compile(r"`(\w+\.py)`:\n\n\Z")
-# What differs each time: moments, durations, ids; and how wide a column is.
+# Different in each run: times, durations, ids, and the width of columns.
 VARYING = re.compile(
     r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d"
     r"|\b\d+[smh]( \d+[smh])?\b"
@@ -34,7 +34,7 @@ VARYING = re.compile(
 )
 SPACES = re.compile(r"\s+")
 CUT_OFF = " [...]"
-# These change nothing: a reader who is too fast for a message on its way looks again.
+# These only read. They are repeated, because a message may still be on its way.
 READS = ("podium agents", "podium deployments", "podium rpc", "podium history", "podium registrations", "cat ")
 START_SECONDS = 60
 RUN_SECONDS = 60
@@ -44,7 +44,7 @@ CONSUMER, CONSUMER_QUEUE = "examples.consumer", "example.consumer"
 
 @dataclass
 class Step:
-    """A block of commands, or of a program to be saved; what is shown below it; where it stands."""
+    """A block of commands or a program to save, the output shown below it, and its position."""
 
     language: str
     text: str
@@ -54,12 +54,12 @@ class Step:
 
     @property
     def only_reads(self) -> bool:
-        """Whether it may be repeated."""
+        """Whether all commands only read, so that they can be repeated."""
         return all(line.startswith(READS) for line in self.text.splitlines())
 
 
 def steps() -> list[Step]:
-    """The tutorial's blocks in order, each with the output that it shows."""
+    """The blocks of the tutorial in order, each with the output shown below it."""
     document = TUTORIAL.read_text()
     found: list[Step] = []
     for block in BLOCK.finditer(document):
@@ -73,12 +73,12 @@ def steps() -> list[Step]:
 
 
 def comparable(line: str) -> str:
-    """The line without what differs each time."""
+    """The line without the parts that differ in each run."""
     return SPACES.sub(" ", VARYING.sub("*", line)).strip()
 
 
 def missing(shown: str, printed: str) -> str | None:
-    """The first line of what is shown that was not printed, in this order."""
+    """The first line of `shown` that was not printed in this order; None if all were."""
     lines = iter([comparable(line) for line in printed.splitlines()])
     for line in shown.splitlines():
         wanted = comparable(line.removesuffix(CUT_OFF))
@@ -90,16 +90,16 @@ def missing(shown: str, printed: str) -> str | None:
 
 @dataclass
 class Terminal:
-    """A shell that is told one block after another."""
+    """A shell that runs one block after another."""
 
     shell: Process
 
     async def run(self, commands: str) -> tuple[str, bool]:
-        """What they print, and whether all of them ended well."""
+        """Run the commands; returns their output, and whether all succeeded."""
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
         end = uuid4().hex
-        # A terminal gets a line's end after an agent's answer, which a pipe gets as it is.
+        # On a terminal, a line break follows the answer of an agent; in a pipe it does not.
         commands = re.sub(r"^podium rpc .*$", r"\g<0>\necho", commands, flags=re.MULTILINE)
         self.shell.stdin.write(f"failed=0\n{commands}printf '\\n%s %s\\n' {end} $failed\n".encode())
         printed = ""
@@ -111,7 +111,7 @@ class Terminal:
 
 
 class Newcomer:
-    """Somebody with two terminals: one for `make up`, one for everything else."""
+    """A reader with two terminals: one for `make up`, one for all other commands."""
 
     def __init__(self, folder: Path, terminal: Terminal) -> None:
         self._folder = folder
@@ -120,17 +120,17 @@ class Newcomer:
         self._up: Process | None = None
 
     async def take(self, step: Step) -> None:
-        """Do what a block says; fail unless everything that it shows comes to be seen."""
+        """Run a block; fail if the output that the tutorial shows does not appear."""
         text = self._with_ports(step.text)
         if step.language == "python":
             (self._folder / step.file).write_text(text)
         elif text == "make up\n":
             await self.stop()
-            self._see(step, await self._start(), went_well=True)
+            self._check(step, await self._start(), went_well=True)
         elif step.only_reads:
-            await self._look_until_seen(step, text)
+            await self._repeat_until_shown(step, text)
         else:
-            self._see(step, *await self._terminal.run(text))
+            self._check(step, *await self._terminal.run(text))
         if CONSUMER in text:
             await eventually(self._consumer_is_bound, "the consumer has bound its queue")
 
@@ -143,7 +143,7 @@ class Newcomer:
             self._up = None
 
     async def _start(self) -> str:
-        """`make up` in a clone that is set up already; what it prints until it is ready."""
+        """Run `make up` in a prepared clone; returns its output until it is ready."""
         command = [sys.executable, "-m", "podium", "up", "--port", self._ports["8080"]]
         self._up = up = await asyncio.create_subprocess_exec(
             *command, cwd=self._folder, env=clean_environment(), stdin=PIPE, stdout=PIPE, stderr=STDOUT
@@ -157,19 +157,19 @@ class Newcomer:
                 printed += line.decode()
         return printed
 
-    async def _look_until_seen(self, step: Step, text: str) -> None:
+    async def _repeat_until_shown(self, step: Step, text: str) -> None:
         deadline = asyncio.get_running_loop().time() + LOOK_SECONDS
         while True:
             printed, went_well = await self._terminal.run(text)
             try:
-                self._see(step, printed, went_well)
+                self._check(step, printed, went_well)
             except AssertionError:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
             else:
                 return
 
-    def _see(self, step: Step, printed: str, went_well: bool) -> None:  # noqa: FBT001 - as `run` returns it
+    def _check(self, step: Step, printed: str, went_well: bool) -> None:  # noqa: FBT001 - as `run` returns it
         where = f"docs/tutorial.md, line {step.line}"
         lacking = missing(self._with_ports(step.shown), printed)
         assert lacking is None, f"{where}: this is shown:\n{lacking}\nand this was printed:\n{printed}"
@@ -182,7 +182,7 @@ class Newcomer:
         return text
 
     async def _consumer_is_bound(self) -> bool:
-        """A person reads on meanwhile; events from before it are not for this consumer."""
+        """Whether the consumer has bound its queue: it does not get events from before that."""
         lines = (self._folder / ".podium" / "podium.env").read_text().splitlines()
         [url] = [line.partition("=")[2] for line in lines if line.startswith("PODIUM_AMQP_URL=")]
         async with await aio_pika.connect(url) as connection:
@@ -194,14 +194,14 @@ class Newcomer:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of somebody who has set nothing of Podium's, of an agent's or of a test runner's."""
+    """The environment without variables of Podium, of an agent or of a test runner."""
     ours = ("PODIUM_", "AGENT", "ACP_", "COLUMNS", "LINES")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 @pytest.fixture
 def clone() -> Iterator[Path]:
-    """A folder that is set up as a clone is by `make up`; the servers' unprivileged account can enter it."""
+    """A folder prepared like a clone after `make up`, which the servers' unprivileged account can enter."""
     with tempfile.TemporaryDirectory(prefix="podium-tutorial-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -211,7 +211,7 @@ def clone() -> Iterator[Path]:
 
 @asynccontextmanager
 async def terminal_in(folder: Path) -> AsyncIterator[Terminal]:
-    """A shell in this folder; whatever it has started is gone afterwards."""
+    """A shell in this folder; all processes that it has started end with the block."""
     shell = await asyncio.create_subprocess_exec(
         "bash", "--noprofile", "--norc",
         cwd=folder, env=clean_environment(), stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True,
@@ -227,8 +227,8 @@ async def terminal_in(folder: Path) -> AsyncIterator[Terminal]:
 
 
 @pytest.mark.timeout(300)  # half a minute on an idle machine
-async def test_everything_in_the_tutorial_happens_as_it_says(clone: Path) -> None:
-    """From an empty folder: each block of commands runs, prints what is shown, and fails where that is the point."""
+async def test_the_tutorial_works_as_written(clone: Path) -> None:
+    """From an empty folder, each block runs, prints what the tutorial shows, and fails where the tutorial says so."""
     async with terminal_in(clone) as terminal:
         newcomer = Newcomer(clone, terminal)
         try:
@@ -238,8 +238,8 @@ async def test_everything_in_the_tutorial_happens_as_it_says(clone: Path) -> Non
             await newcomer.stop()
 
 
-def test_every_block_of_the_tutorial_is_understood() -> None:
-    """Nothing on the page is passed over: commands, programs with a file's name, and output below commands."""
+def test_each_block_of_the_tutorial_is_tested() -> None:
+    """No block is skipped: commands, programs with a file name, and output below commands."""
     fences = TUTORIAL.read_text().count("\n```") // 2
     found = steps()
     assert fences == len(found) + sum(bool(step.shown) for step in found)
@@ -258,6 +258,6 @@ def test_every_block_of_the_tutorial_is_understood() -> None:
         ("It says [...]\n", "It says something.\n", None),
     ],
 )
-def test_output_is_compared_but_for_times(shown: str, printed: str, lacking: str | None) -> None:
-    """Times and the width of columns may differ; names, numbers and the order of lines may not."""
+def test_output_is_compared_without_times(shown: str, printed: str, lacking: str | None) -> None:
+    """Times and the width of columns may differ; names, numbers and the order of lines must not."""
     assert missing(shown, printed) == lacking

@@ -1,4 +1,4 @@
-"""`podium up` and `podium demo`, typed as a person types them."""
+"""`podium up` and `podium demo`, started from the command line."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from tests.support.system_process import all_gone, line_with, output, podium, pr
 
 
 async def test_up_keeps_its_state_and_stops_in_order(folder: Path) -> None:
-    """Ready means ready; `podium.env` tells others the way; after SIGTERM nothing runs and nothing is lost."""
+    """It serves when it says so, writes `podium.env`, and after SIGTERM no process is left and no state is lost."""
     data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
     url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as client:
@@ -51,7 +51,7 @@ async def test_up_keeps_its_state_and_stops_in_order(folder: Path) -> None:
     await all_gone(mark, str(data_dir))
 
 
-async def test_nothing_outlives_a_podium_up_that_is_killed_hard(folder: Path) -> None:
+async def test_no_process_survives_a_killed_podium_up(folder: Path) -> None:
     """After SIGKILL no server, worker or API is left, and the next start finds the directory usable."""
     data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
     async with up(data_dir, port, MARK=mark) as process:
@@ -65,7 +65,7 @@ async def test_nothing_outlives_a_podium_up_that_is_killed_hard(folder: Path) ->
 
 
 async def test_up_ends_with_the_reason_when_a_part_ends(folder: Path) -> None:
-    """A worker that is gone is not papered over: `podium up` stops, says which part ended, and fails."""
+    """If a worker ends, `podium up` stops, says which part has ended, and fails."""
     data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
     async with up(data_dir, port, MARK=mark) as process:
         (worker,) = processes_of(mark) & processes_of("podium\0worker")
@@ -75,8 +75,8 @@ async def test_up_ends_with_the_reason_when_a_part_ends(folder: Path) -> None:
     await all_gone(mark, str(data_dir))
 
 
-async def test_a_taken_port_is_said_before_anything_is_started(folder: Path) -> None:
-    """The port is checked first, and the answer names the option that helps."""
+async def test_a_port_in_use_is_reported_before_anything_starts(folder: Path) -> None:
+    """The port is checked first, and the error names the option to change it."""
     listener = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     async with listener:
@@ -87,15 +87,15 @@ async def test_a_taken_port_is_said_before_anything_is_started(folder: Path) -> 
     assert not (folder / "data").exists()
 
 
-async def test_the_demo_tells_its_story_and_ends() -> None:
-    """`podium demo` shows registration, promotion, preview, cut-over and rollback with real pods, within a minute."""
+async def test_the_demo_shows_its_steps_and_ends() -> None:
+    """`podium demo` shows registration, promotion, preview, cutover and rollback with real pods within a minute."""
     mark, began = uuid4().hex, time.monotonic()
     process = await podium("demo", MARK=mark)
     printed = await output(process)
     assert process.returncode == 0, printed
     assert time.monotonic() - began < 60
-    told = [line.split("->")[1].strip() for line in printed.splitlines() if "->" in line]
-    assert told == [
+    answers = [line.split("->")[1].strip() for line in printed.splitlines() if "->" in line]
+    assert answers == [
         "Hello from hello-v1.",
         "Hello from hello-v1.",
         "Hello from hello-v2.",
@@ -108,7 +108,7 @@ async def test_the_demo_tells_its_story_and_ends() -> None:
 
 
 async def test_an_interrupted_demo_leaves_nothing_behind() -> None:
-    """Ctrl-C in the middle ends everything and says so in the exit code."""
+    """Ctrl-C ends all processes, and the exit code is 130."""
     mark = uuid4().hex
     process = await podium("demo", MARK=mark)
     await line_with(process, "2. A pod of hello-v2")

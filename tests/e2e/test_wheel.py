@@ -19,7 +19,7 @@ PIP: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-che
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built as the Dockerfile builds it: from what it copies, by the locked backend."""
+    """The wheel of this checkout, built as in the Dockerfile: from the same files, with the locked build backend."""
     checkout, folder = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
     for name in copied():
         source, target = ROOT / name, checkout / name
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `podium` of an environment that has the locked packages and the wheel, and never saw this checkout."""
+    """The `podium` command of an environment with only the locked packages and the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     install = [*PIP, "--python", folder, "install"]
@@ -44,13 +44,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[Path | str], folder: Path, settings: Settings) -> subprocess.CompletedProcess[str]:
-    """A command of the installed Podium, away from the checkout."""
+    """Run a command of the installed Podium outside the checkout."""
     env = environment(settings)
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_wheel_holds_data_and_migrations(wheel: Path) -> None:
-    """The contracts that the API serves, and every migration; nothing that was only lying around."""
+    """The contracts that the API serves, and all migrations, but no stray files."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         for name, content in contract_files().items():
@@ -65,7 +65,7 @@ def test_the_wheel_holds_data_and_migrations(wheel: Path) -> None:
 async def test_the_wheel_runs_with_locked_packages_alone(
     installed: Path, tmp_path: Path, settings: Settings, engine: AsyncEngine
 ) -> None:
-    """Without a development tool or this checkout: help, version, a migration of nothing, and again without effect."""
+    """Without development tools and checkout: help, version, a first migration, and a second one without effect."""
     assert run([installed, "--version"], tmp_path, settings).stdout == f"podium {project_version()}\n"
     for command in ("api", "worker", "migrate"):
         helped = run([installed, command, "--help"], tmp_path, settings)

@@ -1,4 +1,4 @@
-"""An agent as the A2A SDK makes it, run with the SDKs' own Python; its card names addresses that nobody can reach."""
+"""An agent of the A2A SDK, run with the Python of the SDKs. Its card names addresses that do not exist."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ PROTOCOLS = os.environ["PROTOCOLS"].split(",")
 
 
 class Executor(AgentExecutor):
-    """Says in two pieces which version answers, and what it was told."""
+    """Answers in two parts with its version and the received text."""
 
     async def execute(self, context, event_queue):
         """Answer the message."""

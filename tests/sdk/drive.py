@@ -1,4 +1,4 @@
-"""The agentex SDK's client against a running Podium: prints what each call answered, as one JSON object."""
+"""The client of the agentex SDK with a running Podium: prints the result of each call as one JSON object."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ CONTENT = {"type": "text", "author": "user", "content": "ping"}
 
 
 def main(base_url: str, name: str, live: str, preview: str) -> None:
-    """Drive the agent's deployments as a pipeline would."""
+    """Manage the deployments of the agent like a deployment pipeline."""
     client = Agentex(base_url=base_url, api_key="unused")
     agent = client.agents.retrieve_by_name(name)
     deployments = client.agents.deployments

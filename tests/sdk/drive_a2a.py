@@ -1,4 +1,4 @@
-"""The A2A SDK's client against a running Podium: prints what it saw, as one JSON object."""
+"""The client of the A2A SDK with a running Podium: prints what it received as one JSON object."""
 
 import asyncio
 import json
@@ -10,17 +10,17 @@ from a2a.helpers.proto_helpers import new_text_message
 from a2a.types import Role, SendMessageRequest
 from google.protobuf.json_format import MessageToDict
 
-PATIENCE_SECONDS = 40
+TIMEOUT_SECONDS = 40
 asked = []
 
 
 async def note(request):
-    """Remember where each request went."""
+    """Record the URL and the protocol version of each request."""
     asked.append({"url": str(request.url), "version": request.headers.get("a2a-version")})
 
 
 async def say(client, text):
-    """The events of an answer, and its text."""
+    """Send a message; returns the events of the answer, and its text."""
     events, said = [], ""
     async for event in client.send_message(SendMessageRequest(message=new_text_message(text, role=Role.ROLE_USER))):
         kind = event.WhichOneof("payload")
@@ -33,13 +33,13 @@ async def say(client, text):
 
 
 async def main(api, agent_id):
-    """The agent by its card alone, before and after a promote; its preview by the preview's own card."""
-    beside = {
+    """Call the agent with its card, before and after a promote, and its preview with the preview's card."""
+    urls = {
         "name": f"{api}/agents/name/a2a-bot",
         "preview": f"{api}/agents/{agent_id}/deployments/a2a-v2",
     }
-    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, event_hooks={"request": [note]}) as http:
-        cards = {name: await A2ACardResolver(http, base_url=url).get_agent_card() for name, url in beside.items()}
+    async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, event_hooks={"request": [note]}) as http:
+        cards = {name: await A2ACardResolver(http, base_url=url).get_agent_card() for name, url in urls.items()}
         clients = {
             (name, streaming): ClientFactory(ClientConfig(httpx_client=http, streaming=streaming)).create(card)
             for name, card in cards.items()
@@ -53,10 +53,10 @@ async def main(api, agent_id):
             "preview_sent": await say(clients["preview", False], "four"),
         }
         async with httpx.AsyncClient() as other:
-            (await other.post(f"{beside['preview']}/promote")).raise_for_status()
+            (await other.post(f"{urls['preview']}/promote")).raise_for_status()
         answers["streamed_after"] = await say(clients["name", True], "five")
         answers["sent_after"] = await say(clients["name", False], "six")
-        card = await A2ACardResolver(http, base_url=beside["name"]).get_agent_card()
+        card = await A2ACardResolver(http, base_url=urls["name"]).get_agent_card()
         answers["version_after"] = card.version
         fresh = ClientFactory(ClientConfig(httpx_client=http)).create(card)
         answers["fresh"] = await say(fresh, "seven")

@@ -1,4 +1,4 @@
-"""The MCP SDK's client against a running Podium: prints what it saw, as one JSON object."""
+"""The client of the MCP SDK with a running Podium: prints what it received as one JSON object."""
 
 import asyncio
 import json
@@ -11,11 +11,11 @@ import httpx
 from mcp import ClientSession, McpError
 from mcp.client.streamable_http import streamable_http_client
 
-PATIENCE_SECONDS = 40
+TIMEOUT_SECONDS = 40
 
 
 class Alternating(httpx.AsyncHTTPTransport):
-    """A load balancer's work: each request goes to the next of these APIs."""
+    """A load balancer: each request goes to the next of these APIs."""
 
     def __init__(self, apis):
         super().__init__()
@@ -23,7 +23,7 @@ class Alternating(httpx.AsyncHTTPTransport):
         self.journal = []
 
     async def handle_async_request(self, request):
-        """Send it on, and note where it went and who answered."""
+        """Send the request; record its API and the deployment that answered."""
         api = self.apis[len(self.journal) % len(self.apis)]
         request.url = request.url.copy_with(host=api.host, port=api.port)
         self.journal.append(entry := {"method": request.method, "api": str(api)})
@@ -37,39 +37,39 @@ class Alternating(httpx.AsyncHTTPTransport):
 
 
 class Client:
-    """A client's session with an agent."""
+    """A session of a client with an agent."""
 
-    def __init__(self, session, heard, session_id):
+    def __init__(self, session, notified, session_id):
         self.session = session
-        self.heard = heard
+        self.notified = notified
         self.session_id = session_id
 
     async def call(self, tool, **more):
-        """The text that the tool answered."""
+        """Call the tool; returns its text."""
         answer = await self.session.call_tool(tool, **more)
         return answer.content[0].text
 
 
 @asynccontextmanager
 async def connected(url, transport):
-    """A session, opened; it is ended by a DELETE."""
-    heard = asyncio.Event()
+    """An open session; a DELETE ends it."""
+    notified = asyncio.Event()
 
     async def listen(message):
         if getattr(getattr(message, "root", None), "method", "") == "notifications/resources/list_changed":
-            heard.set()
+            notified.set()
 
     async with (
-        httpx.AsyncClient(transport=transport, timeout=PATIENCE_SECONDS) as http,
+        httpx.AsyncClient(transport=transport, timeout=TIMEOUT_SECONDS) as http,
         streamable_http_client(url, http_client=http) as (read, write, session_id),
         ClientSession(read, write, message_handler=listen) as session,
     ):
         await session.initialize()
-        yield Client(session, heard, session_id())
+        yield Client(session, notified, session_id())
 
 
 async def stay_across_a_promote(apis, url, promote):
-    """Calls before and after; what is told over the stream; and a session that begins afterwards."""
+    """Use a session before and after a promote, with its notifications; then open a new session."""
     transport = Alternating(apis)
     progress = []
 
@@ -83,7 +83,7 @@ async def stay_across_a_promote(apis, url, promote):
         after = [await client.call("version") for _ in range(4)]
         counted = await client.call("count")
         await client.call("announce")
-        await asyncio.wait_for(client.heard.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(client.notified.wait(), TIMEOUT_SECONDS)
         await client.call("report", progress_callback=on_progress)
         async with connected(url, new := Alternating(apis)) as other:
             fresh = [await other.call("version") for _ in range(4)]
@@ -107,24 +107,24 @@ async def stay_across_a_promote(apis, url, promote):
 
 
 async def fail_once(url):
-    """What a client has left after the gateway could not get an answer in time."""
+    """Whether a session is still usable after a call that timed out at the gateway."""
     told = None
     try:
         async with connected(url, httpx.AsyncHTTPTransport()) as client:
-            with anyio.fail_after(PATIENCE_SECONDS):
+            with anyio.fail_after(TIMEOUT_SECONDS):
                 try:
                     await client.call("hang")
                 except McpError as error:
                     told = error.error.data
                 return {"told": told, "then": await client.call("version")}
-    except BaseException as error:  # noqa: BLE001 - whatever ends the session
+    except BaseException as error:  # noqa: BLE001 - any error ends the session
         return {"told": told, "lost": type(error).__name__}
 
 
 async def say(url, tool, headers):
-    """The answer to a client that sends headers of its own."""
+    """Call a tool with additional headers; returns its answer."""
     async with (
-        httpx.AsyncClient(headers=headers, timeout=PATIENCE_SECONDS) as http,
+        httpx.AsyncClient(headers=headers, timeout=TIMEOUT_SECONDS) as http,
         streamable_http_client(url, http_client=http) as (read, write, _),
         ClientSession(read, write) as session,
     ):
@@ -133,7 +133,7 @@ async def say(url, tool, headers):
 
 
 async def main(first, second, agent_id):
-    """Everything, one after the other."""
+    """Run all parts in sequence."""
     logging.disable(logging.CRITICAL)
     url = f"{first}/agents/name/mcp-bot/rpc"
     own = {"Mcp-Param-Region": "eu", "Authorization": "Bearer secret", "X-Custom": "mine"}

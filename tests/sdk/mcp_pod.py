@@ -1,4 +1,4 @@
-"""A server as the MCP SDK makes it (streamable HTTP), run with the SDKs' own Python; it keeps sessions in memory."""
+"""A server of the MCP SDK (streamable HTTP), run with the Python of the SDKs. It keeps sessions in memory."""
 
 import os
 
@@ -19,27 +19,27 @@ calls = {}
 
 @mcp.tool()
 def version() -> str:
-    """Say which version answers."""
+    """Return the version."""
     return VERSION
 
 
 @mcp.tool()
 def count(context: Context) -> int:
-    """Count this session's calls of this tool."""
+    """Return the number of calls of this tool in this session."""
     calls[id(context.session)] = calls.get(id(context.session), 0) + 1
     return calls[id(context.session)]
 
 
 @mcp.tool()
 async def announce(context: Context) -> str:
-    """Tell the client something on the stream that it listens to (GET)."""
+    """Send the client a notification on its GET stream."""
     await context.session.send_resource_list_changed()
     return VERSION
 
 
 @mcp.tool()
 async def report(context: Context) -> str:
-    """Tell the client of progress within the answer (SSE)."""
+    """Report progress to the client within the response (SSE)."""
     for done in (1, 2, 3):
         await context.report_progress(done, 3)
     return VERSION
@@ -47,14 +47,14 @@ async def report(context: Context) -> str:
 
 @mcp.tool()
 async def headers(context: Context) -> dict[str, list[str]]:
-    """Say which headers the call had."""
+    """Return the headers of the call."""
     request = context.request_context.request
     return {name: request.headers.getlist(name) for name in request.headers}
 
 
 @mcp.tool()
 async def hang() -> str:
-    """Answer too late."""
+    """Answer after the gateway's timeout."""
     await anyio.sleep(60)
     return VERSION
 

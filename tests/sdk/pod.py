@@ -1,4 +1,4 @@
-"""A pod as the agentex SDK makes it, run with that SDK's own Python: it registers itself when it starts."""
+"""A pod of the agentex SDK, run with the Python of the SDKs. It registers itself when it starts."""
 
 import os
 
@@ -11,7 +11,7 @@ acp = FastACP.create(acp_type="sync")
 
 @acp.on_message_send
 async def handle(params):
-    """Say which version answers, and what it was told."""
+    """Answer with the version and the received text."""
     return TextContent(author="agent", content=f"{os.environ['AGENTEX_DEPLOYMENT_ID']} heard: {params.content.content}")
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import aiohttp
 
 from podium.servers.ports import free_ports
-from podium.servers.process import Command, GuardedProcess, Launch, Surroundings, start
+from podium.servers.process import Command, GuardedProcess, Launch, ProcessContext, start
 from services.settings import Settings
 from tests.support.waiting import eventually
 
@@ -33,7 +33,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 async def program(arguments: str, env: dict[str, str], log: Path) -> AsyncIterator[GuardedProcess]:
     """`python -m ARGUMENTS` while inside, then a graceful stop; its output goes to `log`."""
     command = Command([sys.executable, "-m", *arguments.split()], env, ROOT)
-    process = await start(Launch(command), Surroundings(None, log))
+    process = await start(Launch(command), ProcessContext(None, log))
     try:
         yield process
     finally:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from podium.servers.process import Command, GuardedProcess, Launch, Surroundings, start
+from podium.servers.process import Command, GuardedProcess, Launch, ProcessContext, start
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 
@@ -49,7 +49,7 @@ async def sdk_pod(python: str, program: str, port: int, folder: Path, **env: str
     """A pod of `tests/sdk` that listens on this port."""
     log = folder / f"pod-{port}.log"
     command = Command([python, str(ROOT / "tests/sdk" / program)], {**os.environ, **env}, folder)
-    pod = await start(Launch(command), Surroundings(None, log))
+    pod = await start(Launch(command), ProcessContext(None, log))
 
     async def listens() -> bool:
         assert pod.code is None, log.read_text()

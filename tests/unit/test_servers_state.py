@@ -6,105 +6,104 @@ from pathlib import Path
 
 import pytest
 
-from podium.servers import place
+from podium.servers import data_directory
+from podium.servers.data_directory import choose_servers_dir, load_state, lock_data_dir
 from podium.servers.errors import AlreadyRunning, ServersError
-from podium.servers.locks import only_podium
-from podium.servers.memory import recall
 from podium.servers.ports import HIGHEST, LOWEST, free_ports, is_free
 
 
 @pytest.fixture
-def barred(monkeypatch: pytest.MonkeyPatch) -> None:
+def inaccessible(monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers' accounts cannot enter any folder."""
-    monkeypatch.setattr(place, "can_enter", lambda _account, _folder: False)
+    monkeypatch.setattr(data_directory, "can_enter", lambda _account, _folder: False)
 
 
-def test_a_new_folder_remembers_nothing_and_makes_different_passwords(tmp_path: Path) -> None:
-    """Nothing is a default."""
-    memory = recall(tmp_path)
+def test_a_new_data_directory_gets_new_passwords(tmp_path: Path) -> None:
+    """They are random, long and different for each server and each directory."""
+    state = load_state(tmp_path)
     passwords = {
-        memory.of("postgres").password,
-        memory.of("rabbitmq").password,
-        recall(tmp_path).of("postgres").password,
+        state.server("postgres").password,
+        state.server("rabbitmq").password,
+        load_state(tmp_path).server("postgres").password,
     }
     assert len(passwords) == 3
     assert min(map(len, passwords)) >= 32
 
 
-def test_what_was_saved_is_recalled_and_only_the_owner_can_read_it(tmp_path: Path) -> None:
-    """Passwords and ports of a second run are those of the first."""
-    memory = recall(tmp_path)
-    memory.of("postgres").ports = {"postgresql": 20_001}
-    memory.place = "."
-    memory.save()
-    assert recall(tmp_path) == memory
+def test_saved_state_is_loaded_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    """A second run uses the passwords and ports of the first."""
+    state = load_state(tmp_path)
+    state.server("postgres").ports = {"postgresql": 20_001}
+    state.servers_dir = "."
+    state.save()
+    assert load_state(tmp_path) == state
     assert stat.S_IMODE((tmp_path / "servers.json").stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["servers.json"]
 
 
 @pytest.mark.parametrize("contents", ["", "{}", '{"place": null, "servers": {"postgres": {"colour": 1}}}'])
-def test_a_damaged_memory_is_not_overwritten(tmp_path: Path, contents: str) -> None:
-    """It may be all there is of the passwords."""
+def test_a_damaged_state_file_is_not_overwritten(tmp_path: Path, contents: str) -> None:
+    """It may be the only copy of the passwords."""
     (tmp_path / "servers.json").write_text(contents)
     with pytest.raises(ServersError, match="is damaged"):
-        recall(tmp_path)
+        load_state(tmp_path)
     assert (tmp_path / "servers.json").read_text() == contents
 
 
-def test_data_lie_inside_the_folder_which_may_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice is remembered in a form that survives the move."""
-    monkeypatch.setattr(place, "can_enter", lambda _account, _folder: True)
+def test_a_data_directory_can_be_moved_with_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of the data is saved relative to it."""
+    monkeypatch.setattr(data_directory, "can_enter", lambda _account, _folder: True)
     (tmp_path / "a").mkdir()
-    assert place.choose(recall(tmp_path / "a"), ["postgres"]) == tmp_path / "a"
+    assert choose_servers_dir(load_state(tmp_path / "a"), ["postgres"]) == tmp_path / "a"
     moved = (tmp_path / "a").rename(tmp_path / "b")
-    assert place.choose(recall(moved), ["postgres"]) == moved
+    assert choose_servers_dir(load_state(moved), ["postgres"]) == moved
 
 
-@pytest.mark.usefixtures("barred")
-def test_data_of_a_barred_folder_lie_elsewhere_and_a_note_says_so(tmp_path: Path) -> None:
-    """In a folder named after the path, the same at each start."""
+@pytest.mark.usefixtures("inaccessible")
+def test_data_of_an_inaccessible_directory_are_stored_elsewhere(tmp_path: Path) -> None:
+    """In the same folder at each start; a note in the directory names it."""
     data_dir, elsewhere = tmp_path / "closed", tmp_path / "var"
     data_dir.mkdir()
-    chosen = place.choose(recall(data_dir), ["postgres"], elsewhere)
+    chosen = choose_servers_dir(load_state(data_dir), ["postgres"], elsewhere)
     assert chosen == elsewhere / hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]
     assert str(chosen) in (data_dir / "servers").read_text()
-    assert place.choose(recall(data_dir), ["postgres"], elsewhere) == chosen
+    assert choose_servers_dir(load_state(data_dir), ["postgres"], elsewhere) == chosen
 
 
-@pytest.mark.usefixtures("barred")
-def test_data_of_a_deleted_folder_are_kept_aside(tmp_path: Path) -> None:
-    """A new folder of the same path starts afresh: the passwords of the old data are gone with it."""
+@pytest.mark.usefixtures("inaccessible")
+def test_data_of_a_deleted_directory_are_kept(tmp_path: Path) -> None:
+    """A new directory with the same path starts empty: the passwords of the old data were deleted."""
     for run in ("first", "second", "third"):
         data_dir = tmp_path / run / "closed"
         data_dir.mkdir(parents=True)
         data_dir = data_dir.rename(tmp_path / "closed")
-        chosen = place.choose(recall(data_dir), ["postgres"], tmp_path / "var")
+        chosen = choose_servers_dir(load_state(data_dir), ["postgres"], tmp_path / "var")
         assert list(chosen.iterdir()) == []
         (chosen / run).touch()
         data_dir.rename(tmp_path / run / "closed")
     assert sorted(path.name for path in (tmp_path / "var").rglob("*") if path.is_file()) == ["second", "third"]
 
 
-def test_a_second_holder_of_a_folder_is_told_who_holds_it(tmp_path: Path) -> None:
-    """A number left by a process that is gone holds nothing."""
+def test_a_second_podium_in_a_directory_is_refused_with_the_process_id(tmp_path: Path) -> None:
+    """A process id that an ended process left in the file locks nothing."""
     (tmp_path / "podium.lock").write_text("1\n")
     refused = pytest.raises(AlreadyRunning, match=rf"already running in {tmp_path} \(pid {os.getpid()}\)\.")
-    with only_podium(tmp_path), refused, only_podium(tmp_path):
+    with lock_data_dir(tmp_path), refused, lock_data_dir(tmp_path):
         pytest.fail("two at a time")
-    with only_podium(tmp_path):
+    with lock_data_dir(tmp_path):
         pass
 
 
 def test_ports_are_free_distinct_and_below_the_ephemeral_range() -> None:
-    """One for each name."""
+    """free_ports returns one port for each name."""
     ports = free_ports(["a", "b", "c"])
     assert set(ports) == {"a", "b", "c"}
     assert len(set(ports.values())) == 3
     assert all(LOWEST <= port <= HIGHEST < 32_768 and is_free(port) for port in ports.values())
 
 
-def test_a_port_on_which_somebody_listens_is_not_free() -> None:
-    """On any address: a server on 0.0.0.0 would take our connections."""
+def test_a_port_with_a_listener_is_not_free() -> None:
+    """Also on 0.0.0.0: connections to loopback would reach that listener."""
     port = free_ports(["a"])["a"]
     for address in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - the very case
         with socket.create_server((address, port)):

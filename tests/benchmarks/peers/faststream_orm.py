@@ -1,7 +1,7 @@
-"""The usual way: a FastStream handler and one ORM session per message.
+"""A common implementation: a FastStream handler with one ORM session per message.
 
-Takes COUNT messages and prints the seconds from the first to the last commit. It makes the same tables' worth of
-state (agent, deployment, first promotion), without inbox, ledger, outbox and order checks: less work than Podium.
+Handles COUNT messages and prints the seconds from the first to the last commit. It stores agent, deployment and first
+promotion, but has no inbox, ledger, outbox and order checks: less work than Podium.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Handlers that run at a time, each with a connection of its own: more did not help.
+# Handlers that run at the same time, each with its own connection. More were not faster.
 CONCURRENCY = 10
 
 
 class Base(DeclarativeBase):
-    """The peer's own tables."""
+    """The tables of this peer."""
 
 
 class Agent(Base):
@@ -50,7 +50,7 @@ class Deployment(Base):
 
 
 class Message(BaseModel):
-    """What a pod announces, as far as this peer looks at it."""
+    """The fields of an announcement that this peer uses."""
 
     name: str
     acp_url: str
@@ -58,7 +58,7 @@ class Message(BaseModel):
 
 
 async def main(count: int) -> None:
-    """Take `count` messages."""
+    """Handle `count` messages."""
     engine = create_async_engine(os.environ["PEER_DATABASE_URL"], pool_size=CONCURRENCY, max_overflow=0)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

@@ -1,6 +1,6 @@
-"""The usual way to forward streams: a Litestar handler with an httpx client, under uvicorn; it looks nothing up.
+"""A common way to forward streams: a Litestar handler with an httpx client, under uvicorn, with a fixed route.
 
-Takes the port that it listens on and the agent's address.
+Arguments: the port that it listens on, and the address of the agent.
 """
 
 import sys
@@ -29,7 +29,7 @@ async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
 
 @post("/rpc", status_code=200)
 async def forward(request: AnyRequest) -> Stream:
-    """Send the body on, and the answer back as it comes."""
+    """Forward the request body; stream the response back."""
     client: httpx.AsyncClient = request.app.state.client
     headers = {"content-type": request.headers["content-type"]}
     call = client.build_request("POST", AGENT, content=await request.body(), headers=headers)

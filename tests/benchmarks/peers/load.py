@@ -1,6 +1,6 @@
-"""Calls of one address for some seconds over some connections; each sends its next call once it has its answer.
+"""Calls one URL on several connections; each connection sends its next call when it has the response.
 
-Takes URL, connections and seconds; prints a JSON array: the milliseconds that each call took.
+Arguments: URL, connections and seconds. Prints a JSON array with the milliseconds of each call.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ class Caller(asyncio.Protocol):
         self._send()
 
     def data_received(self, data: bytes) -> None:
-        """Send the next call once the answer is whole, and right."""
+        """Check a complete response and send the next call."""
         self._received += data
-        # Some answer in chunks, which end in an empty one.
+        # Some servers answer in chunks; an empty chunk ends the response.
         if not self._received.endswith((BODY, BODY + b"\r\n0\r\n\r\n")):
             return
         assert self._received.startswith(b"HTTP/1.1 200 "), self._received
@@ -48,7 +48,7 @@ class Caller(asyncio.Protocol):
             self.done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody may hang up before the end."""
+        """Fail if the connection closes before the end of the measurement."""
         if not self.done.done():
             self.done.set_exception(exc or ConnectionError(f"hung up after {self._received!r}"))
 
@@ -59,7 +59,7 @@ class Caller(asyncio.Protocol):
 
 
 async def main(url: str, connections: int, seconds: float) -> None:
-    """Call, and print how long each call took."""
+    """Make the calls and print the milliseconds of each."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None

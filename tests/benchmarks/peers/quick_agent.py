@@ -1,6 +1,6 @@
-"""An agent that costs as little as one can: it answers every request with the same bytes.
+"""An agent that uses as little time as possible: it answers every request with the same bytes.
 
-Takes the port that it listens on.
+Argument: the port that it listens on.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import uvloop
 
 BODY = b'{"jsonrpc":"2.0","id":1,"result":{"content":"Hello."}}'
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
-# What the load sends ends so; a request that comes in two pieces is answered once.
+# The last byte of each request of the load program, so that a request in two parts gets one answer.
 END_OF_REQUEST = b"}"
 
 
@@ -19,11 +19,11 @@ class Agent(asyncio.Protocol):
     """One connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
+        """Store the transport for the answers."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answer once the request is whole."""
+        """Answer when the request is complete."""
         if data.endswith(END_OF_REQUEST):
             self._transport.write(ANSWER)
 

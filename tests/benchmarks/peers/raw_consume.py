@@ -1,6 +1,6 @@
-"""The ceiling: aio-pika takes messages and acknowledges many at once; no database, nothing decoded.
+"""The upper limit: aio-pika receives messages and acknowledges many at once, without database and decoding.
 
-Takes COUNT messages and prints the seconds from the first to the last.
+Receives COUNT messages and prints the seconds from the first to the last.
 """
 
 import os
@@ -15,7 +15,7 @@ ACKNOWLEDGE_EVERY = 200
 
 
 async def main(count: int) -> None:
-    """Take `count` messages."""
+    """Handle `count` messages."""
     connection = await aio_pika.connect(os.environ["PODIUM_AMQP_URL"])
     async with connection:
         channel = await connection.channel()

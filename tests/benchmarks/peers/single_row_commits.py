@@ -1,6 +1,6 @@
-"""What the database itself can do: one row per commit, from CONCURRENCY sessions, each with a row of its own.
+"""The limit of the database: one row per commit, from CONCURRENCY sessions, each with its own row.
 
-Makes COUNT commits and prints how long they took, in seconds.
+Makes COUNT commits and prints the seconds that they took.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def new_data_dir() -> Iterator[Callable[[], Path]]:
-    """Data directories that do not exist yet, in a folder that every account can enter."""
+    """Returns paths for new data directories, in a folder that every account can enter."""
     folder = Path(tempfile.mkdtemp(prefix="podium-servers-"))
     folder.chmod(0o755)
     numbers = itertools.count(1)
@@ -20,11 +20,11 @@ def new_data_dir() -> Iterator[Callable[[], Path]]:
 
 @pytest.fixture
 def data_dir(new_data_dir: Callable[[], Path]) -> Path:
-    """One such directory."""
+    """The path for a new data directory."""
     return new_data_dir()
 
 
 @pytest.fixture
 def without_rabbitmq() -> dict[str, str]:
-    """An environment in which only PostgreSQL is started: quick."""
+    """An environment in which only PostgreSQL starts, which is faster."""
     return {**os.environ, "PODIUM_AMQP_URL": "amqp://elsewhere/"}

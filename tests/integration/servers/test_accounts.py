@@ -1,4 +1,4 @@
-"""Folders that only root can enter, and people who are not root."""
+"""Data directories that only root can enter, and a user who is not root."""
 
 import asyncio
 import json
@@ -15,33 +15,33 @@ import pytest
 
 import podium
 from podium.servers import ServersError, private_servers
-from tests.integration.servers import holding
-from tests.integration.servers.observing import alive, below, is_root, owners, until
+from tests.integration.servers import servers_program
+from tests.integration.servers.process_tree import alive, below, is_root, owners, until
 
-pytestmark = pytest.mark.skipif(not is_root(), reason="only root can change accounts")
+pytestmark = pytest.mark.skipif(not is_root(), reason="only root can switch accounts")
 
 NOBODY = 65_534
 
 
 @pytest.fixture
 def root_only() -> Iterator[Path]:
-    """What `mktemp -d` makes for root; the data kept elsewhere for it are removed too."""
+    """A folder as `mktemp -d` creates it for root. Removes also the data stored elsewhere for it."""
     folder = Path(tempfile.mkdtemp(prefix="podium-root-only-"))
     yield folder
     for note in folder.glob("servers"):
-        elsewhere = _named_in(note)
+        elsewhere = _folder_named_in(note)
         assert elsewhere.is_relative_to("/var/lib/podium")
         shutil.rmtree(elsewhere)
     shutil.rmtree(folder)
 
 
 async def test_a_folder_that_only_root_can_enter(root_only: Path, without_rabbitmq: dict[str, str]) -> None:
-    """The data go to /var/lib/podium, a note says so, and the next start finds them."""
+    """The data are stored in /var/lib/podium, a note names the folder, and the next start uses it."""
     async with private_servers(root_only, durable=False, environ=without_rabbitmq) as first:
         connection = await asyncpg.connect(first.database_url)
         await connection.execute("CREATE TABLE kept ()")
         await connection.close()
-    elsewhere = _named_in(root_only / "servers")
+    elsewhere = _folder_named_in(root_only / "servers")
     assert (elsewhere / "postgres" / "data" / "PG_VERSION").exists()
     assert not (root_only / "postgres").exists()
     async with private_servers(root_only, durable=False, environ=without_rabbitmq) as second:
@@ -50,27 +50,27 @@ async def test_a_folder_that_only_root_can_enter(root_only: Path, without_rabbit
         await connection.close()
 
 
-async def test_a_folder_that_was_closed_later(data_dir: Path, without_rabbitmq: dict[str, str]) -> None:
-    """The data are not abandoned silently: a sentence says what to do."""
+async def test_a_folder_that_became_inaccessible(data_dir: Path, without_rabbitmq: dict[str, str]) -> None:
+    """The data are not replaced by new ones: the error says what to do."""
     async with private_servers(data_dir, durable=False, environ=without_rabbitmq):
         pass
     data_dir.chmod(0o700)
-    with pytest.raises(ServersError, match="cannot enter any more"):
+    with pytest.raises(ServersError, match="can no longer enter this folder"):
         async with private_servers(data_dir, environ=without_rabbitmq):
             pytest.fail("should not start")
 
 
 async def test_an_ordinary_user(data_dir: Path) -> None:
-    """Both servers run as the user, from the programs that the packages installed; SIGTERM ends all."""
+    """Both servers run as the user, from the installed packages. SIGTERM ends all processes."""
     home = data_dir.parent / "home"
     home.mkdir()
     shutil.copytree(Path(podium.__file__).parent / "servers", home / "podium" / "servers")
     (home / "podium" / "__init__.py").touch()
-    shutil.copy(holding.__file__, home / "holding.py")
+    shutil.copy(servers_program.__file__, home / "servers_program.py")
     os.chown(home, NOBODY, NOBODY)
     user = await asyncio.create_subprocess_exec(
         _python_for_all(),
-        str(home / "holding.py"),
+        str(home / "servers_program.py"),
         str(home / ".podium"),
         env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(home)},
         cwd=home,
@@ -89,21 +89,23 @@ async def test_an_ordinary_user(data_dir: Path) -> None:
     user.terminate()
     await user.wait()
 
-    await until(lambda: not alive(processes), "all processes are gone")
+    await until(lambda: not alive(processes), "all processes have ended")
 
 
-def _named_in(note: Path) -> Path:
+def _folder_named_in(note: Path) -> Path:
     return next(Path(word.rstrip(":")) for word in note.read_text().split() if word.startswith("/var"))
 
 
 def _python_for_all() -> str:
-    """A Python that other accounts can execute; the one of a root's home cannot be entered by them."""
-    ask = "import sys; sys.exit(sys.version_info < (3, 11))"
+    """A Python that other accounts can execute, which they cannot if it is in the home of root."""
+    program = "import sys; sys.exit(sys.version_info < (3, 11))"
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
-            tried = subprocess.run([python, "-I", "-c", ask], user=NOBODY, group=NOBODY, extra_groups=[], check=False)
+            tried = subprocess.run(
+                [python, "-I", "-c", program], user=NOBODY, group=NOBODY, extra_groups=[], check=False
+            )
         except OSError:
             continue
         if tried.returncode == 0:
             return python
-    pytest.skip("no Python of this machine is executable for other accounts than root")
+    pytest.skip("this machine has no Python that other accounts than root can execute")

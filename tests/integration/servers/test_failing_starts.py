@@ -1,4 +1,4 @@
-"""When a server does not come up, the message is enough to find out why."""
+"""If a server does not start, the error message gives the reason."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ from podium.servers import ServersError, ServersMissing, ServerStartFailed, priv
 
 
 async def test_the_error_shows_the_end_of_the_log(data_dir: Path, without_rabbitmq: dict[str, str]) -> None:
-    """And names the file; what was started is gone, and the folder is free again."""
+    """And the path of the log. No process is left, and the data directory can be used again."""
     async with private_servers(data_dir, durable=False, environ=without_rabbitmq):
         pass
     settings = data_dir / "postgres" / "data" / "postgresql.conf"
@@ -26,10 +26,8 @@ async def test_the_error_shows_the_end_of_the_log(data_dir: Path, without_rabbit
         pass
 
 
-async def test_a_remembered_port_that_somebody_took_is_replaced(
-    data_dir: Path, without_rabbitmq: dict[str, str]
-) -> None:
-    """The data are the same, at a new address that is remembered from then on."""
+async def test_a_saved_port_that_is_taken_is_replaced(data_dir: Path, without_rabbitmq: dict[str, str]) -> None:
+    """The data stay; the new address is saved."""
     async with private_servers(data_dir, durable=False, environ=without_rabbitmq) as first:
         pass
     with socket.create_server(("127.0.0.1", _port(data_dir))):
@@ -38,22 +36,22 @@ async def test_a_remembered_port_that_somebody_took_is_replaced(
             assert str(_port(data_dir)) in second.database_url
 
 
-async def test_data_of_a_version_that_is_not_there(data_dir: Path, without_rabbitmq: dict[str, str]) -> None:
-    """The message says which version made them; exit code 2, since the owner has to act."""
+async def test_data_of_a_version_that_is_not_installed(data_dir: Path, without_rabbitmq: dict[str, str]) -> None:
+    """The error names the version that created them. Exit code 2: a person has to install it."""
     async with private_servers(data_dir, durable=False, environ=without_rabbitmq):
         pass
     version = data_dir / "postgres" / "data" / "PG_VERSION"
     version.write_text("9\n")
     with pytest.raises(
-        ServersMissing, match=r"PostgreSQL 9, which made the data in .* is not on this machine"
+        ServersMissing, match=r"PostgreSQL 9, which created the data in .* is not installed on this machine"
     ) as missing:
         async with private_servers(data_dir, environ=without_rabbitmq):
             pytest.fail("should not start")
     assert missing.value.exit_code == 2
 
 
-async def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
-    """A file in the way is a sentence, not a traceback."""
+async def test_a_file_is_not_a_data_directory(tmp_path: Path) -> None:
+    """The error is a sentence, not a traceback."""
     (tmp_path / "file").touch()
     with pytest.raises(ServersError, match="cannot be used as a data directory"):
         async with private_servers(tmp_path / "file"):

@@ -1,6 +1,7 @@
-"""A program that holds private servers until it is ended: what `podium up` does, reduced to that.
+"""A program that runs private servers until it is stopped, like `podium up` without the rest of Podium.
 
-It prints the two addresses when both servers answer. Standard library only, so that any account's Python can run it.
+It prints both addresses when the servers accept clients. It needs the standard library alone, so that the Python of any
+account can run it.
 """
 
 import asyncio
@@ -11,8 +12,8 @@ from pathlib import Path
 from podium.servers import private_servers
 
 
-async def hold(data_dir: Path) -> None:
-    """Until cancelled."""
+async def run_servers(data_dir: Path) -> None:
+    """Until cancelled, or until a server ends."""
     async with private_servers(data_dir, durable=False) as servers:
         sys.stdout.write(json.dumps({"database_url": servers.database_url, "amqp_url": servers.amqp_url}) + "\n")
         sys.stdout.flush()
@@ -21,6 +22,6 @@ async def hold(data_dir: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(hold(Path(sys.argv[1])))
+        asyncio.run(run_servers(Path(sys.argv[1])))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""What is seen of processes from outside, by way of /proc."""
+"""Processes and their sockets, read from /proc."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from podium.servers import PrivateServer
 
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 LISTEN = "0A"
 GUARD = "guard"
 
 
 async def until(happened: Callable[[], bool], what: str) -> None:
-    """Polls with a deadline."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Polls until it has happened; fails after TIMEOUT_SECONDS."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not happened():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_SECONDS:.0f} s: {what}"
         await asyncio.sleep(0.02)
 
 
 def below(ancestor: int) -> dict[int, str]:
-    """The living processes below `ancestor`, with their names."""
+    """The running processes below `ancestor`, without zombies: their ids and names."""
     found: dict[int, tuple[int, str]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -38,7 +38,7 @@ def below(ancestor: int) -> dict[int, str]:
 
 
 def tree(server: PrivateServer | None) -> dict[int, str]:
-    """All processes that one private server consists of: its guard, and what is below that."""
+    """All processes of a private server: its guard and the processes below it."""
     assert server is not None
     assert server.pid is not None
     guard = int(Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -46,7 +46,7 @@ def tree(server: PrivateServer | None) -> dict[int, str]:
 
 
 def alive(pids: Iterable[int]) -> set[int]:
-    """Those of `pids` that still run; zombies do not."""
+    """Those of `pids` that still run, without zombies."""
     running = set()
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def alive(pids: Iterable[int]) -> set[int]:
 
 
 def owners(pids: Iterable[int]) -> set[int]:
-    """The user ids that `pids` run as; a connection's process may have ended meanwhile."""
+    """The user ids of `pids`; processes that have ended are left out."""
     found = set()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError):
@@ -65,7 +65,7 @@ def owners(pids: Iterable[int]) -> set[int]:
 
 
 def listening(pids: Iterable[int]) -> dict[str, set[str]]:
-    """The raw addresses, per table of the kernel, on which `pids` accept TCP connections."""
+    """The addresses on which `pids` accept TCP connections, as in /proc/net/tcp and /proc/net/tcp6."""
     inodes = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
@@ -82,5 +82,5 @@ def _listening_in(table: str, inodes: set[str]) -> set[str]:
 
 
 def is_root() -> bool:
-    """Whether tests that change accounts can run."""
+    """Whether this process can switch accounts."""
     return os.geteuid() == 0

@@ -1,4 +1,4 @@
-"""Whom the servers run as: never root."""
+"""The unprivileged accounts that the servers run as. PostgreSQL refuses to run as root."""
 
 import os
 import pwd
@@ -21,15 +21,18 @@ class Account:
 
 
 def account_for(server: str, folder: Path) -> Account | None:
-    """The account that runs `server` with its data in `folder`; None if that is ourselves.
+    """The account that runs `server` with its data in `folder`; None for the account of this process.
 
-    For root: the owner of data that exist (another account could not read them), else the account that the server's
-    package made, else `nobody`.
+    If this process is root: the owner of existing data (no other account can read them), else the account that the
+    server's package created, else `nobody`.
+
+    Raises:
+        ServersError: this machine has none of these accounts.
     """
     if os.geteuid() != 0:
         return None
     if folder.exists() and folder.stat().st_uid != 0:
-        return _by_uid(folder.stat().st_uid, folder.stat().st_gid)
+        return _account_of(folder.stat().st_uid, folder.stat().st_gid)
     for name in (server, NOBODY):
         try:
             entry = pwd.getpwnam(name)
@@ -37,17 +40,21 @@ def account_for(server: str, folder: Path) -> Account | None:
             continue
         return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
     raise ServersError(
-        f"{server} refuses to run as root, and there is no account `{server}` or `{NOBODY}` to run it as."
+        f"{server} must not run as root, and this machine has neither an account `{server}` nor `{NOBODY}` to run it."
     )
 
 
 def can_enter(account: Account | None, folder: Path) -> bool:
-    """Whether `account` can reach what is in `folder`; asked by trying it, so that ACLs and mounts count."""
+    """Whether `account` can reach the contents of `folder`. Runs a program as that account, to respect ACLs and mounts.
+
+    Raises:
+        ServersError: this process is root but cannot switch to `account`.
+    """
     if account is None:
         return os.access(folder, os.X_OK)
     try:
-        tried = subprocess.run(
-            ["test", "-x", str(folder)],  # noqa: S607 - `test` lies elsewhere on each system
+        test = subprocess.run(
+            ["test", "-x", str(folder)],  # noqa: S607 - the path of `test` differs between systems
             user=account.uid,
             group=account.gid,
             extra_groups=[],
@@ -55,25 +62,27 @@ def can_enter(account: Account | None, folder: Path) -> bool:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ServersError(f"This process is root but may not become `{account.name}`: {error}") from error
-    return tried.returncode == 0
+        raise ServersError(
+            f"This process is root but cannot switch to the account `{account.name}`: {error}"
+        ) from error
+    return test.returncode == 0
 
 
-def give(path: Path, account: Account | None) -> None:
-    """Makes `account` the owner of `path`."""
+def change_owner(path: Path, account: Account | None) -> None:
+    """Makes `account` the owner of `path`; does nothing for None."""
     if account is not None:
         os.chown(path, account.uid, account.gid)
 
 
-def write_for(account: Account | None, path: Path, text: str) -> None:
+def write_private(account: Account | None, path: Path, text: str) -> None:
     """Writes a file that only `account` (and root) can read."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
-    give(path, account)
+    change_owner(path, account)
 
 
-def _by_uid(uid: int, gid: int) -> Account:
+def _account_of(uid: int, gid: int) -> Account:
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
