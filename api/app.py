@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
 
 import structlog
 import uvicorn
@@ -21,7 +22,7 @@ from api.gateway import agent_cards
 from api.gateway import routes as rpc_routes
 from api.gateway.fast_path import FastPath
 from api.gateway.forward import UpstreamResponseBroken
-from api.http.limits import LimitedHttpProtocol
+from api.http.limits import ConnectionLimits, LimitedHttpProtocol, watch_peer
 from api.http.metrics import MeasuredApp, metrics_route
 from api.http.problems import EXCEPTION_HANDLERS
 from api.resources import open_resources, provide_resources
@@ -29,8 +30,6 @@ from api.routes import agents, deployments, documents, health, parked, registrat
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
-# For idle connections of callers; those to agents have their own limit in api.gateway.upstream.
-KEEP_ALIVE_SECONDS = 5
 MAX_DESCRIPTORS = 65_536
 
 log = structlog.get_logger(__name__)
@@ -80,6 +79,11 @@ def create_app(settings: Settings) -> Litestar:
 class ApiServer(uvicorn.Server):
     """A server that leaves signals to the surrounding program: call `stop` for a graceful shutdown."""
 
+    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
+        super().__init__(config)
+        self._check_seconds = limits.check_seconds
+        self._next_check = 0.0
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Install no signal handlers."""
@@ -88,7 +92,20 @@ class ApiServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the addresses."""
         await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                watch_peer(listener)
         log.info("The API listens.", action="api.listening", addresses=self.addresses)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Check the limits of all connections; uvicorn calls this ten times a second."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_check:
+            self._next_check = now + self._check_seconds
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, LimitedHttpProtocol)
+                connection.check(now)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the event streams, which would otherwise stay open; then wait for all other requests."""
@@ -123,14 +140,14 @@ _BROKEN_UPSTREAM_FILTER = _BrokenUpstreamFilter()
 
 def make_server(settings: Settings) -> ApiServer:
     """A server to run inside an asyncio program: `await server.serve()`. Raises `StartRefused`."""
-    app = create_app(settings)
+    app, limits = create_app(settings), ConnectionLimits.of(settings)
     logging.getLogger("uvicorn.error").addFilter(_BROKEN_UPSTREAM_FILTER)
     return ApiServer(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=LimitedHttpProtocol,
+            http=partial(LimitedHttpProtocol, limits=limits),  # type: ignore[arg-type]  # called like the class
             lifespan="on",
             ws="none",
             access_log=False,
@@ -139,9 +156,9 @@ def make_server(settings: Settings) -> ApiServer:
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout.total_seconds()),
-        )
+        ),
+        limits,
     )
 
 

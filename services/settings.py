@@ -5,6 +5,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts import topology
@@ -29,6 +30,29 @@ def _address_or_none(value: str) -> str:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_plain_seconds), Field(ge=timedelta(0))]
+
+
+def _at_most(longest: timedelta, why: str = "") -> AfterValidator:
+    """Accept durations from a millisecond to `longest`."""
+
+    def check(value: timedelta) -> timedelta:
+        if not SHORTEST_TIMEOUT <= value <= longest:
+            limits = f"from {SHORTEST_TIMEOUT.total_seconds():g} to {longest.total_seconds():.0f} seconds"
+            raise PydanticCustomError("timeout", "it must be {limits}{why}", {"limits": limits, "why": why})
+        return value
+
+    return AfterValidator(check)
+
+
+# PostgreSQL's unit, in which 0 would mean that there is no limit; and about the longest that it accepts.
+SHORTEST_TIMEOUT, LONGEST_TIMEOUT = timedelta(milliseconds=1), timedelta(days=24)
+Timeout = Annotated[timedelta, BeforeValidator(_plain_seconds), _at_most(LONGEST_TIMEOUT)]
+# PostgreSQL ends the relay's session, and with it the relay's lock, after 5 idle seconds.
+RelayPoll = Annotated[
+    timedelta,
+    BeforeValidator(_plain_seconds),
+    _at_most(timedelta(seconds=4), ": the database ends a relay's session that is idle for 5 seconds"),
+]
 
 
 # Comma-separated lists.
@@ -74,13 +98,13 @@ class Settings(BaseSettings):
     )
 
     database_pool_size: int = Field(default=10, ge=1, description="Connections per process.")
-    database_timeout: Duration = Field(
+    database_timeout: Timeout = Field(
         default=timedelta(seconds=6), description="Longest time that a request waits for the database."
     )
-    lock_timeout: Duration = Field(
+    lock_timeout: Timeout = Field(
         default=timedelta(seconds=5), description="Longest wait for the lock of an agent's row."
     )
-    statement_timeout: Duration = Field(default=timedelta(seconds=30), description="Longest time of one SQL statement.")
+    statement_timeout: Timeout = Field(default=timedelta(seconds=30), description="Longest time of one SQL statement.")
 
     registrations_max_length: int = Field(
         default=topology.REGISTRATIONS_MAX_LENGTH,
@@ -100,13 +124,11 @@ class Settings(BaseSettings):
     relay_batch_size: int = Field(
         default=500, ge=1, le=10_000, description="Events that the relay reads from the outbox at a time."
     )
-    relay_poll: Duration = Field(
+    relay_poll: RelayPoll = Field(
         default=timedelta(milliseconds=250),
         description="How often an idle relay reads the outbox; notifications wake it sooner.",
     )
-    publish_timeout: Duration = Field(
-        default=timedelta(seconds=10), description="Longest wait for a publisher confirm."
-    )
+    publish_timeout: Timeout = Field(default=timedelta(seconds=10), description="Longest wait for a publisher confirm.")
     drain_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest time of a graceful stop.")
 
     probe_interval: Duration = Field(
@@ -115,11 +137,11 @@ class Settings(BaseSettings):
     probe_threshold: int = Field(
         default=3, ge=1, description="Equal probe results in a row that make a deployment Failed, or Ready again."
     )
-    probe_timeout: Duration = Field(
-        default=timedelta(seconds=5), gt=timedelta(0), description="Time limit of a probe; at most the interval."
+    probe_timeout: Timeout = Field(
+        default=timedelta(seconds=5), description="Time limit of a probe; at most the interval."
     )
     probe_concurrency: int = Field(default=100, ge=1, description="Concurrent probes per janitor.")
-    pending_deadline: Duration = Field(
+    pending_deadline: Timeout = Field(
         default=timedelta(minutes=15), description="How long a deployment may be Pending before it is Failed."
     )
     ready_requires_probe: bool = Field(
@@ -127,7 +149,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(f"{PREFIX}READY_REQUIRES_PROBE", *EARLIER_NAMES),
         description="A registration makes a deployment Ready only after the deployment has answered a probe.",
     )
-    janitor_poll: Duration = Field(
+    janitor_poll: Timeout = Field(
         default=timedelta(milliseconds=250),
         description="How often a janitor looks for due probes and passed deadlines.",
     )
@@ -165,26 +187,35 @@ class Settings(BaseSettings):
         default=500, ge=1, le=5000, description="Largest number of rows removed per transaction."
     )
 
-    route_timeout: Duration = Field(
+    route_timeout: Timeout = Field(
         default=timedelta(seconds=3), description="Time limit of a route read; a call waits for two at most."
     )
-    connect_timeout: Duration = Field(
+    connect_timeout: Timeout = Field(
         default=timedelta(seconds=3), description="Time limit for connecting to an agent's pod."
     )
-    first_byte_timeout: Duration = Field(
+    first_byte_timeout: Timeout = Field(
         default=timedelta(seconds=300), description="Longest wait for the first byte of an agent's response."
     )
-    idle_timeout: Duration = Field(
+    idle_timeout: Timeout = Field(
         default=timedelta(seconds=300), description="Longest wait between chunks of an agent's response."
     )
-    card_timeout: Duration = Field(
-        default=timedelta(seconds=10), description="Time limit for fetching an agent's card."
-    )
-    sse_heartbeat: Duration = Field(
+    card_timeout: Timeout = Field(default=timedelta(seconds=10), description="Time limit for fetching an agent's card.")
+    sse_heartbeat: Timeout = Field(
         default=timedelta(seconds=15), description="Interval of heartbeats on an idle event stream."
     )
-    body_timeout: Duration = Field(
-        default=timedelta(seconds=60), description="Time limit for receiving a request body."
+    head_timeout: Timeout = Field(
+        default=timedelta(seconds=10), description="Time limit for receiving the head of a request."
+    )
+    body_idle_timeout: Timeout = Field(
+        default=timedelta(seconds=20), description="Longest pause before and in a request body."
+    )
+    body_timeout: Timeout = Field(default=timedelta(seconds=60), description="Time limit for receiving a request body.")
+    write_timeout: Timeout = Field(
+        default=timedelta(seconds=60), description="Longest time in which a caller does not read its answer."
+    )
+    keep_alive_timeout: Timeout = Field(
+        default=timedelta(seconds=75),
+        description="How long a caller's idle connection stays open. Load balancers must close theirs earlier.",
     )
     calls_per_deployment: int = Field(
         default=2000, ge=1, description="Concurrent RPC calls per deployment and API process."

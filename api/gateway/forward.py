@@ -27,6 +27,8 @@ from contracts.fields import ErrorStyle
 from services.errors import MessageTooLarge, PodiumError
 from services.routing.routes import Route, RouteKey
 
+_REQUEST_ID = REQUEST_ID_HEADER.encode()
+
 
 class UpstreamResponseBroken(Exception):
     """The agent's answer ended early. The server closes the caller's connection and adds no ending to the answer."""
@@ -100,7 +102,10 @@ class Forward:
     ) -> None:
         """Send the answer to the caller, chunk by chunk. Raises `UpstreamResponseBroken`."""
         record.answer_began(response.status)
-        headers = response_headers(response.raw_headers, route)
+        headers = [
+            *(header for header in response_headers(response.raw_headers, route) if header[0] != _REQUEST_ID),
+            *([(_REQUEST_ID, record.request_id.encode())] if record.request_id.isascii() else []),
+        ]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         more = True
         while more:

@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from api.http.jsonrpc import ForwardingFailure
+from api.http.limits import watch_peer
 from services.egress import Denied, EgressRules, open_connector
 from services.errors import DestinationDenied, PodiumError
 from services.settings import Settings
@@ -138,12 +139,19 @@ async def _attempt(
         raise _failure(exc) from exc
     if (connection := response.connection) is not None and (reading := connection.protocol) is not None:
         # The answer has begun: from here on the same timer limits the time between two chunks.
-        reading.read_timeout = settings.idle_timeout.total_seconds()
+        reading.read_timeout = None if _is_event_stream(call, response) else settings.idle_timeout.total_seconds()
         reading.start_timeout()
+        if reading.read_timeout is None and connection.transport is not None:
+            watch_peer(connection.transport.get_extra_info("socket"))
     if response.status not in _VALID_STATUSES:
         response.close()
         raise AgentProtocolError(f"The agent answered with the invalid HTTP status {response.status}.")
     return response
+
+
+def _is_event_stream(call: Call, response: aiohttp.ClientResponse) -> bool:
+    """Whether this is a stream on which an agent sends events when it has some: it may be silent for hours."""
+    return call.method == "GET" and response.content_type == "text/event-stream"
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO | None:

@@ -3,7 +3,7 @@
 import asyncio
 from urllib.parse import urlsplit
 
-from litestar import Response, get
+from litestar import HttpMethod, Response, route
 from litestar.openapi import ResponseSpec
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,13 +17,23 @@ BROKER_LIMIT_SECONDS = 1
 _AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
-@get("/health/live", opt=PUBLIC)
+# Some load balancers check with HEAD.
+METHODS = [HttpMethod.GET, HttpMethod.HEAD]
+
+
+@route("/health/live", http_method=METHODS, status_code=200, opt=PUBLIC)
 async def live() -> dict[str, str]:
     """200 while this process answers requests."""
     return {"status": "live"}
 
 
-@get("/health/ready", opt=PUBLIC, responses={503: ResponseSpec(Readiness, generate_examples=False)})
+@route(
+    "/health/ready",
+    http_method=METHODS,
+    status_code=200,
+    opt=PUBLIC,
+    responses={503: ResponseSpec(Readiness, generate_examples=False)},
+)
 async def ready(resources: Injected) -> Response[Readiness]:
     """200 if the database answers, else 503. The broker is only reported: the workers need it, the API does not."""
     database, broker = await asyncio.gather(_database(resources), _broker(resources))
