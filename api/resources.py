@@ -1,19 +1,27 @@
 """The resources of one API process, injected into its route handlers."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
 
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.change_queues import ChangeQueues
+from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
 from services.settings import Settings
-from services.storage.database import Sessions, close_engine, make_engine
+from services.storage.database import Sessions, close_engine, in_transaction, make_engine
+
+T = TypeVar("T")
 
 APPLICATION_NAME = "podium-api"
 UNAUTHENTICATED = "local"
@@ -30,6 +38,8 @@ class Resources:
     settings: Settings
     sessions: Sessions
     reads: Sessions
+    changes: ChangeQueues
+    database: DatabaseCheck
     gateway: Gateway
     prober: Prober
     events: FanOut
@@ -39,12 +49,18 @@ class Resources:
         """The actor in the ledger: the same for all callers."""
         return AUTHENTICATED if self.settings.api_key.get_secret_value() else UNAUTHENTICATED
 
+    async def change(self, agent: UUID | str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn."""
+        async with self.changes.turn(agent):
+            return await in_transaction(self.sessions, work)
+
 
 @asynccontextmanager
 async def open_resources(settings: Settings, registry: CollectorRegistry) -> AsyncGenerator[Resources, None]:
     """The resources, closed on exit. They connect to nothing before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
+    check_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     timeout = settings.database_timeout
     reads = Sessions(engine.execution_options(isolation_level="AUTOCOMMIT"), timeout=timeout)
     try:
@@ -55,9 +71,18 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
             open_prober(settings, (settings.host, settings.port)) as prober,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
-            yield Resources(settings, sessions, reads, gateway, prober, events)
+            yield Resources(
+                settings=settings,
+                sessions=sessions,
+                reads=reads,
+                changes=ChangeQueues(settings),
+                database=DatabaseCheck(check_engine),
+                gateway=gateway,
+                prober=prober,
+                events=events,
+            )
     finally:
-        await close_engine(engine)
+        await asyncio.gather(close_engine(engine), close_engine(check_engine))
 
 
 def provide_resources(state: State) -> Resources:

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     )
 
     database_pool_size: int = Field(default=10, ge=1, description="Connections per process.")
+    changes_per_agent: int = Field(
+        default=2, ge=1, description="Changes of one agent that use a connection at a time; further ones wait."
+    )
     database_timeout: Timeout = Field(
         default=timedelta(seconds=6), description="Longest time that a request waits for the database."
     )

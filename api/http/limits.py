@@ -155,9 +155,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._end_head()
         elif self._phase is _Phase.BODY:
             self._check_body(now, waited)
-        elif not self._is_answering():
-            if lasted > (LINGER_SECONDS if self._phase is _Phase.OVER else self._limits.keep_alive):
-                self.transport.close()
+        elif not self._is_answering() and lasted > (
+            LINGER_SECONDS if self._phase is _Phase.OVER else self._limits.keep_alive
+        ):
+            self.transport.close()
 
     def _end_head(self) -> None:
         """Answer 408 to a request that has begun; only close the connection if none has."""

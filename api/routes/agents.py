@@ -83,7 +83,7 @@ async def update_agent(
 ) -> Response[AgentAnswer]:
     """Set the description, automatic promotion and rollback, and the parameters of health probes."""
     wanted = agent_uuid(agent_id)
-    state = await in_transaction(resources.sessions, lambda session: change_agent(session, wanted, data.command()))
+    state = await resources.change(wanted, lambda session: change_agent(session, wanted, data.command()))
     return _answer(AgentAnswer.of_state(state))
 
 
@@ -91,7 +91,7 @@ async def update_agent(
 async def remove_agent(agent_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete an agent with all its deployments, and free its name. Idempotent."""
     wanted, asking = agent_uuid(agent_id), caller(request, resources.actor)
-    await in_transaction(resources.sessions, lambda session: delete_agent(session, wanted, asking))
+    await resources.change(wanted, lambda session: delete_agent(session, wanted, asking))
     return DeletedAnswer(id=str(wanted), message=f"Agent {wanted} is deleted.")
 
 
@@ -105,7 +105,7 @@ async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resourc
         await delete_agent(session, agent_id, asking)
         return agent_id
 
-    agent_id = await in_transaction(resources.sessions, work)
+    agent_id = await resources.change(wanted, work)
     return DeletedAnswer(id=str(agent_id), message=f"Agent {wanted} is deleted.")
 
 

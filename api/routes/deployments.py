@@ -38,7 +38,7 @@ async def create(
         created = await create_deployment(session, wanted, data.command())
         return await get_deployment(session, wanted, created.id)
 
-    view = await in_transaction(resources.sessions, work)
+    view = await resources.change(wanted, work)
     return DeploymentAnswer.of(view)
 
 
@@ -101,7 +101,7 @@ async def promote_deployment(
     async def work(session: AsyncSession) -> tuple[AgentSnapshot, DeploymentView]:
         return await promote(session, wanted, key, asking), await get_deployment(session, wanted, key)
 
-    state, view = await in_transaction(resources.sessions, work)
+    state, view = await resources.change(wanted, work)
     return Response(DeploymentAnswer.of(view), headers=generation_header(state.agent.generation))
 
 
@@ -111,7 +111,7 @@ async def remove_deployment(
 ) -> DeletedAnswer:
     """Delete a preview; production cannot be deleted. Idempotent."""
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    await in_transaction(resources.sessions, lambda session: delete_deployment(session, wanted, key))
+    await resources.change(wanted, lambda session: delete_deployment(session, wanted, key))
     return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
 
 

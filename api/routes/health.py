@@ -5,14 +5,11 @@ from urllib.parse import urlsplit
 
 from litestar import HttpMethod, Response, route
 from litestar.openapi import ResponseSpec
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.access import PUBLIC
 from api.http.responses import PartHealth, Readiness
 from api.resources import Injected, Resources
 
-DATABASE_LIMIT_SECONDS = 2
 BROKER_LIMIT_SECONDS = 1
 _AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -43,14 +40,8 @@ async def ready(resources: Injected) -> Response[Readiness]:
 
 
 async def _database(resources: Resources) -> PartHealth:
-    try:
-        async with asyncio.timeout(DATABASE_LIMIT_SECONDS), resources.reads() as session:
-            await session.execute(text("SELECT 1"))
-    except TimeoutError:
-        return PartHealth(ok=False, detail=f"no answer within {DATABASE_LIMIT_SECONDS} s")
-    except (SQLAlchemyError, OSError):
-        return PartHealth(ok=False, detail="cannot be reached")
-    return PartHealth(ok=True)
+    failure = await resources.database.failure()
+    return PartHealth(ok=failure is None, detail=failure)
 
 
 async def _broker(resources: Resources) -> PartHealth:

@@ -125,8 +125,8 @@ async def _register(
     """The agent after the registration. A rejection is raised after the commit, so that the inbox contains it."""
     incoming = Incoming(Announcement(request, uuid4(), None, trace))
     proof = resources.settings.ready_requires_probe
-    [decided] = await in_transaction(
-        resources.sessions, lambda session: register_batch(session, [incoming], requires_probe=proof)
+    [decided] = await resources.change(
+        request.name, lambda session: register_batch(session, [incoming], requires_probe=proof)
     )
     if isinstance(decided.outcome, Rejected):
         raise decided.outcome.error

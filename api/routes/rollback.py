@@ -18,7 +18,6 @@ from services.errors import TargetDoesNotAnswer, TargetMoved
 from services.promotion.promote import Caller
 from services.promotion.rollback import Plan, plan_rollback, roll_back
 from services.promotion.rollback_targets import Target
-from services.storage.database import in_transaction
 
 # An attempt fails if the agent changes while the target is probed.
 ATTEMPTS = 3
@@ -51,8 +50,8 @@ async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, bod
     for attempt in range(1, ATTEMPTS + 1):
         proven = None if body.force else await _probed_target(resources, agent_id, asking, body)
         try:
-            return await in_transaction(
-                resources.sessions,
+            return await resources.change(
+                agent_id,
                 lambda session, proven=proven: roll_back(session, agent_id, asking, to=body.to, probed=proven),  # type: ignore[misc]
             )
         except TargetMoved:
@@ -63,9 +62,7 @@ async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, bod
 
 async def _probed_target(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> Target | None:
     """The target, which has answered a probe; None if it already serves. Raises `TargetDoesNotAnswer`."""
-    plan = await in_transaction(
-        resources.sessions, lambda session: plan_rollback(session, agent_id, asking, to=body.to)
-    )
+    plan = await resources.change(agent_id, lambda session: plan_rollback(session, agent_id, asking, to=body.to))
     if plan.target is None:
         return None
     policy = probe_policy_of(plan.agent, resources.settings)
