@@ -4,7 +4,11 @@ docs/operations.md has a table of them. `ApiServer` calls `LimitedHttpProtocol.c
 timer per request would cost more than all of these checks.
 """
 
+import asyncio
+import fcntl
 import socket
+import sys
+import termios
 from dataclasses import dataclass
 from email.utils import formatdate
 from enum import Enum, auto
@@ -187,10 +191,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _is_unread(self, now: float) -> bool:
         """Whether the client has read too little of what waits for it, for too long."""
-        size = self.transport.get_write_buffer_size()
-        if size == 0:
+        buffered = self.transport.get_write_buffer_size()
+        if buffered == 0:
             self._unread_bytes = 0
             return False
+        # The operating system accepts more only after it has sent about a megabyte: its own queue shows what is read.
+        size = buffered + _queued_bytes(self.transport)
         if self._unread_bytes == 0 or size <= self._unread_bytes - READ_MIN_BYTES:
             self._unread_bytes, self._unread_since = size, now
         self._unread_bytes = max(size, self._unread_bytes)
@@ -250,6 +256,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - an ASGI application
         self._exchange = Exchange(cycle, app)
         super()._start_asgi_task(cycle, self._exchange)
+
+
+def _queued_bytes(transport: asyncio.Transport) -> int:
+    """The bytes that the operating system has taken over and the peer has not acknowledged; 0 if it is unknown."""
+    connection = transport.get_extra_info("socket")
+    try:
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):
+        return 0
 
 
 def watch_peer(connection: socket.socket) -> None:
