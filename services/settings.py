@@ -93,6 +93,13 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
 
+    worker_host: str = Field(
+        default="127.0.0.1", description="Address on which a worker answers health checks and metrics."
+    )
+    worker_port: int = Field(
+        default=0, ge=0, le=65535, description="Port on which a worker answers health checks and metrics; 0: none."
+    )
+
     public_url: Annotated[str, AfterValidator(_address_or_none)] = Field(
         default="", description="URL of the API for callers, used in agent cards; if empty, the URL of the request."
     )

@@ -19,6 +19,7 @@ from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
 from workers.amqp.decoding import tolerate_invalid_properties
 from workers.fault import cannot_park
+from workers.metrics import WorkerMetrics
 from workers.retry import Outage, pause, run_with_retries
 
 PREFETCH = 20
@@ -30,10 +31,12 @@ log = structlog.get_logger(__name__)
 class Drainer:
     """Parks dead letters until it is stopped."""
 
-    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, metrics: WorkerMetrics | None = None) -> None:
         self._settings = settings
         self._sessions = sessions
         self._outage = Outage(failure_action="drainer.disconnected", recovery_action="drainer.connected")
+        self._metrics = metrics or WorkerMetrics()
+        self._metrics.watch("drainer", self._outage)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; reconnects after the loss of either server."""
@@ -80,6 +83,7 @@ class Drainer:
             log.exception("Could not park a dead letter; it stays in its queue.", action="drainer.refused")
             return
         await message.ack()
+        self._metrics.parked.inc()
         log.warning(
             "Parked a message that the broker had dead-lettered.",
             action="drainer.parked",

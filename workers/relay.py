@@ -26,6 +26,7 @@ from services.events.epochs import adopt_cluster
 from services.events.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
+from workers.metrics import WorkerMetrics
 from workers.retry import CONNECTION_LOST, Outage, backoff, pause, run_with_retries
 
 # A frozen process keeps its lock until PostgreSQL ends its session after this time without a query.
@@ -45,7 +46,7 @@ Rows = Sequence[Row[*tuple[Any, ...]]]
 class Relay:
     """Publishes the events of the outbox until it is stopped."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
+    def __init__(self, settings: Settings, engine: AsyncEngine, metrics: WorkerMetrics | None = None) -> None:
         """`engine` must end idle sessions after `IDLE_SESSION_TIMEOUT`, and nothing else may use it."""
         self._settings = settings
         self._transactions = engine
@@ -53,6 +54,8 @@ class Relay:
         self._proved_at = 0.0
         self._woken = asyncio.Event()
         self._outage = Outage(failure_action="relay.disconnected", recovery_action="relay.connected")
+        self._metrics = metrics or WorkerMetrics()
+        self._metrics.watch("relay", self._outage)
         self._held_back: dict[UUID, tuple[float, int]] = {}  # agent: (retry at, failures in a row)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -72,10 +75,11 @@ class Relay:
                 return
             await self._listen(session)
             log.info("Publishing events.", action="relay.started")
-            while not stop.is_set():
-                if channel.is_closed:
-                    raise AMQPConnectionError(CHANNEL_CLOSED)
-                await self._publish_next(session, exchange, stop)
+            with self._metrics.relay_active.track_inprogress():
+                while not stop.is_set():
+                    if channel.is_closed:
+                        raise AMQPConnectionError(CHANNEL_CLOSED)
+                    await self._publish_next(session, exchange, stop)
 
     async def _adopt_cluster(self) -> None:
         async with self._transactions.begin() as connection:
@@ -122,6 +126,7 @@ class Relay:
             confirmed = await self._publish(rows, exchange)
             done.set()
         if confirmed:
+            self._metrics.events_published.inc(len(confirmed))
             await self._proving(mark_published(session, confirmed))
         else:
             await pause(stop, self._settings.relay_poll.total_seconds())

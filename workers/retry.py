@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from aio_pika.exceptions import AMQPConnectionError, AMQPError
@@ -30,8 +30,16 @@ class Outage:
         self._failure_action = failure_action
         self._recovery_action = recovery_action
         self._attempts = 0
+        self._has_worked = False
         self._began = 0.0
         self._since = ""
+
+    @property
+    def state(self) -> Literal["starting", "working", "retrying"]:
+        """Whether the worker waits for a server, or has worked since its last failure."""
+        if self._attempts:
+            return "retrying"
+        return "working" if self._has_worked else "starting"
 
     def failed(self, error: BaseException, *, hint: str | None = None) -> float:
         """Log which server is unavailable and since when; returns the seconds to wait before the next attempt.
@@ -63,6 +71,7 @@ class Outage:
                 away_seconds=round(monotonic() - self._began, 1),
             )
         self._attempts = 0
+        self._has_worked = True
 
 
 async def run_with_retries(

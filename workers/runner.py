@@ -17,6 +17,8 @@ from workers.dead_letters import Drainer
 from workers.janitor.sweeper import Sweeper
 from workers.janitor.worker import CONNECTIONS as JANITOR_CONNECTIONS
 from workers.janitor.worker import Janitor
+from workers.metrics import WorkerMetrics
+from workers.monitoring import monitored
 from workers.registrar.consumer import Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 
@@ -49,7 +51,7 @@ class WorkerLost(Exception):
     """A worker ended without being stopped: start this process again."""
 
 
-Work = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
+Work = Callable[[Settings, asyncio.Event, WorkerMetrics], Coroutine[Any, Any, None]]
 
 
 async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerName) -> None:
@@ -65,8 +67,11 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
         WorkerName.DRAINER: run_drainer,
         WorkerName.JANITOR: run_janitor,
     }
-    async with stopped_by_signals() as stop, asyncio.TaskGroup() as group:
-        workers = {group.create_task(runners[name](settings, stop), name=name) for name in dict.fromkeys(names)}
+    metrics = WorkerMetrics()
+    async with stopped_by_signals() as stop, monitored(settings, metrics), asyncio.TaskGroup() as group:
+        workers = {
+            group.create_task(runners[name](settings, stop, metrics), name=name) for name in dict.fromkeys(names)
+        }
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({*workers, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -94,14 +99,14 @@ async def _finish(workers: "set[asyncio.Task[None]]", drain_seconds: float) -> N
         worker.cancel()
 
 
-async def run_registrar(settings: Settings, stop: asyncio.Event) -> None:
+async def run_registrar(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
     """Run a registrar until `stop` is set."""
     engine = make_engine(settings, application_name="podium-registrar", pool_size=CONNECTIONS[WorkerName.REGISTRAR])
     async with _disposed(engine), OutboxNotifier(engine) as notifier:
-        await Registrar(settings, Sessions(engine, on_events=notifier.notify)).run(stop)
+        await Registrar(settings, Sessions(engine, on_events=notifier.notify), metrics).run(stop)
 
 
-async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
+async def run_relay(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
     """Run a relay until `stop` is set."""
     engine = make_engine(
         settings,
@@ -110,23 +115,23 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
         idle_session_timeout=IDLE_SESSION_TIMEOUT,
     )
     async with _disposed(engine):
-        await Relay(settings, engine).run(stop)
+        await Relay(settings, engine, metrics).run(stop)
 
 
-async def run_drainer(settings: Settings, stop: asyncio.Event) -> None:
+async def run_drainer(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
     """Run a drainer until `stop` is set."""
     engine = make_engine(settings, application_name="podium-drainer", pool_size=CONNECTIONS[WorkerName.DRAINER])
     async with _disposed(engine):
-        await Drainer(settings, Sessions(engine)).run(stop)
+        await Drainer(settings, Sessions(engine), metrics).run(stop)
 
 
-async def run_janitor(settings: Settings, stop: asyncio.Event) -> None:
+async def run_janitor(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
     """Run a janitor, health checks and retention, until `stop` is set."""
     engine = make_engine(settings, application_name="podium-janitor", pool_size=CONNECTIONS[WorkerName.JANITOR])
     async with _disposed(engine), OutboxNotifier(engine) as notifier, asyncio.TaskGroup() as group:
         sessions = Sessions(engine, on_events=notifier.notify)
-        group.create_task(Janitor(settings, sessions).run(stop))
-        group.create_task(Sweeper(settings, sessions).run(stop))
+        group.create_task(Janitor(settings, sessions, metrics).run(stop))
+        group.create_task(Sweeper(settings, sessions, metrics).run(stop))
 
 
 @asynccontextmanager

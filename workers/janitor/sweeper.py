@@ -15,6 +15,7 @@ from services.retention.tasks import RetentionTask, sweep
 from services.retention.versions import START, Cursor, TaskStep
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
+from workers.metrics import WorkerMetrics
 from workers.retry import Outage, pause
 
 # A longer pass is split, so that the log shows its progress. The next pass continues at its cursors.
@@ -29,10 +30,12 @@ log = structlog.get_logger(__name__)
 class Sweeper:
     """Runs the retention tasks until it is stopped."""
 
-    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, metrics: WorkerMetrics | None = None) -> None:
         self._settings = settings
         self._sessions = sessions
         self._outage = Outage(failure_action="sweep.disconnected", recovery_action="sweep.connected")
+        self._metrics = metrics or WorkerMetrics()
+        self._metrics.watch("retention", self._outage)
         self._cursors: dict[RetentionTask, Cursor] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -64,6 +67,7 @@ class Sweeper:
                 failure = error
             else:
                 removed[task] += step.rows
+                self._metrics.rows_removed.labels(task.name.lower()).inc(step.rows)
                 if step.cursor is not None:
                     pending.append(task)
             await pause(stop, min(monotonic() - started, LONGEST_PAUSE_SECONDS))

@@ -12,6 +12,7 @@ from services.health.probes import claim, overdue
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from workers.janitor.health_checks import SINGLE_TRANSACTIONS, HealthChecker, ResultBatcher
+from workers.metrics import WorkerMetrics
 from workers.retry import Outage, ended, pause
 
 # Besides the single transactions: one each for claims, for overdue deployments, for batches of probe results, and for
@@ -27,9 +28,10 @@ END_SECONDS = 1.0
 class Janitor:
     """Probes due deployments and applies deadlines until it is stopped."""
 
-    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, metrics: WorkerMetrics | None = None) -> None:
         self._settings = settings
         self._sessions = sessions
+        self._metrics = metrics or WorkerMetrics()
         self._probes: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -43,16 +45,17 @@ class Janitor:
             batching = asyncio.create_task(batcher.run(), name="janitor.result_batcher")
             try:
                 await asyncio.gather(
-                    self._repeat(stop, lambda: self._probe_due(stop, checker)),
-                    self._repeat(stop, lambda: self._expire_overdue(checker)),
+                    self._repeat(stop, "probes", lambda: self._probe_due(stop, checker)),
+                    self._repeat(stop, "deadlines", lambda: self._expire_overdue(checker)),
                 )
             finally:
                 await self._cancel_probes()
                 await ended(batching, END_SECONDS)
 
-    async def _repeat(self, stop: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
+    async def _repeat(self, stop: asyncio.Event, name: str, work: Callable[[], Awaitable[bool]]) -> None:
         """Call `work` until `stop` is set: again at once if it returned that there may be more, else after a pause."""
         outage = Outage(failure_action="janitor.disconnected", recovery_action="janitor.connected")
+        self._metrics.watch(name, outage)
         while not stop.is_set():
             try:
                 more = await work()

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from time import perf_counter
 from uuid import UUID
 
 import structlog
@@ -21,7 +23,7 @@ from faststream.rabbit.schemas import QueueType
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.topology import REGISTRATIONS_QUEUE
 from services.cancellation import lost_as
-from services.domain.announcement import Duplicate
+from services.domain.announcement import Announcement, Duplicate
 from services.registration.batch import Decided, Incoming, read_message
 from services.registration.parked import Envelope
 from services.settings import Settings
@@ -29,6 +31,7 @@ from services.storage.database import Sessions
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS, with_heartbeat
 from workers.amqp.decoding import tolerate_invalid_properties
+from workers.metrics import WorkerMetrics
 from workers.registrar.batches import Decider
 from workers.registrar.replies import Replies
 from workers.retry import CONNECTION_LOST, Outage, at_most, ended, pause, run_with_retries
@@ -47,10 +50,12 @@ log = structlog.get_logger(__name__)
 class Registrar:
     """Consumes registrations until it is stopped. Any number of registrars, in any number of processes, can run."""
 
-    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, metrics: WorkerMetrics | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics or WorkerMetrics()
         self._decider = Decider(sessions, requires_probe=settings.ready_requires_probe)
         self._outage = Outage(failure_action="registrar.disconnected", recovery_action="registrar.connected")
+        self._metrics.watch("registrar", self._outage)
         self._acks_lost = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -126,9 +131,11 @@ class Registrar:
     async def _settle(self, messages: Sequence[AbstractIncomingMessage], replies: Replies, stop: asyncio.Event) -> bool:
         """Decide a batch, acknowledge it and send the requested replies; False if the batch was not decided."""
         batch = [_incoming(message) for message in messages]
+        began = perf_counter()
         decided = await self._decider.decide(batch, stop)
         if decided is None:
             return False
+        self._metrics.batch_decided(_outcomes(decided), perf_counter() - began, _oldest_age_seconds(batch))
         await self._acknowledge(messages)
         redelivered = [incoming for message, incoming in zip(messages, batch, strict=True) if message.redelivered]
         _log_batch(batch, decided, {incoming.content.message_id for incoming in redelivered})
@@ -172,9 +179,20 @@ def _incoming(message: AbstractIncomingMessage) -> Incoming:
     return read_message(Envelope(message.routing_key or "", message.body, headers), traceparent=traceparent)
 
 
+def _outcomes(decided: Sequence[Decided]) -> Counter[str]:
+    return Counter(type(result.outcome).__name__ for result in decided)
+
+
+def _oldest_age_seconds(batch: Sequence[Incoming]) -> float | None:
+    """The age of the oldest registration by its own `registered_at`; None if no message of the batch has one."""
+    times = [each.content.registered_at for each in batch if isinstance(each.content, Announcement)]
+    named = [time for time in times if time is not None]
+    return (datetime.now(UTC) - min(named)).total_seconds() if named else None
+
+
 def _log_batch(batch: Sequence[Incoming], decided: Sequence[Decided], redelivered: Collection[UUID | None]) -> None:
-    outcomes = Counter(type(result.outcome).__name__ for result in decided)
-    log.info("Decided a batch.", action="registrar.batch", messages=len(batch), outcomes=dict(outcomes))
+    outcomes = dict(_outcomes(decided))
+    log.info("Decided a batch.", action="registrar.batch", messages=len(batch), outcomes=outcomes)
     duplicates = {
         incoming.content.message_id
         for incoming, result in zip(batch, decided, strict=True)

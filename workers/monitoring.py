@@ -1,0 +1,122 @@
+"""The monitoring listener of a worker process: liveness, readiness and metrics over HTTP, if a port is set."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from aio_pika.exceptions import AMQPError
+from aiohttp import web
+from prometheus_client import Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts.topology import PARKED_QUEUE, REGISTRATIONS_QUEUE
+from services.settings import Settings
+from services.storage.database import close_engine, make_engine
+from workers.amqp.connection import connected
+from workers.metrics import WorkerMetrics
+
+# Prometheus gives up after ten seconds by default.
+SCRAPE_LIMIT_SECONDS = 3.0
+
+_OUTBOX = text("""
+SELECT count(*) AS events,
+    coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_seconds
+FROM outbox WHERE published_at IS NULL
+""")
+
+log = structlog.get_logger(__name__)
+
+
+class Monitor:
+    """Answers `/health/live`, `/health/ready` and `/metrics` of one worker process."""
+
+    def __init__(self, settings: Settings, engine: AsyncEngine, metrics: WorkerMetrics) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._metrics = metrics
+        registry = metrics.registry
+        self._outbox_events = Gauge("podium_outbox_unpublished_events", "Events not published yet.", registry=registry)
+        self._outbox_age = Gauge(
+            "podium_outbox_oldest_seconds", "Age of the oldest event not published yet.", registry=registry
+        )
+        self._waiting = Gauge(
+            "podium_queue_messages", "Messages that wait in a queue of the broker.", ["queue"], registry=registry
+        )
+
+    def application(self) -> web.Application:
+        """The HTTP application."""
+        app = web.Application()
+        app.router.add_get("/health/live", self._live)
+        app.router.add_get("/health/ready", self._ready)
+        app.router.add_get("/metrics", self._measure)
+        return app
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "live"})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        """200 once each worker of the process has worked and while none has an outage, else 503."""
+        workers = {name: outage.state for name, outage in self._metrics.outages.items()}
+        ok = bool(workers) and all(state == "working" for state in workers.values())
+        return web.json_response(
+            {"status": "ready" if ok else "not ready", "workers": workers}, status=200 if ok else 503
+        )
+
+    async def _measure(self, _: web.Request) -> web.Response:
+        """The metrics. Gauges that need a server which does not answer are NaN."""
+        await asyncio.gather(self._read_outbox(), self._read_queues())
+        return web.Response(body=generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def _read_outbox(self) -> None:
+        events = oldest_seconds = float("nan")
+        try:
+            async with asyncio.timeout(SCRAPE_LIMIT_SECONDS), self._engine.connect() as connection:
+                row = (await connection.execute(_OUTBOX)).one()
+            events, oldest_seconds = row.events, row.oldest_seconds
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.debug("Could not read the outbox.", action="monitoring.no_database", error=str(error)[:300])
+        self._outbox_events.set(events)
+        self._outbox_age.set(oldest_seconds)
+
+    async def _read_queues(self) -> None:
+        waiting = dict.fromkeys((REGISTRATIONS_QUEUE, PARKED_QUEUE), float("nan"))
+        try:
+            async with (
+                asyncio.timeout(SCRAPE_LIMIT_SECONDS),
+                connected(self._settings.amqp_url.get_secret_value()) as broker,
+            ):
+                channel = await broker.channel()
+                for queue in waiting:
+                    declared = (await channel.get_queue(queue)).declaration_result
+                    waiting[queue] = declared.message_count or 0
+        except (AMQPError, OSError, TimeoutError) as error:
+            log.debug("Could not read the queues.", action="monitoring.no_broker", error=str(error)[:300])
+        for queue, messages in waiting.items():
+            self._waiting.labels(queue).set(messages)
+
+
+@asynccontextmanager
+async def monitored(settings: Settings, metrics: WorkerMetrics) -> AsyncIterator[None]:
+    """Answer on `PODIUM_WORKER_PORT` while inside; do nothing if it is 0. Raises `OSError` if the port is in use."""
+    if not settings.worker_port:
+        yield
+        return
+    engine = make_engine(settings, application_name="podium-monitoring", pool_size=1)
+    runner = web.AppRunner(Monitor(settings, engine, metrics).application(), access_log=None)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, settings.worker_host, settings.worker_port).start()
+        log.info(
+            "Answering health checks and metrics.",
+            action="monitoring.started",
+            host=settings.worker_host,
+            port=settings.worker_port,
+        )
+        yield
+    finally:
+        await runner.cleanup()
+        await close_engine(engine)
