@@ -72,8 +72,9 @@ class _Phase(Enum):
 class LimitedHttpProtocol(HttpToolsProtocol):
     """One connection. It serves one request after the other, and closes when the client breaks a limit.
 
-    A client that sends a request before it has received the answer to the one before gets that answer; then the
-    connection is closed, and the client repeats its request on another one (RFC 9112, section 9.3.2).
+    Requests that arrive before the answer to the one before wait for it. If there are too many, or they came in one
+    piece with that request, its answer is the last on this connection, and the client repeats the others on another
+    one (RFC 9112, section 9.3.2).
     """
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
@@ -87,10 +88,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._unread_bytes = 0
         self._unread_since = 0.0
         self._exchange: Exchange | None = None
+        # What arrived after a request and before the end of its answer.
+        self._early = b""
 
     def data_received(self, data: bytes) -> None:
         """Parse the data. Refuse the request if it is not valid or a limit of bytes is exceeded."""
         if self._phase is _Phase.OVER:
+            return
+        if self._phase is _Phase.IDLE and self._is_answering():
+            self._early += data
+            if len(self._early) > HEADERS_MAX_BYTES:
+                self._serve_no_more()
             return
         self._received_at = self.loop.time()
         self._overhead_bytes += len(data)
@@ -134,12 +142,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the time of an idle connection."""
+        """Start the time of an idle connection, or the next request."""
         self.server_state.total_requests += 1
         if self._phase is _Phase.IDLE:
             self._phase_began = self.loop.time()
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self._early:
+            early, self._early = self._early, b""
+            self.data_received(early)
 
     def resume_writing(self) -> None:
         """Continue an answer: the client has read what waited for it."""

@@ -274,7 +274,7 @@ async def test_a_slow_reader_is_not_cut(serve: Serve) -> None:
         await api.register("bot", "v1", acp_url=pod.url)
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * KIB)
-            client.setblocking(False)
+            client.settimeout(0)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(client, api.host_and_port)
             await loop.sock_sendall(client, a_post(RPC, "Content-Length: 2") + b"{}")

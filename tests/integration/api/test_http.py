@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
+from api.http.request_body import HEADERS_MAX_BYTES
 from tests.integration.api.client import Api
 from tests.integration.api.pods import Pod, pausing, raw_pod, running_pod
 from tests.integration.api.raw import connected
@@ -88,7 +89,7 @@ async def test_head_of_other_routes(api: Api, pod: Pod, path: str, allowed: set[
 
 
 async def test_pipelined_requests(api: Api, pod: Pod) -> None:
-    """The first is answered and the connection closed; the others are not executed: their client repeats them."""
+    """Of those sent in one piece, the first is answered and the connection closed; the others are not executed."""
     await api.register("bot", "v1", acp_url=pod.url)
     async with connected(api) as connection:
         connection.send(CALL * 50)
@@ -96,6 +97,39 @@ async def test_pipelined_requests(api: Api, pod: Pod) -> None:
         assert answer.status_line == "HTTP/1.1 200 OK"
         assert await connection.ended() == b""
     assert len(pod.seen) == 1
+
+
+async def test_requests_that_come_early(api: Api) -> None:
+    """Requests that arrive while an answer is being sent are served in order, on the same connection."""
+    resume = asyncio.Event()
+    async with running_pod(pausing(b"first ", resume, b"rest")) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        async with connected(api) as connection:
+            connection.send(CALL)
+            await connection.reader.readuntil(b"first ")
+            connection.send(LIVE[:10])
+            await asyncio.sleep(0.1)
+            connection.send(LIVE[10:])
+            await asyncio.sleep(0.1)
+            resume.set()
+            await connection.reader.readuntil(b"rest\r\n0\r\n\r\n")
+            assert (await connection.answer()).body == b'{"status":"live"}'
+            connection.send(LIVE)
+            assert (await connection.answer()).body == b'{"status":"live"}'
+
+
+async def test_too_many_requests_that_come_early(api: Api) -> None:
+    """The answer that is due is the last one."""
+    resume = asyncio.Event()
+    async with running_pod(pausing(b"first ", resume, b"rest")) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        async with connected(api) as connection:
+            connection.send(CALL)
+            await connection.reader.readuntil(b"first ")
+            connection.send(LIVE * (2 * HEADERS_MAX_BYTES // len(LIVE)))
+            await asyncio.sleep(0.2)
+            resume.set()
+            assert await connection.ended() == b"\r\n4\r\nrest\r\n0\r\n\r\n"
 
 
 async def test_a_pipelining_client_that_disconnects(api: Api) -> None:
@@ -122,7 +156,7 @@ async def test_a_pipelining_client_that_disconnects(api: Api) -> None:
 
 
 async def test_garbage_after_a_request(api: Api) -> None:
-    """It does not get into the answer that is being sent."""
+    """It does not get into the answer that is being sent, but is refused after it."""
     resume = asyncio.Event()
     async with running_pod(pausing(b"first ", resume, b"rest")) as pod:
         await api.register("bot", "v1", acp_url=pod.url)
@@ -132,7 +166,9 @@ async def test_garbage_after_a_request(api: Api) -> None:
             connection.send(b"\x00garbage\r\n\r\n")
             await asyncio.sleep(0.1)
             resume.set()
-            assert await connection.ended() == b"\r\n4\r\nrest\r\n0\r\n\r\n"
+            assert await connection.reader.readuntil(b"0\r\n\r\n") == b"\r\n4\r\nrest\r\n0\r\n\r\n"
+            assert (await connection.answer()).status_line == "HTTP/1.1 400 Bad Request"
+            assert await connection.ended() == b""
 
 
 async def test_an_invalid_request(api: Api) -> None:
