@@ -35,7 +35,7 @@ class ChangeQueues:
 
     def __init__(self, settings: Settings) -> None:
         self._turns_per_agent = settings.changes_per_agent
-        self._wait_seconds = settings.lock_timeout.total_seconds()
+        self._wait_seconds = settings.database_timeout.total_seconds()
         self._turns = asyncio.Semaphore(max(1, settings.database_pool_size - FREE_FOR_READS))
         self._queues: dict[UUID | str, _Queue] = {}
 
@@ -43,7 +43,7 @@ class ChangeQueues:
     async def turn(self, agent: UUID | str) -> AsyncGenerator[None, None]:
         """Wait for a turn to change this agent, and keep it until exit.
 
-        Raises `TooManyChanges` if the queue is full, and `Busy` after the longest wait for an agent's row.
+        Raises `TooManyChanges` if the queue is full, and `Busy` after the longest wait for the database.
         """
         queue = self._queues.setdefault(agent, _Queue(asyncio.Semaphore(self._turns_per_agent)))
         if queue.size >= self._turns_per_agent + WAITING_MAX:
