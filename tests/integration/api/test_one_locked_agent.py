@@ -74,7 +74,7 @@ async def test_other_agents_do_not_wait(api: Api, sessions: Sessions) -> None:
 
 async def test_changes_that_wait_too_long(serve: Serve, sessions: Sessions) -> None:
     """503 with retry-after once the time for a lock or for the queue is over."""
-    api = await serve(lock_timeout=timedelta(milliseconds=500), database_timeout=timedelta(seconds=1))
+    api = await serve(lock_timeout=timedelta(milliseconds=500), database_timeout=timedelta(seconds=3))
     stuck = await api.register("stuck", "v1")
     async with locked(sessions, "stuck"), asyncio.timeout(8):
         answers = await changes_of(api, stuck)
