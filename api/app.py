@@ -7,16 +7,17 @@ import math
 import resource
 import signal
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from functools import partial
 
 import structlog
 import uvicorn
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry
 
-from api.auth import check_bind, check_caller
+from api.auth import check_bind, check_caller, check_origin
 from api.events import routes as event_routes
 from api.gateway import agent_cards
 from api.gateway import routes as rpc_routes
@@ -24,7 +25,9 @@ from api.gateway.fast_path import FastPath
 from api.gateway.forward import UpstreamResponseBroken
 from api.http.limits import ConnectionLimits, LimitedHttpProtocol, watch_peer
 from api.http.metrics import MeasuredApp, metrics_route
+from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
+from api.http.request_checks import check_request
 from api.resources import open_resources, provide_resources
 from api.routes import agents, deployments, documents, health, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
@@ -49,31 +52,36 @@ def create_app(settings: Settings) -> Litestar:
     app = Litestar(
         # OpenAPI lists the routes in this order.
         route_handlers=[
-            *registrations.REGISTER_ROUTES,
-            *agents.ROUTES,
-            *rollback.ROUTES,
-            *deployments.ROUTES,
-            *registrations.ROUTES,
-            *parked.ROUTES,
-            *event_routes.ROUTES,
-            *deployments.LOOKUP_ROUTES,
+            _resource("Registrations", registrations.REGISTER_ROUTES),
+            _resource("Agents", [*agents.ROUTES, *rollback.ROUTES]),
+            _resource("Deployments", deployments.ROUTES),
+            _resource("Registrations", registrations.ROUTES),
+            _resource("Parked messages", parked.ROUTES),
+            _resource("Events", event_routes.ROUTES),
+            _resource("Deployments", deployments.LOOKUP_ROUTES),
             *rpc_routes.ROUTES,
-            *agent_cards.ROUTES,
-            *health.ROUTES,
-            *documents.ROUTES,
-            metrics_route(registry),
+            _resource("Agent cards", agent_cards.ROUTES),
+            _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
+            _resource("Documents", documents.ROUTES),
         ],
         dependencies={"resources": Provide(provide_resources, sync_to_thread=False)},
         exception_handlers=EXCEPTION_HANDLERS,
         guards=[check_caller],
         lifespan=[lifespan],
         logging_config=None,
-        openapi_config=documents.openapi_config(),
+        openapi_config=documents.openapi_config(key_required=bool(settings.api_key.get_secret_value())),
         request_max_body_size=REGISTRATION_MAX_BYTES,
     )
     # Around routing, so that requests without a route are counted too.
     app.asgi_handler = MeasuredApp(FastPath(app), registry)
     return app
+
+
+def _resource(tag: str, handlers: Sequence[HTTPRouteHandler]) -> Router:
+    """Routes under one heading of the OpenAPI document, which refuse what they do not read."""
+    return Router(
+        "/", route_handlers=[*options_handlers(handlers), *handlers], tags=[tag], guards=[check_origin, check_request]
+    )
 
 
 class ApiServer(uvicorn.Server):

@@ -7,11 +7,12 @@ from urllib.parse import urlsplit
 
 from litestar import Request
 from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from pydantic_core import from_json
 
 from api.http.parameters import agent_name
-from api.http.problems import Forbidden
+from api.http.problems import CrossOrigin, Forbidden
 from api.resources import Resources, provide_resources
 from services.agents.queries import get_agent_by_name
 from services.api_keys import AGENT_KEY_PREFIX, agent_api_key, same_secret
@@ -20,6 +21,9 @@ from services.settings import Settings
 from services.storage.database import in_transaction
 
 _BEARER = "bearer "
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header; `none` is a request that no page started.
+_OWN_SITES = frozenset({"same-origin", "none"})
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -64,6 +68,28 @@ async def check_caller(connection: Connection, handler: BaseRouteHandler) -> Non
         if await _is_key_of_named_agent(connection, resources, given):
             return
     raise Unauthorized
+
+
+async def check_origin(connection: Connection, handler: BaseRouteHandler) -> None:  # noqa: ARG001 - a guard's signature
+    """Refuse a change that a web page of another origin requests while no API key is set. Raises `CrossOrigin`.
+
+    A guard of every route that does not forward its request. Browsers send such a request without asking first if it
+    looks like a form. They name its origin in Origin, in Sec-Fetch-Site, or in both; programs send neither.
+    """
+    resources = provide_resources(connection.app.state)
+    assert connection.scope["type"] == ScopeType.HTTP  # uvicorn runs without WebSockets
+    if connection.scope["method"] in _SAFE_METHODS or resources.settings.api_key.get_secret_value():
+        return
+    [host] = _header_values(connection, b"host")
+    origins = _header_values(connection, b"origin")
+    sites = _header_values(connection, b"sec-fetch-site")
+    if any(_authority(origin) != host.lower() for origin in origins) or not {*map(str.lower, sites)} <= _OWN_SITES:
+        raise CrossOrigin
+
+
+def _authority(origin: str) -> str:
+    """Host and port of an origin that `check_caller` has accepted."""
+    return urlsplit(origin).netloc.lower()
 
 
 def _api_keys(connection: Connection) -> list[str]:

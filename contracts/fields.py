@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AwareDatetime, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 AGENT_NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DEPLOYMENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -100,7 +100,7 @@ ServiceAddress = Annotated[
 ]
 UrlPath = Annotated[str, StringConstraints(pattern=PATH_PATTERN)]
 Image = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=IMAGE_MAX_LENGTH)]
-Text = Annotated[str, AfterValidator(_storable_text)]
+Text = Annotated[str, AfterValidator(_storable_text), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 AcpType = Literal["sync", "async", "agentic"]

@@ -20,21 +20,33 @@ from services.storage.database import in_transaction
 LAST_EVENT_ID = "Last-Event-ID"
 # The cursor before the oldest stored event.
 OLDEST = "oldest"
+# A sequence for the events of one agent; `xid.id` for those of all agents.
+CURSOR_PATTERN = r"[0-9]+(\.[0-9]+)?"
 KNOWN_TYPES = tuple(EVENT_TYPES.values())
 
 LastEventId = Annotated[
-    str | None, HeaderParameter(name=LAST_EVENT_ID, description="The cursor that a client sends when it reconnects.")
+    str | None,
+    HeaderParameter(
+        name=LAST_EVENT_ID,
+        description="The cursor that a client sends when it reconnects; empty for none.",
+        schema_extra={"pattern": rf"^({OLDEST}|{CURSOR_PATTERN})?$"},
+    ),
 ]
 Since = Annotated[
     str | None,
     QueryParameter(
         description=f"The cursor if {LAST_EVENT_ID} is not sent: the `id` of an event, or '{OLDEST}'. "
-        "Without either, the stream starts with the next event."
+        "Without either, the stream starts with the next event.",
+        schema_extra={"pattern": rf"^({OLDEST}|{CURSOR_PATTERN})$"},
     ),
 ]
 Types = Annotated[
     list[str] | None,
-    QueryParameter(name="type", description=f"Only events of this type; may be repeated. {', '.join(KNOWN_TYPES)}."),
+    QueryParameter(
+        name="type",
+        description="Only events of this type; may be repeated.",
+        schema_extra={"items": {"type": "string", "enum": sorted(KNOWN_TYPES)}},
+    ),
 ]
 Follow = Annotated[bool, QueryParameter(description="false: end after the events that exist now.")]
 
@@ -79,9 +91,9 @@ async def follow_events_of_agent(
 
     An event appears as soon as it is committed, before the broker has it.
     """
-    wanted = agent_uuid(agent_id)
-    start, now = await _start(resources, wanted, last_event_id, since)
-    return EventStream(resources, Subscription(wanted, start, now, _known(types), follow))
+    uuid = agent_uuid(agent_id)
+    start, now = await _start(resources, uuid, last_event_id, since)
+    return EventStream(resources, Subscription(uuid, start, now, _known(types), follow))
 
 
 async def _start(
@@ -112,10 +124,10 @@ async def _start(
 
 def _known(types: list[str] | None) -> frozenset[str]:
     """The requested event types, all types by default. Raises `InvalidRequest` for an unknown one."""
-    wanted = frozenset(types or KNOWN_TYPES)
-    if not wanted <= set(KNOWN_TYPES):
+    requested = frozenset(types or KNOWN_TYPES)
+    if not requested <= set(KNOWN_TYPES):
         raise InvalidRequest(f"type must be one of {', '.join(KNOWN_TYPES)}.", field="type")
-    return wanted
+    return requested
 
 
 def _position(cursor: str, agent_id: UUID | None, field: str) -> Position:

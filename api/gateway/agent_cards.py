@@ -62,21 +62,25 @@ class AgentCardInvalid(ForwardingFailure):
     reason = "agent-card-invalid"
 
 
-@get(f"/agents/{{agent_id:str}}{CARD_PATH}", responses=_DOCUMENTED)
+@get(f"/agents/{{agent_id:str}}{CARD_PATH}", operation_id="get_agent_card", responses=_DOCUMENTED)
 async def card(agent_id: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The agent card of what serves the agent now. Its address is the agent's `rpc` route."""
     wanted = agent_uuid(agent_id)
     return await _answer(request, resources.gateway, RouteKey(agent_id=wanted), f"/agents/{wanted}")
 
 
-@get(f"/agents/name/{{name:str}}{CARD_PATH}", responses=_DOCUMENTED)
+@get(f"/agents/name/{{name:str}}{CARD_PATH}", operation_id="get_agent_card_by_name", responses=_DOCUMENTED)
 async def card_by_name(name: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The agent card of what serves the living agent of this name now. Its address is the agent's `rpc` route."""
     wanted = agent_name(name)
     return await _answer(request, resources.gateway, RouteKey(name=wanted), f"/agents/name/{wanted}")
 
 
-@get(f"/agents/{{agent_id:str}}/deployments/{{deployment_id:str}}{CARD_PATH}", responses=_DOCUMENTED)
+@get(
+    f"/agents/{{agent_id:str}}/deployments/{{deployment_id:str}}{CARD_PATH}",
+    operation_id="get_deployment_card",
+    responses=_DOCUMENTED,
+)
 async def preview_card(
     agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected, request: AnyRequest
 ) -> Response[bytes]:

@@ -22,13 +22,13 @@ def route_key(*, agent_id: str | None = None, name: str | None = None, deploymen
     return RouteKey(agent_id=agent_uuid(agent_id), deployment_id=key)
 
 
-@route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
+@route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, tags=["RPC"], responses=documented())
 async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward a call to what serves the agent now. The body and the answer pass unchanged; the answer is streamed."""
     return Forward(resources.gateway, route_key(agent_id=agent_id))
 
 
-@route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, responses=documented())
+@route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, tags=["RPC"], responses=documented())
 async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
     """Forward a call to what serves the living agent of this name now."""
     return Forward(resources.gateway, route_key(name=name))
@@ -38,6 +38,7 @@ async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
     "/agents/{agent_id:str}/deployments/{deployment_id:str}/rpc",
     http_method=METHODS,
     status_code=200,
+    tags=["RPC"],
     responses=documented(),
 )
 async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:

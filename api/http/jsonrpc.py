@@ -18,7 +18,7 @@ CODES = {400: -32600, 413: -32600, 431: -32600, 500: -32603}
 
 CallId = str | int | float | None
 
-_RPC_PATH = re.compile(r"/agents/.+/rpc/?")
+_RPC_PATH = re.compile(r"/agents/.+/rpc/?", re.DOTALL)
 
 
 class ForwardingFailure(PodiumError):
@@ -71,5 +71,5 @@ def documented() -> dict[int, ResponseSpec]:
     """The errors of an RPC route, for its OpenAPI description."""
     return {
         status: ResponseSpec(RpcErrorAnswer, description=HTTPStatus(status).phrase, generate_examples=False)
-        for status in (400, 401, 404, 408, 410, 413, 431, 502, 503, 504)
+        for status in (400, 401, 403, 404, 408, 410, 413, 431, 502, 503, 504)
     }

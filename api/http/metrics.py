@@ -9,7 +9,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from api.http.access import PUBLIC
+from api.http.access import NO_KEY, PUBLIC
+from api.http.problems import documented_public
 
 # Unknown paths and methods share one label value, so that callers cannot create time series.
 UNMATCHED = "unmatched"
@@ -57,7 +58,14 @@ class MeasuredApp:
 def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
     """The route that Prometheus scrapes."""
 
-    @get("/metrics", opt=PUBLIC, media_type="text/plain")
+    @get(
+        "/metrics",
+        opt=PUBLIC,
+        security=NO_KEY,
+        operation_id="read_metrics",
+        responses=documented_public(),
+        media_type="text/plain",
+    )
     async def metrics() -> Response[bytes]:
         """The metrics of this process, in the Prometheus text format."""
         return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})

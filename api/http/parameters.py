@@ -9,7 +9,7 @@ from litestar import Request
 from litestar.params import QueryParameter
 from pydantic import TypeAdapter, ValidationError
 
-from api.http.preconditions import wanted_generation
+from api.http.preconditions import expected_generation
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, Moment
 from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest, ParkedNotFound, PodiumError
 from services.promotion.promote import Caller
@@ -22,6 +22,14 @@ MAX_PAGE_NUMBER = 10**9
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT, description=f"Rows per page, at most {MAX_LIMIT}.")]
 PageNumber = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE_NUMBER, description="Pages start at 1.")]
 OrderDirection = Annotated[Direction, QueryParameter(description="asc or desc.")]
+
+AgentFilter = Annotated[
+    str | None,
+    QueryParameter(
+        description="Only those for this agent name; the agent need not exist.",
+        schema_extra={"pattern": AGENT_NAME_PATTERN},
+    ),
+]
 
 _MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 
@@ -52,6 +60,14 @@ def agent_filter(text: str | None) -> str | None:
     return text
 
 
+def after_uuid(text: str | None) -> UUID | None:
+    """The id in the query parameter `after`, if there is one. Raises `InvalidRequest` for a malformed one."""
+    try:
+        return None if text is None else UUID(text)
+    except ValueError as exc:
+        raise InvalidRequest("after must be the id of an agent.", field="after") from exc
+
+
 def deployment_key(text: str) -> str:
     """The deployment id in a path. Raises `DeploymentNotFound` for a malformed one."""
     if not re.fullmatch(DEPLOYMENT_ID_PATTERN, text):
@@ -75,9 +91,14 @@ def caller(request: AnyRequest, actor: str, reason: str | None = None) -> Caller
     return Caller(
         actor=actor,
         reason=reason,
-        if_generation=wanted_generation(request.headers.getall("if-match", [])),
+        if_generation=if_match(request),
         traceparent=traceparent(request),
     )
+
+
+def if_match(request: AnyRequest) -> int | None:
+    """The generation in the request's If-Match; None for any. Raises `InvalidRequest`."""
+    return expected_generation(request.headers.getall("if-match", []))
 
 
 def traceparent(request: AnyRequest) -> str | None:

@@ -38,13 +38,25 @@ class Forbidden(PodiumError):
     reason = "not-local"
 
 
+class CrossOrigin(PodiumError):
+    """A web page of another origin requested this change: set PODIUM_API_KEY, and send the key with each request."""
+
+    status = 403
+    reason = "cross-origin"
+
+
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
     """The errors of a route, for its OpenAPI description."""
+    return documented_public(*statuses, 401, 503)
+
+
+def documented_public(*statuses: int) -> dict[int, ResponseSpec]:
+    """The errors of a route that needs neither a key nor the database, for its OpenAPI description."""
     return {
         status: ResponseSpec(
             Problem, description=HTTPStatus(status).phrase, media_type=MEDIA_TYPE, generate_examples=False
         )
-        for status in sorted({*statuses, 400, 401, 503})
+        for status in sorted({*statuses, 400, 403})
     }
 
 

@@ -1,4 +1,4 @@
-"""Request bodies other than registrations. Every body is parsed strictly as JSON, whatever its content type."""
+"""Request bodies other than registrations. Every body must be sent as `application/json` and is parsed strictly."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -6,20 +6,36 @@ from typing import Annotated, Any, TypeVar
 from litestar.dto import AbstractDTO
 from litestar.openapi.spec import OpenAPIType, Operation, Parameter, Reference, RequestBody, Schema
 from litestar.typing import FieldDefinition
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
 
 from contracts.fields import DeploymentId, Image, Text
 from contracts.messages import Facts
 from services.agents.commands import AgentChange, Default, NewDeployment
 from services.domain.state import AutoPromote, OnFailure
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, PodiumError
 
+# What `api.http.preconditions` accepts.
+IF_MATCH_PATTERN = r'^(\*|"0"|"[1-9][0-9]{0,18}")$'
 T = TypeVar("T", bound=BaseModel)
 
+JSON = "application/json"
 REASON_MAX_LENGTH = 2000
 
 ProbeSeconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400)]
+ProbeThreshold = Annotated[
+    int,
+    Field(strict=True, ge=1, le=1000),
+    # In JSON, 3.0 is an integer too.
+    BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+]
 Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
+
+
+class UnsupportedMediaType(PodiumError):
+    """The body must be JSON: send it with the header 'content-type: application/json'."""
+
+    status = 415
+    reason = "unsupported-media-type"
 
 
 class JsonBody(AbstractDTO[T]):
@@ -30,7 +46,10 @@ class JsonBody(AbstractDTO[T]):
     """
 
     def decode_bytes(self, value: bytes) -> T:
-        """The body as the model. Raises `InvalidRequest`."""
+        """The body as the model. Raises `UnsupportedMediaType`, `InvalidRequest`."""
+        content_types = self.asgi_connection.headers.getall("content-type", [])
+        if [each.partition(";")[0].strip().lower() for each in content_types] != [JSON]:
+            raise UnsupportedMediaType
         try:
             return self.model_type.model_validate_json(value)
         except ValidationError as exc:
@@ -56,19 +75,27 @@ class JsonBody(AbstractDTO[T]):
 
 @dataclass
 class ConditionalChange(Operation):
-    """An OpenAPI operation that accepts If-Match and has an optional body."""
+    """An OpenAPI operation that accepts If-Match."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.request_body, RequestBody):
-            self.request_body.required = False
-        if_match = Parameter(
+        condition = Parameter(
             name="If-Match",
             param_in="header",
             required=False,
             description='The generation that you read, in quotes, such as "3"; or * for any.',
-            schema=Schema(type=OpenAPIType.STRING),
+            schema=Schema(type=OpenAPIType.STRING, pattern=IF_MATCH_PATTERN),
         )
-        self.parameters = [*(self.parameters or []), if_match]
+        self.parameters = [*(self.parameters or []), condition]
+
+
+@dataclass
+class ConditionalChangeWithReason(ConditionalChange):
+    """An OpenAPI operation that accepts If-Match and has an optional body."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
 
 
 class NewDeploymentRequest(BaseModel):
@@ -123,7 +150,7 @@ class ChangeAgentRequest(BaseModel):
     probe_interval_seconds: ProbeSeconds | Default | None = Field(
         default=None, description="Time between two probes of a deployment; 'default': from the settings."
     )
-    probe_threshold: Annotated[int, Field(strict=True, ge=1, le=1000)] | Default | None = Field(
+    probe_threshold: ProbeThreshold | Default | None = Field(
         default=None, description="Equal results in a row that change the status; 'default': from the settings."
     )
     probe_timeout_seconds: ProbeSeconds | Default | None = Field(

@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from litestar import Response, delete, get, patch
-from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.parameters import (
@@ -12,18 +12,20 @@ from api.http.parameters import (
     Limit,
     OrderDirection,
     PageNumber,
+    after_uuid,
     agent_name,
     agent_uuid,
     caller,
+    if_match,
     moment,
 )
-from api.http.preconditions import generation_header
+from api.http.preconditions import generation_headers
 from api.http.problems import documented
-from api.http.requests import ChangeAgentRequest, JsonBody
+from api.http.requests import ChangeAgentRequest, ConditionalChange, JsonBody
 from api.http.responses import AgentAnswer, DeletedAnswer, PromotionAnswer
 from api.resources import Injected
 from services.agents.commands import change_agent, delete_agent
-from services.agents.queries import AgentView, get_agent, get_agent_by_name, list_agents
+from services.agents.queries import AGENT_ORDER, AgentView, get_agent, get_agent_by_name, list_agents
 from services.events.log import event_cursor
 from services.promotion.history import Change, history, served_at
 from services.storage.database import in_transaction
@@ -32,22 +34,34 @@ from services.storage.pages import Page
 CURSOR_HEADER = "x-podium-cursor"
 
 After = Annotated[
-    UUID | None, QueryParameter(description="Only agents after this id, in id order: pages without gaps.")
+    str | None,
+    QueryParameter(
+        description="Only agents after this id, in id order: pages without gaps.", schema_extra={"format": "uuid"}
+    ),
+]
+Order = Annotated[
+    str, QueryParameter(description="The field that orders the list.", schema_extra={"enum": sorted(AGENT_ORDER)})
+]
+# Podium has neither tasks nor a search in cards, but clients of the existing SDK may send these filters.
+IgnoredFilter = Annotated[
+    str | None, QueryParameter(description="Accepted for clients of the existing SDK, and ignored.")
 ]
 
 
-@get("/agents", responses=documented())
+@get("/agents", operation_id="list_agents", responses=documented())
 async def read_agents(
     *,
     resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-    order_by: FromQuery[str] = "created_at",
+    order_by: Order = "created_at",
     order_direction: OrderDirection = "desc",
     after: After = None,
+    task_id: IgnoredFilter = None,  # noqa: ARG001 - documented, and accepted by check_request
+    agent_card_metadata: IgnoredFilter = None,  # noqa: ARG001 - as task_id
 ) -> Response[list[AgentAnswer]]:
     """Living agents, newest first. Every change that is not in this page has an event after `x-podium-cursor`."""
-    page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction, after=after)
+    page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction, after=after_uuid(after))
 
     async def work(session: AsyncSession) -> tuple[str, list[AgentView]]:
         return await event_cursor(session), await list_agents(session, page)
@@ -56,19 +70,19 @@ async def read_agents(
     return Response([AgentAnswer.of_view(view) for view in views], headers={CURSOR_HEADER: cursor})
 
 
-@get("/agents/{agent_id:str}", responses=documented(404))
+@get("/agents/{agent_id:str}", operation_id="get_agent", responses=documented(404))
 async def read_agent(agent_id: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """One agent, deleted or not."""
-    wanted = agent_uuid(agent_id)
-    view = await in_transaction(resources.reads, lambda session: get_agent(session, wanted))
+    uuid = agent_uuid(agent_id)
+    view = await in_transaction(resources.reads, lambda session: get_agent(session, uuid))
     return _answer(AgentAnswer.of_view(view))
 
 
-@get("/agents/name/{name:str}", responses=documented(404))
+@get("/agents/name/{name:str}", operation_id="get_agent_by_name", responses=documented(404))
 async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """The living agent of this name."""
-    wanted = agent_name(name)
-    view = await in_transaction(resources.reads, lambda session: get_agent_by_name(session, wanted))
+    valid_name = agent_name(name)
+    view = await in_transaction(resources.reads, lambda session: get_agent_by_name(session, valid_name))
     return _answer(AgentAnswer.of_view(view))
 
 
@@ -76,40 +90,55 @@ async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Respon
     "/agents/{agent_id:str}",
     dto=JsonBody[ChangeAgentRequest],
     return_dto=None,
-    responses=documented(404, 410),
+    operation_class=ConditionalChange,
+    responses=documented(404, 410, 412, 413, 415),
 )
 async def update_agent(
-    agent_id: FromPath[str], data: JSONBody[ChangeAgentRequest], resources: Injected
+    agent_id: FromPath[str], data: JSONBody[ChangeAgentRequest], request: AnyRequest, resources: Injected
 ) -> Response[AgentAnswer]:
     """Set the description, automatic promotion and rollback, and the parameters of health probes."""
-    wanted = agent_uuid(agent_id)
-    state = await resources.change(wanted, lambda session: change_agent(session, wanted, data.command()))
+    uuid, condition = agent_uuid(agent_id), if_match(request)
+    state = await resources.change(
+        uuid, lambda session: change_agent(session, uuid, data.command(), if_generation=condition)
+    )
     return _answer(AgentAnswer.of_state(state))
 
 
-@delete("/agents/{agent_id:str}", status_code=200, responses=documented(404))
+@delete(
+    "/agents/{agent_id:str}",
+    status_code=200,
+    operation_class=ConditionalChange,
+    operation_id="delete_agent",
+    responses=documented(404, 412),
+)
 async def remove_agent(agent_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete an agent with all its deployments, and free its name. Idempotent."""
-    wanted, asking = agent_uuid(agent_id), caller(request, resources.actor)
-    await resources.change(wanted, lambda session: delete_agent(session, wanted, asking))
-    return DeletedAnswer(id=str(wanted), message=f"Agent {wanted} is deleted.")
+    uuid, change = agent_uuid(agent_id), caller(request, resources.actor)
+    await resources.change(uuid, lambda session: delete_agent(session, uuid, change))
+    return DeletedAnswer(id=str(uuid), message=f"Agent {uuid} is deleted.")
 
 
-@delete("/agents/name/{name:str}", status_code=200, responses=documented(404))
+@delete(
+    "/agents/name/{name:str}",
+    status_code=200,
+    operation_class=ConditionalChange,
+    operation_id="delete_agent_by_name",
+    responses=documented(404, 412),
+)
 async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete the living agent of this name."""
-    wanted, asking = agent_name(name), caller(request, resources.actor)
+    valid_name, change = agent_name(name), caller(request, resources.actor)
 
     async def work(session: AsyncSession) -> UUID:
-        agent_id = (await get_agent_by_name(session, wanted)).agent.id
-        await delete_agent(session, agent_id, asking)
+        agent_id = (await get_agent_by_name(session, valid_name)).agent.id
+        await delete_agent(session, agent_id, change)
         return agent_id
 
-    agent_id = await resources.change(wanted, work)
-    return DeletedAnswer(id=str(agent_id), message=f"Agent {wanted} is deleted.")
+    agent_id = await resources.change(valid_name, work)
+    return DeletedAnswer(id=str(agent_id), message=f"Agent {valid_name} is deleted.")
 
 
-@get("/agents/{agent_id:str}/promotions", responses=documented(404))
+@get("/agents/{agent_id:str}/promotions", operation_id="list_promotions", responses=documented(404))
 async def read_promotions(
     agent_id: FromPath[str],
     resources: Injected,
@@ -117,24 +146,27 @@ async def read_promotions(
     page_number: PageNumber = 1,
     at: Annotated[
         str | None,
-        QueryParameter(description="ISO 8601: only the row that was current at this time; 404 before the first one."),
+        QueryParameter(
+            description="ISO 8601: only the row that was current at this time; 404 before the first one.",
+            schema_extra={"format": "date-time"},
+        ),
     ] = None,
 ) -> list[PromotionAnswer]:
     """The ledger of what served, newest first: each change with its actor, time, reason, before, after and duration."""
-    wanted, then = agent_uuid(agent_id), moment(at, field="at")
+    uuid, served_when = agent_uuid(agent_id), moment(at, field="at")
     offset = Page(limit=limit, number=page_number).offset
 
     async def work(session: AsyncSession) -> list[Change]:
-        await get_agent(session, wanted)
-        if then is not None:
-            return [await served_at(session, wanted, then)]
-        return await history(session, wanted, limit=limit, offset=offset)
+        await get_agent(session, uuid)
+        if served_when is not None:
+            return [await served_at(session, uuid, served_when)]
+        return await history(session, uuid, limit=limit, offset=offset)
 
     return [PromotionAnswer.of(row) for row in await in_transaction(resources.reads, work)]
 
 
 def _answer(agent: AgentAnswer) -> Response[AgentAnswer]:
-    return Response(agent, headers=generation_header(agent.generation))
+    return Response(agent, headers=generation_headers(agent.generation))
 
 
 ROUTES = [

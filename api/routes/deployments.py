@@ -1,18 +1,34 @@
 """Deployments: creating them before their pods start, reading, promoting and deleting them."""
 
+from typing import Annotated
+
 from litestar import Response, delete, get, post
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.parameters import AnyRequest, Limit, OrderDirection, PageNumber, agent_uuid, caller, deployment_key
-from api.http.preconditions import generation_header
+from api.http.parameters import (
+    AnyRequest,
+    Limit,
+    OrderDirection,
+    PageNumber,
+    agent_uuid,
+    caller,
+    deployment_key,
+    if_match,
+)
+from api.http.preconditions import generation_headers
 from api.http.problems import documented
-from api.http.requests import ConditionalChange, JsonBody, NewDeploymentRequest, PromoteRequest
+from api.http.requests import (
+    ConditionalChange,
+    ConditionalChangeWithReason,
+    JsonBody,
+    NewDeploymentRequest,
+    PromoteRequest,
+)
 from api.http.responses import DeletedAnswer, DeploymentAnswer
 from api.resources import Injected
 from services.agents.commands import create_deployment, delete_deployment
-from services.agents.queries import DeploymentView, find_deployment, get_deployment, list_deployments
-from services.domain.state import AgentSnapshot
+from services.agents.queries import DEPLOYMENT_ORDER, DeploymentView, find_deployment, get_deployment, list_deployments
 from services.promotion.promote import promote
 from services.storage.database import in_transaction
 from services.storage.pages import Page
@@ -20,60 +36,64 @@ from services.storage.pages import Page
 COLLECTION = "/agents/{agent_id:str}/deployments"
 ITEM = f"{COLLECTION}/{{deployment_id:str}}"
 
+Order = Annotated[
+    str, QueryParameter(description="The field that orders the list.", schema_extra={"enum": sorted(DEPLOYMENT_ORDER)})
+]
+
 
 @post(
     COLLECTION,
     status_code=200,
     dto=JsonBody[NewDeploymentRequest],
     return_dto=None,
-    responses=documented(404, 409, 410),
+    operation_class=ConditionalChange,
+    operation_id="create_deployment",
+    responses=documented(404, 409, 410, 412, 413, 415),
 )
 async def create(
-    agent_id: FromPath[str], data: JSONBody[NewDeploymentRequest], resources: Injected
-) -> DeploymentAnswer:
+    agent_id: FromPath[str], data: JSONBody[NewDeploymentRequest], request: AnyRequest, resources: Injected
+) -> Response[DeploymentAnswer]:
     """Create a deployment before its pod starts. It is Pending until a pod registers with its id."""
-    wanted = agent_uuid(agent_id)
+    uuid, condition = agent_uuid(agent_id), if_match(request)
 
     async def work(session: AsyncSession) -> DeploymentView:
-        created = await create_deployment(session, wanted, data.command())
-        return await get_deployment(session, wanted, created.id)
+        created = await create_deployment(session, uuid, data.command(), if_generation=condition)
+        return await get_deployment(session, uuid, created.id)
 
-    view = await resources.change(wanted, work)
-    return DeploymentAnswer.of(view)
+    return _answer(await resources.change(uuid, work))
 
 
-@get(COLLECTION, responses=documented(404))
+@get(COLLECTION, operation_id="list_deployments", responses=documented(404))
 async def read_deployments(
     *,
     agent_id: FromPath[str],
     resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-    order_by: FromQuery[str] = "created_at",
+    order_by: Order = "created_at",
     order_direction: OrderDirection = "desc",
 ) -> list[DeploymentAnswer]:
     """The agent's deployments that are not deleted, newest first."""
-    wanted = agent_uuid(agent_id)
+    uuid = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
-    views = await in_transaction(resources.reads, lambda session: list_deployments(session, wanted, page))
+    views = await in_transaction(resources.reads, lambda session: list_deployments(session, uuid, page))
     return [DeploymentAnswer.of(view) for view in views]
 
 
-@get(ITEM, responses=documented(404))
+@get(ITEM, operation_id="get_deployment", responses=documented(404))
 async def read_deployment(
     agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
-) -> DeploymentAnswer:
+) -> Response[DeploymentAnswer]:
     """One deployment, deleted or not."""
-    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    view = await in_transaction(resources.reads, lambda session: get_deployment(session, wanted, key))
-    return DeploymentAnswer.of(view)
+    uuid, key = agent_uuid(agent_id), deployment_key(deployment_id)
+    return _answer(await in_transaction(resources.reads, lambda session: get_deployment(session, uuid, key)))
 
 
-@get("/deployments/{deployment_id:str}", responses=documented(404))
-async def read_deployment_by_id(deployment_id: FromPath[str], resources: Injected) -> DeploymentAnswer:
+@get("/deployments/{deployment_id:str}", operation_id="find_deployment", responses=documented(404))
+async def read_deployment_by_id(deployment_id: FromPath[str], resources: Injected) -> Response[DeploymentAnswer]:
     """The deployment with this id, deleted or not. Ids are unique across agents."""
     key = deployment_key(deployment_id)
-    return DeploymentAnswer.of(await in_transaction(resources.reads, lambda session: find_deployment(session, key)))
+    return _answer(await in_transaction(resources.reads, lambda session: find_deployment(session, key)))
 
 
 @post(
@@ -81,8 +101,8 @@ async def read_deployment_by_id(deployment_id: FromPath[str], resources: Injecte
     status_code=200,
     dto=JsonBody[PromoteRequest],
     return_dto=None,
-    operation_class=ConditionalChange,
-    responses=documented(404, 409, 410, 412),
+    operation_class=ConditionalChangeWithReason,
+    responses=documented(404, 409, 410, 412, 413, 415),
 )
 async def promote_deployment(
     agent_id: FromPath[str],
@@ -95,24 +115,34 @@ async def promote_deployment(
 
     Every RPC sent after the answer reaches this deployment. Nothing changes if it is already in production.
     """
-    asking = caller(request, resources.actor, data.reason if data else None)
-    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
+    change = caller(request, resources.actor, data.reason if data else None)
+    uuid, key = agent_uuid(agent_id), deployment_key(deployment_id)
 
-    async def work(session: AsyncSession) -> tuple[AgentSnapshot, DeploymentView]:
-        return await promote(session, wanted, key, asking), await get_deployment(session, wanted, key)
+    async def work(session: AsyncSession) -> DeploymentView:
+        await promote(session, uuid, key, change)
+        return await get_deployment(session, uuid, key)
 
-    state, view = await resources.change(wanted, work)
-    return Response(DeploymentAnswer.of(view), headers=generation_header(state.agent.generation))
+    return _answer(await resources.change(uuid, work))
 
 
-@delete(ITEM, status_code=200, responses=documented(404, 409))
+@delete(
+    ITEM,
+    status_code=200,
+    operation_class=ConditionalChange,
+    operation_id="delete_deployment",
+    responses=documented(404, 409, 412),
+)
 async def remove_deployment(
-    agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
+    agent_id: FromPath[str], deployment_id: FromPath[str], request: AnyRequest, resources: Injected
 ) -> DeletedAnswer:
     """Delete a preview; production cannot be deleted. Idempotent."""
-    wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    await resources.change(wanted, lambda session: delete_deployment(session, wanted, key))
+    uuid, key, condition = agent_uuid(agent_id), deployment_key(deployment_id), if_match(request)
+    await resources.change(uuid, lambda session: delete_deployment(session, uuid, key, if_generation=condition))
     return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
+
+
+def _answer(view: DeploymentView) -> Response[DeploymentAnswer]:
+    return Response(DeploymentAnswer.of(view), headers=generation_headers(view.generation))
 
 
 ROUTES = [create, read_deployments, read_deployment, promote_deployment, remove_deployment]

@@ -8,42 +8,102 @@ from importlib.resources import files
 from typing import Any
 
 from litestar import Response, Router, get
-from litestar.openapi import OpenAPIConfig
+from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components, SecurityRequirement, SecurityScheme
 
-from api.http.access import PUBLIC
+from api.http.access import NO_KEY, PUBLIC
+from api.http.openapi import completed, operation_id
 from api.http.parameters import AnyRequest
+from api.http.problems import documented_public
+from api.http.requests import ChangeAgentRequest, NewDeploymentRequest, PromoteRequest, RollbackRequest
+from api.http.responses import (
+    AgentAnswer,
+    DeletedAnswer,
+    DeploymentAnswer,
+    Problem,
+    PromotionAnswer,
+    Readiness,
+    RegisteredAgentAnswer,
+    RpcErrorAnswer,
+)
+from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
+from api.routes.registrations import RegistrationAnswer
+from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
+
+REQUESTS = (
+    ChangeAgentRequest,
+    NewDeploymentRequest,
+    PromoteRequest,
+    RegisterAgentRequest,
+    RegisterBuildRequest,
+    RollbackRequest,
+)
+ANSWERS = (
+    AgentAnswer,
+    DeletedAnswer,
+    DeploymentAnswer,
+    ParkedAnswer,
+    ParkedMessageAnswer,
+    Problem,
+    PromotionAnswer,
+    Readiness,
+    RegisteredAgentAnswer,
+    RegistrationAnswer,
+    RetriedAnswer,
+    RpcErrorAnswer,
+)
+
+
+class OpenApiRenderPlugin(JsonRenderPlugin):
+    """Serves the document under /schema/openapi.json."""
+
+    def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
+        """The completed document."""
+        return super().render(request, completed(openapi_schema, REQUESTS, ANSWERS))
 
 
 @get("/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
 def describe(request: AnyRequest) -> dict[str, Any]:
     """The OpenAPI document, at the path where pods of the existing SDK request it before they register."""
-    return request.app.openapi_schema.to_schema()
+    return completed(request.app.openapi_schema.to_schema(), REQUESTS, ANSWERS)
 
 
-@get("/asyncapi", opt=PUBLIC, sync_to_thread=True)
+@get(
+    "/asyncapi",
+    opt=PUBLIC,
+    security=NO_KEY,
+    sync_to_thread=True,
+    operation_id="read_messages",
+    responses={
+        **documented_public(),
+        200: ResponseSpec(dict[str, object], description="AsyncAPI 3.0", generate_examples=False),
+    },
+)
 def describe_messages() -> Response[bytes]:
     """The AsyncAPI document: registrations that pods publish, and events that Podium publishes."""
     return Response(files("contracts").joinpath("asyncapi.json").read_bytes(), media_type="application/json")
 
 
-def openapi_config() -> OpenAPIConfig:
+def openapi_config(*, key_required: bool) -> OpenAPIConfig:
     """The configuration of the OpenAPI document, also served under /schema."""
+    security: list[SecurityRequirement] = [{"bearer": []}, {"key": []}]
     return OpenAPIConfig(
         title="Podium",
         version=version("podium"),
         description="The control plane for versioned deployments of AI agents.",
         use_handler_docstrings=True,
-        render_plugins=[JsonRenderPlugin()],
+        operation_id_creator=operation_id,
+        render_plugins=[OpenApiRenderPlugin()],
         openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, opt=PUBLIC),
         components=Components(
             security_schemes={
                 "bearer": SecurityScheme(type="http", scheme="bearer"),
                 "key": SecurityScheme(type="apiKey", name="x-api-key", security_scheme_in="header"),
+                "agent_key": SecurityScheme(type="apiKey", name="x-agent-api-key", security_scheme_in="header"),
             }
         ),
-        security=[{"bearer": []}, {"key": []}, {}],
+        security=security if key_required else [*security, {}],
     )
 
 

@@ -3,10 +3,11 @@
 import asyncio
 from urllib.parse import urlsplit
 
-from litestar import HttpMethod, Response, route
+from litestar import Response, route
 from litestar.openapi import ResponseSpec
 
-from api.http.access import PUBLIC
+from api.http.access import NO_KEY, PUBLIC
+from api.http.problems import documented_public
 from api.http.responses import PartHealth, Readiness
 from api.resources import Injected, Resources
 
@@ -18,8 +19,15 @@ _AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 METHODS = [HttpMethod.GET, HttpMethod.HEAD]
 
 
-@route("/health/live", http_method=METHODS, status_code=200, opt=PUBLIC)
-async def live() -> dict[str, str]:
+@route(
+    "/health/live",
+    http_method=METHODS,
+    status_code=200,
+    opt=PUBLIC,
+    security=NO_KEY,
+    responses=documented_public(),
+)
+async def check_live() -> dict[str, str]:
     """200 while this process answers requests."""
     return {"status": "live"}
 
@@ -29,9 +37,10 @@ async def live() -> dict[str, str]:
     http_method=METHODS,
     status_code=200,
     opt=PUBLIC,
-    responses={503: ResponseSpec(Readiness, generate_examples=False)},
+    security=NO_KEY,
+    responses={**documented_public(), 503: ResponseSpec(Readiness, generate_examples=False)},
 )
-async def ready(resources: Injected) -> Response[Readiness]:
+async def check_ready(resources: Injected) -> Response[Readiness]:
     """200 if the database answers, else 503. The broker is only reported: the workers need it, the API does not."""
     database, broker = await asyncio.gather(_database(resources), _broker(resources))
     status = "ready" if database.ok else "not ready"
@@ -58,4 +67,4 @@ async def _broker(resources: Resources) -> PartHealth:
     return PartHealth(ok=True)
 
 
-ROUTES = [live, ready]
+ROUTES = [check_live, check_ready]

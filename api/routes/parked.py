@@ -4,18 +4,18 @@ import asyncio
 from base64 import b64encode
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 import structlog
 from aio_pika import Connection, DeliveryMode, Message
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from litestar import delete, get, post
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
-from api.http.parameters import Limit, PageNumber, agent_filter, parked_uuid
+from api.http.parameters import AgentFilter, Limit, PageNumber, agent_filter, parked_uuid
 from api.http.problems import documented
 from api.http.responses import DeletedAnswer
 from api.resources import Injected
@@ -44,10 +44,6 @@ CONFIRM_SECONDS = 5.0
 CLOSE_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
-
-AgentNamed = Annotated[
-    str | None, QueryParameter(description="Only messages for this agent name; the agent need not exist.")
-]
 
 
 class ParkedAnswer(BaseModel):
@@ -95,9 +91,9 @@ class RetriedAnswer(BaseModel):
     retried_at: datetime
 
 
-@get("/parked", responses=documented())
+@get("/parked", operation_id="list_parked_messages", responses=documented())
 async def read_parked(
-    *, resources: Injected, agent: AgentNamed = None, limit: Limit = 50, page_number: PageNumber = 1
+    *, resources: Injected, agent: AgentFilter = None, limit: Limit = 50, page_number: PageNumber = 1
 ) -> list[ParkedAnswer]:
     """Messages that could not be applied, newest first; of one agent name, or of all."""
     name = agent_filter(agent)
@@ -106,11 +102,11 @@ async def read_parked(
     return [ParkedAnswer.model_validate(each) for each in found]
 
 
-@get(ITEM, responses=documented(404))
+@get(ITEM, operation_id="get_parked_message", responses=documented(404))
 async def read_parked_message(parked_id: FromPath[str], resources: Injected) -> ParkedMessageAnswer:
     """One parked message with its headers and its body."""
-    wanted = parked_uuid(parked_id)
-    return ParkedMessageAnswer.of(await in_transaction(resources.reads, lambda session: get_parked(session, wanted)))
+    uuid = parked_uuid(parked_id)
+    return ParkedMessageAnswer.of(await in_transaction(resources.reads, lambda session: get_parked(session, uuid)))
 
 
 @post(f"{ITEM}/retry", status_code=200, responses=documented(404, 409))
@@ -120,24 +116,24 @@ async def retry_parked_message(parked_id: FromPath[str], resources: Injected) ->
     The answer is sent after the broker has confirmed the message. A message that fails again is parked again. After a
     503 the request can be repeated: the message is applied once.
     """
-    wanted = parked_uuid(parked_id)
-    parked = await in_transaction(resources.reads, lambda session: get_parked(session, wanted))
+    uuid = parked_uuid(parked_id)
+    parked = await in_transaction(resources.reads, lambda session: get_parked(session, uuid))
     message_id = retry_id(parked)
     await republish(resources.settings, sent_again(parked, message_id), str(message_id))
     log.info(
-        "A parked message was sent again.", action="parked.retried", parked_id=str(wanted), message_id=str(message_id)
+        "A parked message was sent again.", action="parked.retried", parked_id=str(uuid), message_id=str(message_id)
     )
-    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, wanted))
-    return RetriedAnswer(id=wanted, retry_message_id=message_id, retried_at=retried_at)
+    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, uuid))
+    return RetriedAnswer(id=uuid, retry_message_id=message_id, retried_at=retried_at)
 
 
 @delete(ITEM, status_code=200, responses=documented(404))
 async def drop_parked_message(parked_id: FromPath[str], resources: Injected) -> DeletedAnswer:
     """Delete a parked message."""
-    wanted = parked_uuid(parked_id)
-    await in_transaction(resources.sessions, lambda session: drop_parked(session, wanted))
-    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(wanted), actor=resources.actor)
-    return DeletedAnswer(id=str(wanted), message=f"The parked message {wanted} is dropped.")
+    uuid = parked_uuid(parked_id)
+    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid))
+    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=resources.actor)
+    return DeletedAnswer(id=str(uuid), message=f"The parked message {uuid} is dropped.")
 
 
 ROUTES = [read_parked, read_parked_message, retry_parked_message, drop_parked_message]

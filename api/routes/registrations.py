@@ -1,17 +1,17 @@
 """Registrations: registering a pod or a build over HTTP, and reading the outcomes of past registrations."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 from uuid import UUID, uuid4
 
 from litestar import Response, get, post
-from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.params import FromPath, JSONBody
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.access import FOR_AGENTS
-from api.http.parameters import AnyRequest, Limit, PageNumber, agent_filter, agent_uuid, traceparent
-from api.http.preconditions import generation_header
+from api.http.access import AGENT_KEY, FOR_AGENTS
+from api.http.parameters import AgentFilter, AnyRequest, Limit, PageNumber, agent_filter, agent_uuid, traceparent
+from api.http.preconditions import generation_headers
 from api.http.problems import documented
 from api.http.requests import JsonBody
 from api.http.responses import AgentAnswer, RegisteredAgentAnswer
@@ -25,10 +25,6 @@ from services.registration.batch import Incoming, register_batch
 from services.registration.inbox import InboxRow, Lifetime, recent_registrations
 from services.storage.database import in_transaction
 from services.storage.pages import Page
-
-AgentNamed = Annotated[
-    str | None, QueryParameter(description="Only registrations for this agent name; the agent need not exist.")
-]
 
 
 class RegistrationAnswer(BaseModel):
@@ -58,7 +54,9 @@ class RegistrationAnswer(BaseModel):
     dto=JsonBody[RegisterAgentRequest],
     return_dto=None,
     opt=FOR_AGENTS,
-    responses=documented(409, 410, 413),
+    security=AGENT_KEY,
+    operation_id="register_agent",
+    responses=documented(409, 410, 413, 415),
 )
 async def register(
     data: JSONBody[RegisterAgentRequest], request: AnyRequest, resources: Injected
@@ -71,7 +69,7 @@ async def register(
     state = await _register(resources, data, traceparent(request))
     key = agent_api_key(resources.settings.secret_key.get_secret_value(), state.agent.id)
     answer = RegisteredAgentAnswer.of_state(state, agent_api_key=key)
-    return Response(answer, headers=generation_header(answer.generation))
+    return Response(answer, headers=generation_headers(answer.generation))
 
 
 @post(
@@ -79,19 +77,19 @@ async def register(
     status_code=200,
     dto=JsonBody[RegisterBuildRequest],
     return_dto=None,
-    responses=documented(413),
+    responses=documented(413, 415),
 )
 async def register_build(
     data: JSONBody[RegisterBuildRequest], request: AnyRequest, resources: Injected
 ) -> Response[AgentAnswer]:
     """Register an agent that is built and has no pod yet. Idempotent."""
     answer = AgentAnswer.of_state(await _register(resources, data, traceparent(request)))
-    return Response(answer, headers=generation_header(answer.generation))
+    return Response(answer, headers=generation_headers(answer.generation))
 
 
-@get("/registrations", responses=documented())
+@get("/registrations", operation_id="list_registrations", responses=documented())
 async def read_registrations(
-    *, resources: Injected, agent: AgentNamed = None, limit: Limit = 50, page_number: PageNumber = 1
+    *, resources: Injected, agent: AgentFilter = None, limit: Limit = 50, page_number: PageNumber = 1
 ) -> list[RegistrationAnswer]:
     """Recent registrations and their outcomes, newest first; of one agent name, or of all."""
     lifetime = Lifetime(agent_filter(agent))
@@ -100,16 +98,16 @@ async def read_registrations(
     return [RegistrationAnswer.of(row) for row in rows]
 
 
-@get("/agents/{agent_id:str}/registrations", responses=documented(404))
+@get("/agents/{agent_id:str}/registrations", operation_id="list_registrations_of_agent", responses=documented(404))
 async def read_registrations_of_agent(
     agent_id: FromPath[str], resources: Injected, limit: Limit = 50, page_number: PageNumber = 1
 ) -> list[RegistrationAnswer]:
     """Recent registrations of one agent, newest first; those of other agents with the same name are left out."""
-    wanted = agent_uuid(agent_id)
+    uuid = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number)
 
     async def work(session: AsyncSession) -> list[InboxRow]:
-        lifetime = Lifetime.of((await get_agent(session, wanted)).agent)
+        lifetime = Lifetime.of((await get_agent(session, uuid)).agent)
         return await recent_registrations(session, lifetime, page)
 
     return [RegistrationAnswer.of(row) for row in await in_transaction(resources.reads, work)]

@@ -7,9 +7,9 @@ from litestar import Response, post
 from litestar.params import FromPath, JSONBody
 
 from api.http.parameters import AnyRequest, agent_uuid, caller
-from api.http.preconditions import generation_header
+from api.http.preconditions import generation_headers
 from api.http.problems import documented
-from api.http.requests import ConditionalChange, JsonBody, RollbackRequest
+from api.http.requests import ConditionalChangeWithReason, JsonBody, RollbackRequest
 from api.http.responses import AgentAnswer
 from api.resources import Injected, Resources
 from services.domain.health_policy import ProbePolicy, probe_policy_of
@@ -28,8 +28,9 @@ ATTEMPTS = 3
     status_code=200,
     dto=JsonBody[RollbackRequest],
     return_dto=None,
-    operation_class=ConditionalChange,
-    responses=documented(404, 409, 410, 412),
+    operation_class=ConditionalChangeWithReason,
+    operation_id="roll_back_agent",
+    responses=documented(404, 409, 410, 412, 413, 415),
 )
 async def roll_agent_back(
     agent_id: FromPath[str], request: AnyRequest, resources: Injected, data: JSONBody[RollbackRequest | None] = None
@@ -40,19 +41,19 @@ async def roll_agent_back(
     answers.
     """
     body = data or RollbackRequest()
-    wanted, asking = agent_uuid(agent_id), caller(request, resources.actor, body.reason)
-    state = await _rolled_back(resources, wanted, asking, body)
+    uuid, change = agent_uuid(agent_id), caller(request, resources.actor, body.reason)
+    state = await _rolled_back(resources, uuid, change, body)
     answer = AgentAnswer.of_state(state)
-    return Response(answer, headers=generation_header(answer.generation))
+    return Response(answer, headers=generation_headers(answer.generation))
 
 
-async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> AgentSnapshot:
+async def _rolled_back(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> AgentSnapshot:
     for attempt in range(1, ATTEMPTS + 1):
-        proven = None if body.force else await _probed_target(resources, agent_id, asking, body)
+        proven = None if body.force else await _probed_target(resources, agent_id, change, body)
         try:
             return await resources.change(
                 agent_id,
-                lambda session, proven=proven: roll_back(session, agent_id, asking, to=body.to, probed=proven),  # type: ignore[misc]
+                lambda session, proven=proven: roll_back(session, agent_id, change, to=body.to, probed=proven),  # type: ignore[misc]
             )
         except TargetMoved:
             if attempt == ATTEMPTS:
@@ -60,9 +61,9 @@ async def _rolled_back(resources: Resources, agent_id: UUID, asking: Caller, bod
     raise TargetMoved
 
 
-async def _probed_target(resources: Resources, agent_id: UUID, asking: Caller, body: RollbackRequest) -> Target | None:
+async def _probed_target(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> Target | None:
     """The target, which has answered a probe; None if it already serves. Raises `TargetDoesNotAnswer`."""
-    plan = await resources.change(agent_id, lambda session: plan_rollback(session, agent_id, asking, to=body.to))
+    plan = await resources.change(agent_id, lambda session: plan_rollback(session, agent_id, change, to=body.to))
     if plan.target is None:
         return None
     policy = probe_policy_of(plan.agent, resources.settings)

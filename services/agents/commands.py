@@ -13,10 +13,11 @@ from services.domain.registration_policy import refusal
 from services.domain.state import AgentSnapshot, AutoPromote, DeploymentState, OnFailure, emit, serving
 from services.errors import (
     AgentDeletedError,
+    DeploymentDeletedError,
     DeploymentNotFound,
     ProductionCannotBeDeleted,
 )
-from services.promotion.promote import Caller
+from services.promotion.promote import Caller, require_generation
 from services.storage.store import lock_state, save_state
 
 T = TypeVar("T")
@@ -51,11 +52,13 @@ class AgentChange:
     probe_timeout_seconds: float | Default | None = None
 
 
-async def create_deployment(session: AsyncSession, agent_id: UUID, new: NewDeployment) -> DeploymentState:
+async def create_deployment(
+    session: AsyncSession, agent_id: UUID, new: NewDeployment, *, if_generation: int | None = None
+) -> DeploymentState:
     """Create a Pending deployment and return it; returns the stored one if it has the same id and agrees.
 
-    Raises `AgentNotFound`, `AgentDeletedError`, `DeploymentOfAnotherAgent`, `DeploymentDeletedError`,
-    `ImageConflict`. Others see it once the transaction is committed.
+    Raises, in this order: `AgentNotFound`, `AgentDeletedError`, `DeploymentDeletedError`, `GenerationMismatch`,
+    `DeploymentOfAnotherAgent`, `ImageConflict`. Others see it once the transaction is committed.
     """
     deployment_id = new.id or str(uuid4())
     before = await lock_state(session, agent_id, deployment_id)
@@ -63,18 +66,21 @@ async def create_deployment(session: AsyncSession, agent_id: UUID, new: NewDeplo
         raise AgentDeletedError
     stored = before.deployments.get(deployment_id)
     if stored is not None:
-        after = before.with_deployment(_confirmed(before, stored, new))
+        after = before.with_deployment(_confirmed(before, stored, new, if_generation))
     else:
+        require_generation(before, if_generation)
         after = _created(before, deployment_id, new)
     await save_state(session, before, after)
     return after.deployments[deployment_id]
 
 
-async def delete_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> None:
+async def delete_deployment(
+    session: AsyncSession, agent_id: UUID, deployment_id: str, *, if_generation: int | None = None
+) -> None:
     """Delete a preview: lists omit it, and calls to it get 410. A second time changes nothing.
 
-    Raises `AgentNotFound`, `DeploymentNotFound`, `ProductionCannotBeDeleted`. Others see it once the transaction is
-    committed.
+    Raises, in this order: `AgentNotFound`, `DeploymentNotFound`, `GenerationMismatch`, `ProductionCannotBeDeleted`.
+    Others see it once the transaction is committed.
     """
     before = await lock_state(session, agent_id, deployment_id)
     deployment = before.deployments.get(deployment_id)
@@ -82,6 +88,7 @@ async def delete_deployment(session: AsyncSession, agent_id: UUID, deployment_id
         raise DeploymentNotFound
     if deployment.expires_at is not None:
         return
+    require_generation(before, if_generation)
     if deployment.is_production:
         raise ProductionCannotBeDeleted
     deleted = DeploymentDeleted(
@@ -94,11 +101,12 @@ async def delete_deployment(session: AsyncSession, agent_id: UUID, deployment_id
 async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) -> AgentSnapshot:
     """Delete the agent and all its deployments; its name is free then. A second time changes nothing.
 
-    Returns the agent. Raises `AgentNotFound`. Others see it once the transaction is committed.
+    Returns the agent. Raises `AgentNotFound`, `GenerationMismatch`. Others see it once the transaction is committed.
     """
     before = await lock_state(session, agent_id)
     if before.agent.deleted_at is not None:
         return before
+    require_generation(before, caller.if_generation)
     state = replace(before, traceparent=caller.traceparent)
     deleted = replace(state.agent, deleted_at=state.now, updated_at=state.now, status="Deleted", status_reason=None)
     if serving(state) is not None:
@@ -112,10 +120,13 @@ async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) ->
     return state
 
 
-async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChange) -> AgentSnapshot:
-    """Apply these values; returns the agent. Raises `AgentNotFound`, `AgentDeletedError`.
+async def change_agent(
+    session: AsyncSession, agent_id: UUID, change: AgentChange, *, if_generation: int | None = None
+) -> AgentSnapshot:
+    """Apply these values; returns the agent.
 
-    Others see it once the transaction is committed.
+    Raises, in this order: `AgentNotFound`, `AgentDeletedError`, `GenerationMismatch`. Others see it once the
+    transaction is committed.
     """
     before = await lock_state(session, agent_id)
     agent = before.agent
@@ -135,6 +146,7 @@ async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChang
     )
     if changed == agent:
         return before
+    require_generation(before, if_generation)
     after = replace(before, agent=replace(changed, updated_at=before.now))
     await save_state(session, before, after)
     return after
@@ -147,12 +159,19 @@ def _chosen(value: T | Default | None, stored: T | None) -> T | None:
     return None if value == "default" else value
 
 
-def _confirmed(state: AgentSnapshot, stored: DeploymentState, new: NewDeployment) -> DeploymentState:
-    """The stored deployment, with its image filled in if it had none. Raises the reason if it differs from `new`."""
+def _confirmed(
+    state: AgentSnapshot, stored: DeploymentState, new: NewDeployment, if_generation: int | None
+) -> DeploymentState:
+    """The stored deployment, with the new image if it had none. Raises as `create_deployment` does."""
     error = refusal(state.agent, stored, new.docker_image)
+    if isinstance(error, DeploymentDeletedError):
+        raise error
+    confirmed = replace(stored, docker_image=new.docker_image)
+    if error is not None or confirmed != stored:
+        require_generation(state, if_generation)
     if error is not None:
         raise error
-    return replace(stored, docker_image=new.docker_image)
+    return confirmed
 
 
 def _created(state: AgentSnapshot, deployment_id: str, new: NewDeployment) -> AgentSnapshot:

@@ -14,7 +14,7 @@ from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
 from services.promotion.history import PERIODS, Period, periods_of
 from services.storage.models import Agent, Deployment
 from services.storage.pages import Page
-from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS
+from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS, OWNER_GENERATION
 
 AGENT_ORDER = {"id": Agent.id, "name": Agent.name, "created_at": Agent.created_at, "updated_at": Agent.updated_at}
 DEPLOYMENT_ORDER = {
@@ -27,7 +27,7 @@ DEPLOYMENT_ORDER = {
 _AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url")).outerjoin(
     Deployment, Deployment.id == Agent.production_deployment_id
 )
-_DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS)
+_DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS, OWNER_GENERATION.label("agent_generation"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,11 @@ class AgentView:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """A deployment and its last periods in production, newest first."""
+    """A deployment, its last periods in production, newest first, and the generation of its agent."""
 
     deployment: DeploymentState
     production_periods: tuple[Period, ...]
+    generation: int
 
 
 async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
@@ -133,5 +134,5 @@ async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
 
 def _deployment_view(row: Row[Any]) -> DeploymentView:
     columns = dict(row._mapping)  # noqa: SLF001 - public API of SQLAlchemy
-    periods = periods_of(columns.pop("periods"))
-    return DeploymentView(DeploymentState(**columns), periods)
+    periods, generation = periods_of(columns.pop("periods")), columns.pop("agent_generation")
+    return DeploymentView(DeploymentState(**columns), periods, generation)

@@ -62,7 +62,7 @@ def own_deployment(state: AgentSnapshot, deployment_id: str) -> DeploymentState:
 
 def require_ready(state: AgentSnapshot, target: DeploymentState, caller: Caller) -> None:
     """Raise 412 if the generation differs from the required one, then 409 if the deployment is not Ready."""
-    require_generation(state, caller)
+    require_generation(state, caller.if_generation)
     if target.status != "Ready":
         reason = f": {target.status_reason}" if target.status_reason else ""
         raise DeploymentNotReady(
@@ -70,10 +70,9 @@ def require_ready(state: AgentSnapshot, target: DeploymentState, caller: Caller)
         )
 
 
-def require_generation(state: AgentSnapshot, caller: Caller) -> None:
-    """Raise 412 if the agent is not at the generation that the caller requires."""
-    if caller.if_generation is not None and caller.if_generation != state.agent.generation:
+def require_generation(state: AgentSnapshot, if_generation: int | None) -> None:
+    """Raise 412 if the agent is at another generation; None allows any."""
+    if if_generation is not None and if_generation != state.agent.generation:
         raise GenerationMismatch(
-            f"The agent is at generation {state.agent.generation}, not {caller.if_generation}: "
-            "read it again, then decide."
+            f"The agent is at generation {state.agent.generation}, not {if_generation}: read it again, then decide."
         )

@@ -109,7 +109,7 @@ async def _target(session: AsyncSession, before: AgentSnapshot, to: str | None, 
 
 async def _what_served_before(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target:
     _require_not_deleted(before)
-    require_generation(before, caller)
+    require_generation(before, caller.if_generation)
     targets = await rollback_targets(session, before.agent.id, limit=1)
     if not targets:
         raise NothingToRollBackTo
@@ -121,7 +121,7 @@ async def _legacy_address(session: AsyncSession, before: AgentSnapshot, caller: 
     _require_not_deleted(before)
     if agent.legacy_acp_url is not None and before.production is None:
         return None
-    require_generation(before, caller)
+    require_generation(before, caller.if_generation)
     if agent.legacy_acp_url is None:
         raise NothingToRollBackTo("This agent has no legacy address: name a deployment instead.")
     return Target(

@@ -78,6 +78,8 @@ _FACTS_AND_NAMED = (
     )
     .where(_agents.c.id == bindparam("agent_id"))
 )
+# The generation of the deployment's agent, for queries that extend DEPLOYMENTS.
+OWNER_GENERATION = _owners.c.generation
 DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).select_from(
     _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id)
 )

@@ -6,7 +6,7 @@ import pytest
 
 from api.gateway.headers import request_headers, response_headers
 from api.http.jsonrpc import is_rpc, request_id
-from api.http.preconditions import wanted_generation
+from api.http.preconditions import expected_generation
 from services.errors import InvalidRequest
 from services.routing.routes import Route
 
@@ -16,7 +16,7 @@ ROUTE = Route(UUID(int=1), 7, "v1", "http://a", "/api", "http")
 @pytest.mark.parametrize(("values", "generation"), [([], None), (["*"], None), (['"0"'], 0), (['"12"'], 12)])
 def test_if_match_names_one_generation_or_any(values: list[str], generation: int | None) -> None:
     """Without If-Match or with `*`, any generation matches."""
-    assert wanted_generation(values) == generation
+    assert expected_generation(values) == generation
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_if_match_names_one_generation_or_any(values: list[str], generation: int
 def test_other_forms_of_if_match_are_refused(values: list[str]) -> None:
     """The error names the header."""
     with pytest.raises(InvalidRequest) as refused:
-        wanted_generation(values)
+        expected_generation(values)
     assert refused.value.field == "If-Match"
 
 

@@ -85,7 +85,9 @@ class Agent(Base):
         ),
         Index("agents_name_of_living_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
         Index("agents_name_deleted_at_idx", "name", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
-        Index("agents_created_at_id_idx", "created_at", "id"),
+        # Lists skip what is deleted without reading it.
+        Index("agents_living_created_at_id_idx", "created_at", "id", postgresql_where=text("deleted_at IS NULL")),
+        Index("agents_living_id_idx", "id", postgresql_where=text("deleted_at IS NULL")),
     )
 
 
@@ -130,7 +132,13 @@ class Deployment(Base):
         CheckConstraint("purged_at IS NULL OR expires_at IS NOT NULL", name="purged_was_deleted"),
         CheckConstraint("(registered_at IS NULL) = (registered_message_id IS NULL)", name="registered_pair"),
         Index("deployments_one_production_key", "agent_id", unique=True, postgresql_where=text("is_production")),
-        Index("deployments_agent_id_created_at_id_idx", "agent_id", "created_at", "id"),
+        Index(
+            "deployments_living_agent_id_created_at_id_idx",
+            "agent_id",
+            "created_at",
+            "id",
+            postgresql_where=text("expires_at IS NULL"),
+        ),
         Index("deployments_probe_due_at_idx", "probe_due_at", postgresql_where=text(PROBED)),
         Index("deployments_pending_since_idx", "status_changed_at", postgresql_where=text(WAITING)),
         # For retention: the oldest that are not deleted, those deleted first, and the last ones in production.

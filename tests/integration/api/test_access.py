@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Mapping
+from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
@@ -122,6 +123,101 @@ async def test_web_pages_from_elsewhere_cannot_use_an_api_without_a_key(api: Api
     (await api.get("/agents", headers=headers)).problem(403, "not-local")
     (await api.post("/agents/name/bot/rpc", {}, headers=headers)).rpc_error(403, "not-local")
     assert (await api.get("/agents")).json == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://127.0.0.1:1"},
+        {"origin": "http://[::1]"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "Cross-Site"},
+    ],
+)
+async def test_a_web_page_of_this_machine_cannot_change_anything_without_a_key(
+    api: Api, headers: Mapping[str, str]
+) -> None:
+    """G51: a page of another port sends no preflight for these requests; each gets 403, with or without a body."""
+    agent = await api.register("bot", "v1")
+    await api.register("bot", "v2")
+    path = f"/agents/{agent['id']}"
+    before = (await api.get(path)).json, (await api.get(f"{path}/deployments")).json
+    refused = [
+        await api.post("/agents/register", a_body("other"), headers=headers),
+        await api.post("/agents/register-build", {"name": "other"}, headers=headers),
+        await api.call("PATCH", path, json={"auto_promote": "always"}, headers=headers),
+        await api.post(f"{path}/deployments", {"docker_image": "i"}, headers=headers),
+        await api.post(f"{path}/deployments/v2/promote", headers=headers),
+        await api.post(f"{path}/rollback", headers=headers),
+        await api.post(f"/parked/{uuid4()}/retry", headers=headers),
+        await api.delete(f"/parked/{uuid4()}", headers=headers),
+        await api.delete(f"{path}/deployments/v2", headers=headers),
+        await api.delete("/agents/name/bot", headers=headers),
+        await api.delete(path, headers=headers),
+    ]
+    for answer in refused:
+        assert "PODIUM_API_KEY" in answer.problem(403, "cross-origin")["detail"]
+    assert before == ((await api.get(path)).json, (await api.get(f"{path}/deployments")).json)
+    assert len((await api.get("/agents")).json) == 1
+
+
+async def test_a_page_of_the_api_s_own_origin_and_programs_can_change(api: Api, serve: Serve) -> None:
+    """G51: the API's own origin, a request typed into a browser, and programs, which send neither header."""
+    origin = api.url.removeprefix("http://")
+    for headers in (
+        {"origin": f"http://{origin}", "sec-fetch-site": "same-origin"},
+        {"origin": "http://localhost:8080", "host": "LOCALHOST:8080"},
+        {"sec-fetch-site": "none"},
+        {},
+    ):
+        assert (await api.post("/agents/register", a_body("bot"), headers=headers)).status == 200, headers
+    with_key = await keyed(serve)
+    elsewhere = {**BEARER, "origin": "https://console.example", "sec-fetch-site": "cross-site"}
+    assert (await with_key.post("/agents/register", a_body("bot"), headers=elsewhere)).status == 200
+
+
+SIMPLE_TYPES = (
+    "text/plain",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "text/plain; application/json",
+    "",
+)
+
+
+@pytest.mark.parametrize("content_type", SIMPLE_TYPES)
+async def test_a_body_that_is_not_sent_as_json(api: Api, content_type: str) -> None:
+    """G51: 415 for the content types that a web page can send without a preflight, and nothing changes."""
+    agent = await api.register("bot", "v1")
+    path, headers = f"/agents/{agent['id']}", {"content-type": content_type}
+    before = (await api.get(path)).json, (await api.get(f"{path}/deployments")).json
+    refused = [
+        await api.call("POST", "/agents/register", data=b'{"name": "other", "acp_url": "http://a"}', headers=headers),
+        await api.call("POST", "/agents/register-build", data=b'{"name": "other"}', headers=headers),
+        await api.call("PATCH", path, data=b'{"auto_promote": "always"}', headers=headers),
+        await api.call("POST", f"{path}/deployments", data=b'{"docker_image": "i"}', headers=headers),
+        await api.call("POST", f"{path}/deployments/v1/promote", data=b"{}", headers=headers),
+        await api.call("POST", f"{path}/rollback", data=b"{}", headers=headers),
+    ]
+    for answer in refused:
+        assert "application/json" in answer.problem(415, "unsupported-media-type")["detail"]
+    assert before == ((await api.get(path)).json, (await api.get(f"{path}/deployments")).json)
+    assert len((await api.get("/agents")).json) == 1
+
+
+JSON_TYPES = ("application/json", "Application/JSON; charset=utf-8", "application/json ; x=y")
+
+
+@pytest.mark.parametrize("content_type", JSON_TYPES)
+async def test_a_body_that_is_sent_as_json(api: Api, content_type: str) -> None:
+    """With any parameters; a request without a body needs no content type."""
+    body = b'{"name": "bot", "acp_url": "http://a", "registration_metadata": {"deployment_id": "v1"}}'
+    answer = await api.call("POST", "/agents/register", data=body, headers={"content-type": content_type})
+    assert answer.status == 200
+    promote = f"/agents/{answer.json['id']}/deployments/v1/promote"
+    assert (await api.post(promote, headers={"content-type": "text/plain"})).status == 200
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,7 @@ async def test_setting_an_agent_s_policies(api: Api) -> None:
     }
     changed = (await api.call("PATCH", path, json=values)).json
     assert {name: changed[name] for name in names} == values
+    assert (await api.call("PATCH", path, json={"probe_threshold": 5.0})).json["probe_threshold"] == 5
     back = (await api.call("PATCH", path, json={"probe_threshold": "default", "probe_timeout_seconds": None})).json
     assert [back[name] for name in names] == ["rollback", 10, None, 0.5]
     refused = {

@@ -1,12 +1,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.agents import commands as lifecycle
-from services.errors import DeploymentDeletedError, ProductionCannotBeDeleted
+from services.agents.commands import AgentChange, NewDeployment
+from services.errors import DeploymentDeletedError, GenerationMismatch, ProductionCannotBeDeleted
 from services.promotion import promote as promotion
+from services.promotion.promote import Caller
 from services.registration.batch import Incoming, register_batch
 from services.storage.store import lock_agent
 from tests.integration.services.world import AMY, NAME, World, settled
@@ -88,6 +92,35 @@ async def test_a_deletion_that_waited_for_a_promote_is_refused(world: World) -> 
     )
     assert isinstance(refused, ProductionCannotBeDeleted)
     assert (await world.deployment(V2)).expires_at is None
+
+
+CONDITIONAL_CHANGES: dict[str, Callable[[AsyncSession, UUID], Awaitable[Any]]] = {
+    "delete the agent": lambda session, agent_id: lifecycle.delete_agent(
+        session, agent_id, Caller(actor="amy", if_generation=1)
+    ),
+    "delete a deployment": lambda session, agent_id: lifecycle.delete_deployment(
+        session, agent_id, V2, if_generation=1
+    ),
+    "create a deployment": lambda session, agent_id: lifecycle.create_deployment(
+        session, agent_id, NewDeployment(docker_image="bot:1", id="v3"), if_generation=1
+    ),
+    "change the agent": lambda session, agent_id: lifecycle.change_agent(
+        session, agent_id, AgentChange(description="new"), if_generation=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONAL_CHANGES)
+async def test_a_conditional_change_that_waited_for_a_promote_is_refused(world: World, name: str) -> None:
+    """G49: 412; the condition is checked after the wait for the agent's row, and the promote has ended generation 1."""
+    await world.two_versions()
+    agent_id = await world.agent_id()
+    refused = await one_after_the_other(
+        world,
+        lambda session: promotion.promote(session, agent_id, V2, AMY),
+        world.do(lambda session: CONDITIONAL_CHANGES[name](session, agent_id)),
+    )
+    assert isinstance(refused, GenerationMismatch)
 
 
 async def test_a_legacy_message_that_waited_for_a_promote_is_shadowed(world: World) -> None:
