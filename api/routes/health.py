@@ -3,7 +3,7 @@
 import asyncio
 from urllib.parse import urlsplit
 
-from litestar import Response, route
+from litestar import HttpMethod, Response, route
 from litestar.openapi import ResponseSpec
 
 from api.http.access import NO_KEY, PUBLIC
