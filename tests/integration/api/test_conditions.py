@@ -11,7 +11,8 @@ from tests.integration.api.client import Answer, Api
 STALE = {"If-Match": '"77"'}
 # A stream that starts would not end.
 LIMIT = aiohttp.ClientTimeout(total=5)
-METHODS = ("get", "head", "post", "patch", "delete")
+# Not HEAD, whose answers have no body.
+METHODS = ("get", "post", "patch", "delete")
 
 
 async def two_versions(api: Api) -> str:
