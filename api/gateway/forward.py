@@ -81,8 +81,8 @@ class Forward:
     ) -> None:
         style: ErrorStyle | None = None
         try:
-            session = session_of(scope["headers"])
-            route = record.route = await self._gateway.routes.find(self._key.in_session(session))
+            key = self._key.in_session(session_of(scope["headers"], self._key.deployment_id))
+            route = record.route = await self._gateway.routes.find(key)
             style = route.error_style
             self._gateway.error_styles.learn(scope["path"], style)
             with self._gateway.breakers.enter(route) as permit:
@@ -90,7 +90,7 @@ class Forward:
                 record.request_bytes = len(body)
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
                 try:
-                    await follow_session(self._gateway, scope["method"], session, route, response)
+                    await follow_session(self._gateway, scope["method"], key, route, response)
                     await self._stream_answer(response, route, send, record)
                 finally:
                     response.close()
