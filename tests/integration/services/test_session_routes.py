@@ -92,9 +92,7 @@ async def test_a_session_while_nothing_or_a_legacy_address_serves(
     assert (await by_both(reads, agent_id)).deployment_id == V1
 
 
-async def test_a_call_to_a_deployment_goes_there(
-    world: World, reads: RouteResolver, agent_id: UUID
-) -> None:
+async def test_a_call_to_a_deployment_goes_there(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """The route says whether that deployment issued the session on its own route."""
     on_v1 = digest_of(b"one", V1)
     await world.do(lambda session: keep_session(session, agent_id, on_v1, V1, preview=True))
