@@ -16,7 +16,8 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 from multidict import CIMultiDict
 
 from api.gateway.gateway import Gateway
-from api.gateway.headers import REQUEST_ID_HEADER, request_headers, response_headers
+from api.gateway.headers import REQUEST_ID_HEADER, RawHeaders, request_headers, response_headers
+from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.sessions import follow_session, session_of
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import Call, call_agent
@@ -91,21 +92,29 @@ class Forward:
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
                 try:
                     await follow_session(self._gateway, scope["method"], key, route, response)
-                    await self._stream_answer(response, route, send, record)
+                    headers = self._answer_headers(response, route, scope, record)
+                    await self._stream_answer(response, headers, send, record)
                 finally:
                     response.close()
         except PodiumError as exc:
             await self._refuse(exc.in_style(style or exc.error_style), body, record, scope, send)
 
+    def _answer_headers(
+        self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
+    ) -> RawHeaders:
+        """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
+        headers = [header for header in response_headers(response.raw_headers, route) if header[0] != _REQUEST_ID]
+        if record.request_id.isascii():
+            headers.append((_REQUEST_ID, record.request_id.encode()))
+        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{scope['raw_path'].decode('latin-1')}"
+        location = returned_location(response.status, response.raw_headers, rpc_url=route.rpc_url, route_url=route_url)
+        return headers if location is None else [*headers, (LOCATION, location)]
+
     async def _stream_answer(
-        self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord
+        self, response: aiohttp.ClientResponse, headers: RawHeaders, send: Send, record: CallRecord
     ) -> None:
         """Send the answer to the caller, chunk by chunk. Raises `UpstreamResponseBroken`."""
         record.answer_began(response.status)
-        headers = [
-            *(header for header in response_headers(response.raw_headers, route) if header[0] != _REQUEST_ID),
-            *([(_REQUEST_ID, record.request_id.encode())] if record.request_id.isascii() else []),
-        ]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         more = True
         while more:
