@@ -92,8 +92,8 @@ class Forward:
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
                 try:
                     await follow_session(self._gateway, scope["method"], key, route, response)
-                    headers = self._answer_headers(response, route, scope, record)
-                    await self._stream_answer(response, headers, send, record)
+                    returned = self._answer_headers(response, route, scope, record)
+                    await self._stream_answer(response, returned, send, record)
                 finally:
                     response.close()
         except PodiumError as exc:
