@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 from api.gateway.gateway import Gateway
 from api.gateway.headers import REQUEST_ID_HEADER, RawHeaders, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
+from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.sessions import follow_session, session_of
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import Call, call_agent
@@ -65,20 +66,36 @@ class Forward:
     async def _serve(
         self, scope: HTTPScope, receive: Receive, send: Send, headers: CIMultiDict[str], record: CallRecord
     ) -> None:
+        with self._gateway.request_buffer.body() as buffered:
+            try:
+                check_headers(scope)
+                buffered.content = await self._read(scope, receive, buffered)
+            except (MessageTooLarge, RequestBufferFull) as exc:
+                await self._learn_style(scope["path"])
+                await self._refuse(exc, b"", record, scope, send)
+            except PodiumError as exc:
+                await self._refuse(exc, b"", record, scope, send)
+            else:
+                await _cancel_on_disconnect(self._forward(scope, send, headers, buffered, record), receive)
+
+    async def _read(self, scope: HTTPScope, receive: Receive, buffered: BufferedBody) -> bytes:
+        """The body. A large one is refused before it is read if its call would be refused now."""
         settings = self._gateway.settings
-        try:
-            check_headers(scope)
-            body = await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout)
-        except MessageTooLarge as exc:
-            await self._learn_style(scope["path"])
-            await self._refuse(exc, b"", record, scope, send)
-        except PodiumError as exc:
-            await self._refuse(exc, b"", record, scope, send)
-        else:
-            await _cancel_on_disconnect(self._forward(scope, send, headers, body, record), receive)
+        checked = False
+
+        async def admit(size: int) -> None:
+            nonlocal checked
+            buffered.reserve(size)
+            if size > SMALL_BYTES and not checked:
+                checked = True
+                route = await self._gateway.routes.find(self._key)
+                self._gateway.error_styles.learn(scope["path"], route.error_style)
+                self._gateway.breakers.check(route)
+
+        return await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout, admit)
 
     async def _forward(
-        self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], body: bytes, record: CallRecord
+        self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], buffered: BufferedBody, record: CallRecord
     ) -> None:
         style: ErrorStyle | None = None
         try:
@@ -87,17 +104,19 @@ class Forward:
             style = route.error_style
             self._gateway.error_styles.learn(scope["path"], style)
             with self._gateway.breakers.enter(route) as permit:
-                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, body)
-                record.request_bytes = len(body)
+                record.request_bytes = len(buffered.content)
+                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, buffered.content)
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
+                del call
                 try:
                     await follow_session(self._gateway, scope["method"], key, route, response)
                     returned = self._answer_headers(response, route, scope, record)
+                    buffered.release()
                     await self._stream_answer(response, returned, send, record)
                 finally:
                     response.close()
         except PodiumError as exc:
-            await self._refuse(exc.in_style(style or exc.error_style), body, record, scope, send)
+            await self._refuse(exc.in_style(style or exc.error_style), buffered.content, record, scope, send)
 
     def _answer_headers(
         self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
