@@ -4,6 +4,7 @@ HTTP/1.1 assigns answers to calls by their order alone (RFC 9112, section 9.3). 
 asked for, each later answer on that connection could reach the wrong caller.
 """
 
+import asyncio
 import select
 import socket
 from collections.abc import Callable
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 # arrive after the next call was sent, and nothing could tell it from an answer then.
 DISTRUSTED_SECONDS = 600.0
 # A connection rests for this time after each answer, so that a byte that was sent right after the answer arrives before
-# the next call. It costs one more connection for every 100 calls per second.
-REST_SECONDS = 0.01
+# the next call. It costs one more connection for every 500 calls per second.
+REST_SECONDS = 0.002
 # An address takes a few hundred bytes.
 REMEMBERED = 10_000
 # Some systems cannot report that the peer has closed its side; there, such a connection only counts as readable.
@@ -40,6 +41,14 @@ class KeptConnection(ResponseHandler):
 
     on_unexpected: Callable[[], None] | None = None
     """Called for a byte that arrives while the connection is in the pool; None while a call uses the connection."""
+    _poll: "select.poll | None" = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Prepare the check of the socket."""
+        super().connection_made(transport)
+        if (channel := self._channel) is not None:
+            self._poll = select.poll()
+            self._poll.register(channel.fileno(), select.POLLIN | _PEER_CLOSED)
 
     def data_received(self, data: bytes) -> None:
         """Parse the data if a call waits for it, else close the connection."""
@@ -82,12 +91,9 @@ class KeptConnection(ResponseHandler):
 
         The event loop may not have read data that the operating system has received.
         """
-        channel = self._channel
-        if channel is None:
+        if self.transport is None or self._poll is None:
             return select.POLLHUP
-        poll = select.poll()
-        poll.register(channel.fileno(), select.POLLIN | _PEER_CLOSED)
-        events = poll.poll(0)
+        events = self._poll.poll(0)
         return events[0][1] if events else 0
 
     def acknowledge(self) -> None:

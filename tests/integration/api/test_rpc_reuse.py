@@ -106,7 +106,7 @@ def always_trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def rest() -> None:
     """Wait until a connection may be used again."""
-    await asyncio.sleep(1.5 * REST_SECONDS)
+    await asyncio.sleep(5 * REST_SECONDS)
 
 
 @pytest.mark.usefixtures("always_trusting")
