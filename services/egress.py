@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from services.cancellation import background_task
+from services.connections import CleanConnector
 from services.errors import DestinationDenied
 from services.settings import Settings
 
@@ -177,7 +178,7 @@ async def open_connector(
             await servers.look_up(resolver)
             await asyncio.sleep(OWN_SERVERS_REFRESH.total_seconds())
 
-    connector = aiohttp.TCPConnector(resolver=resolver, socket_factory=checked_socket, **options)
+    connector = CleanConnector(resolver=resolver, socket_factory=checked_socket, **options)
     try:
         async with background_task(refresh_own_servers(), name="own servers"):
             yield connector

@@ -239,6 +239,11 @@ class Settings(BaseSettings):
         default=timedelta(seconds=5), description="How long an open circuit breaker waits before it lets one call try."
     )
     rpc_max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="Largest RPC request body.")
+    request_buffer_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1,
+        description="RPC request bodies in memory, per API process; at least twice PODIUM_RPC_MAX_BYTES.",
+    )
     dial_networks: Networks = Field(
         default=(),
         description="Networks that agents may be in, as 10.0.0.0/8,fd00::/8; "

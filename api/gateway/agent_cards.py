@@ -6,7 +6,7 @@ https://a2a-protocol.org/latest/specification/#441-agentcard
 import asyncio
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -32,6 +32,16 @@ CARD_PATH = "/.well-known/agent-card.json"
 CARD_MAX_BYTES = 1024 * 1024
 JSON_RPC = "JSONRPC"
 
+# What an agent says about credentials, which the gateway removes from calls: A2A 0.2, 0.3 and 1.0.
+_SECURITY = ("authentication", "securitySchemes", "security", "securityRequirements")
+# The extended card is the answer of a call, which the gateway passes unread, with the agent's own addresses in it.
+_EXTENDED_CARD = ("supportsAuthenticatedExtendedCard", "supportsExtendedAgentCard")
+_EXTENDED_CARD_CAPABILITY = "extendedAgentCard"
+# The API key, as a bearer token, in both forms.
+_SCHEME = "podium"
+_SCHEME_0_3 = {"type": "http", "scheme": "bearer"}
+_SCHEME_1_0 = {"httpAuthSecurityScheme": {"scheme": "Bearer"}}
+
 # The caller's headers that reach the agent: those of the protocol, and those that identify a call in logs and traces.
 _FORWARDED = re.compile(rf"a2a-.*|traceparent|tracestate|baggage|{REQUEST_ID_HEADER}", re.IGNORECASE)
 _DOCUMENTED = {
@@ -40,6 +50,7 @@ _DOCUMENTED = {
 }
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class AgentCardMissing(PodiumError):
@@ -97,17 +108,19 @@ async def preview_card(
 ROUTES = [card, card_by_name, preview_card]
 
 
-def rewritten(card: bytes, *, registered_url: str, rpc_url: str) -> bytes:
+def rewritten(card: bytes, *, registered_url: str, rpc_url: str, needs_key: bool) -> bytes:
     """The card, with the gateway's `rpc_url` as the address of all its interfaces. Raises `AgentCardInvalid`.
 
     Only JSON-RPC interfaces stay. If some of them are at the path of `registered_url`, only those stay. Signatures are
-    dropped, since they cover the original card.
+    dropped, since they cover the original card. Instead of the agent's credentials the card names the gateway's key, if
+    callers need one (`needs_key`).
     """
     try:
         found = from_json(card, allow_inf_nan=False)
         if not isinstance(found, dict):
             raise AgentCardInvalid("The agent's card is not a JSON object.")
-        return to_json(_rewritten(found, urlsplit(registered_url).path, rpc_url))
+        changed = _rewritten(found, urlsplit(registered_url).path, rpc_url)
+        return to_json({**_without_claims(changed), **(_key_needed(changed) if needs_key else {})})
     except (ValueError, TypeError, LookupError, AttributeError) as exc:
         raise AgentCardInvalid("The agent's card cannot be read: it is not JSON, or not shaped as a card.") from exc
 
@@ -122,7 +135,8 @@ async def _answer(request: AnyRequest, gateway: Gateway, key: RouteKey, base_pat
         raise AgentCardTimeout from exc
     # A promote can change the card at any time.
     headers = {"cache-control": "no-cache", **route_headers(route)}
-    content = rewritten(found, registered_url=route.rpc_url, rpc_url=rpc_url)
+    needs_key = bool(gateway.settings.api_key.get_secret_value())
+    content = rewritten(found, registered_url=route.rpc_url, rpc_url=rpc_url, needs_key=needs_key)
     return Response(content, headers=headers, media_type="application/json")
 
 
@@ -188,6 +202,40 @@ def _rewritten(card: Json, path: str, rpc_url: str) -> Json:
         changed["supportedInterfaces"] = kept_1_0 or None
     merged = {**card, **changed}
     return {name: value for name, value in merged.items() if name not in changed or value is not None}
+
+
+def _without_claims(card: Json) -> Json:
+    """The card without the agent's claims about credentials and an extended card."""
+    changed = _without(card, *_SECURITY, *_EXTENDED_CARD)
+    if card.get("skills") is not None:
+        changed["skills"] = [_without(skill, *_SECURITY) for skill in _checked(card["skills"], list)]
+    if card.get("capabilities") is not None:
+        changed["capabilities"] = _without(card["capabilities"], _EXTENDED_CARD_CAPABILITY)
+    return changed
+
+
+def _key_needed(card: Json) -> Json:
+    """The fields that ask for the gateway's key, for each version that the card is of."""
+    scheme: Json = {}
+    fields: Json = {"securitySchemes": {_SCHEME: scheme}}
+    if "url" in card:
+        scheme |= _SCHEME_0_3
+        fields["security"] = [{_SCHEME: []}]
+    if "supportedInterfaces" in card:
+        scheme |= _SCHEME_1_0
+        fields["securityRequirements"] = [{"schemes": {_SCHEME: {"list": []}}}]
+    return fields
+
+
+def _without(value: Json, *names: str) -> Json:
+    return {name: each for name, each in _checked(value, dict).items() if name not in names}
+
+
+def _checked(value: Any, shape: type[T]) -> T:  # noqa: ANN401 - a value from JSON
+    """The value. Raises `TypeError` if it has another type."""
+    if not isinstance(value, shape):
+        raise TypeError
+    return value
 
 
 def _through_gateway(interfaces: Iterable[Json], binding: str, path: str, rpc_url: str) -> list[Json]:

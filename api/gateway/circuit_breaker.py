@@ -112,10 +112,20 @@ class CircuitBreakers:
         """The clock of all breakers, in seconds."""
         return asyncio.get_running_loop().time()
 
+    def check(self, route: Route) -> None:
+        """Raise `TooManyCalls` or `BreakerOpen` if `enter` would; nothing is counted."""
+        breaker = self._breakers.get((route.agent_id, route.deployment_id))
+        if breaker is None or breaker.registered != _registered(route):
+            return
+        if breaker.in_flight >= self._max_in_flight:
+            raise TooManyCalls
+        if breaker.retry_at is not None:
+            self._check_pause(breaker)
+
     def enter(self, route: Route) -> Permit:
         """A permit for one call to the deployment. Raises `TooManyCalls`, `BreakerOpen`."""
         key = (route.agent_id, route.deployment_id)
-        registered = (route.acp_url, route.registered_at)
+        registered = _registered(route)
         breaker = self._breakers.get(key)
         if breaker is None:
             self._evict_if_full()
@@ -175,6 +185,10 @@ class CircuitBreakers:
             error = BreakerOpen()
             error.retry_after_seconds = max(1, math.ceil(left))
             raise error
+
+
+def _registered(route: Route) -> tuple[str, datetime | None]:
+    return route.acp_url, route.registered_at
 
 
 def _names(breaker: CircuitBreaker) -> dict[str, str | None]:

@@ -16,7 +16,9 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 from multidict import CIMultiDict
 
 from api.gateway.gateway import Gateway
-from api.gateway.headers import REQUEST_ID_HEADER, request_headers, response_headers
+from api.gateway.headers import REQUEST_ID_HEADER, RawHeaders, request_headers, response_headers
+from api.gateway.redirects import LOCATION, returned_location
+from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.sessions import follow_session, session_of
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import Call, call_agent
@@ -64,48 +66,74 @@ class Forward:
     async def _serve(
         self, scope: HTTPScope, receive: Receive, send: Send, headers: CIMultiDict[str], record: CallRecord
     ) -> None:
+        with self._gateway.request_buffer.body() as buffered:
+            try:
+                check_headers(scope)
+                buffered.content = await self._read(scope, receive, buffered)
+            except (MessageTooLarge, RequestBufferFull) as exc:
+                await self._learn_style(scope["path"])
+                await self._refuse(exc, b"", record, scope, send)
+            except PodiumError as exc:
+                await self._refuse(exc, b"", record, scope, send)
+            else:
+                await _cancel_on_disconnect(self._forward(scope, send, headers, buffered, record), receive)
+
+    async def _read(self, scope: HTTPScope, receive: Receive, buffered: BufferedBody) -> bytes:
+        """The body. A large one is refused before it is read if its call would be refused now."""
         settings = self._gateway.settings
-        try:
-            check_headers(scope)
-            body = await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout)
-        except MessageTooLarge as exc:
-            await self._learn_style(scope["path"])
-            await self._refuse(exc, b"", record, scope, send)
-        except PodiumError as exc:
-            await self._refuse(exc, b"", record, scope, send)
-        else:
-            await _cancel_on_disconnect(self._forward(scope, send, headers, body, record), receive)
+        checked = False
+
+        async def admit(size: int) -> None:
+            nonlocal checked
+            buffered.reserve(size)
+            if size > SMALL_BYTES and not checked:
+                checked = True
+                route = await self._gateway.routes.find(self._key)
+                self._gateway.error_styles.learn(scope["path"], route.error_style)
+                self._gateway.breakers.check(route)
+
+        return await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout, admit)
 
     async def _forward(
-        self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], body: bytes, record: CallRecord
+        self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], buffered: BufferedBody, record: CallRecord
     ) -> None:
         style: ErrorStyle | None = None
         try:
-            session = session_of(scope["headers"])
-            route = record.route = await self._gateway.routes.find(self._key.in_session(session))
+            key = self._key.in_session(session_of(scope["headers"], self._key.deployment_id))
+            route = record.route = await self._gateway.routes.find(key)
             style = route.error_style
             self._gateway.error_styles.learn(scope["path"], style)
             with self._gateway.breakers.enter(route) as permit:
-                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, body)
-                record.request_bytes = len(body)
+                record.request_bytes = len(buffered.content)
+                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, buffered.content)
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
+                del call
                 try:
-                    await follow_session(self._gateway, scope["method"], session, route, response)
-                    await self._stream_answer(response, route, send, record)
+                    await follow_session(self._gateway, scope["method"], key, route, response)
+                    returned = self._answer_headers(response, route, scope, record)
+                    buffered.release()
+                    await self._stream_answer(response, returned, send, record)
                 finally:
                     response.close()
         except PodiumError as exc:
-            await self._refuse(exc.in_style(style or exc.error_style), body, record, scope, send)
+            await self._refuse(exc.in_style(style or exc.error_style), buffered.content, record, scope, send)
+
+    def _answer_headers(
+        self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
+    ) -> RawHeaders:
+        """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
+        headers = [header for header in response_headers(response.raw_headers, route) if header[0] != _REQUEST_ID]
+        if record.request_id.isascii():
+            headers.append((_REQUEST_ID, record.request_id.encode()))
+        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{scope['raw_path'].decode('latin-1')}"
+        location = returned_location(response.status, response.raw_headers, rpc_url=route.rpc_url, route_url=route_url)
+        return headers if location is None else [*headers, (LOCATION, location)]
 
     async def _stream_answer(
-        self, response: aiohttp.ClientResponse, route: Route, send: Send, record: CallRecord
+        self, response: aiohttp.ClientResponse, headers: RawHeaders, send: Send, record: CallRecord
     ) -> None:
         """Send the answer to the caller, chunk by chunk. Raises `UpstreamResponseBroken`."""
         record.answer_began(response.status)
-        headers = [
-            *(header for header in response_headers(response.raw_headers, route) if header[0] != _REQUEST_ID),
-            *([(_REQUEST_ID, record.request_id.encode())] if record.request_id.isascii() else []),
-        ]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         more = True
         while more:

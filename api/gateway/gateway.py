@@ -9,6 +9,7 @@ import aiohttp
 from prometheus_client import CollectorRegistry
 
 from api.gateway.circuit_breaker import CircuitBreakers
+from api.gateway.request_buffer import RequestBuffer
 from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
@@ -56,6 +57,7 @@ class Gateway:
     upstream: aiohttp.ClientSession
     breakers: CircuitBreakers
     metrics: RpcMetrics
+    request_buffer: RequestBuffer
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
 
 
@@ -71,5 +73,11 @@ async def open_gateway(
         RouteResolver(settings, application_name=application_name) as routes,
     ):
         yield Gateway(
-            settings=settings, sessions=sessions, routes=routes, upstream=upstream, breakers=breakers, metrics=metrics
+            settings=settings,
+            sessions=sessions,
+            routes=routes,
+            upstream=upstream,
+            breakers=breakers,
+            metrics=metrics,
+            request_buffer=RequestBuffer(settings),
         )

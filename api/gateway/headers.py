@@ -11,6 +11,8 @@ from uuid import uuid4
 
 from multidict import CIMultiDict
 
+from api.gateway.redirects import LOCATION
+from api.gateway.upstream import AgentProtocolError
 from api.http.preconditions import GENERATION_HEADER
 from services.routing.routes import Route
 
@@ -43,9 +45,59 @@ _FRAMING = frozenset({b"content-length", b"expect"})
 _TRACEPARENT = TRACEPARENT.encode()
 _NOT_FORWARDED = _HOP_BY_HOP | _CREDENTIALS | _ORIGIN | _FRAMING
 
-# An agent must not set cookies for the gateway's host, nor send headers that look like the gateway's.
-_NOT_RETURNED = _HOP_BY_HOP | {b"set-cookie"}
-_OWN_PREFIX = b"x-podium-"
+# A browser applies these to the whole origin of the API or to its view of the answer: no decision of an agent.
+_OF_THE_ORIGIN = frozenset(
+    {
+        b"accept-ch",
+        b"activate-storage-access",
+        b"alt-svc",
+        b"authentication-info",
+        b"clear-site-data",
+        b"content-security-policy",
+        b"content-security-policy-report-only",
+        b"critical-ch",
+        b"document-policy",
+        b"document-policy-report-only",
+        b"expect-ct",
+        b"feature-policy",
+        b"integrity-policy",
+        b"integrity-policy-report-only",
+        b"nel",
+        b"observe-browsing-topics",
+        b"origin-agent-cluster",
+        b"origin-trial",
+        b"permissions-policy",
+        b"permissions-policy-report-only",
+        b"public-key-pins",
+        b"public-key-pins-report-only",
+        b"refresh",
+        b"report-to",
+        b"reporting-endpoints",
+        b"require-document-policy",
+        b"service-worker-allowed",
+        b"set-cookie",
+        b"set-cookie2",
+        b"set-login",
+        b"speculation-rules",
+        b"strict-transport-security",
+        b"supports-loading-mode",
+        b"timing-allow-origin",
+        b"use-as-dictionary",
+        b"www-authenticate",
+        b"x-content-type-options",
+        b"x-frame-options",
+        b"x-permitted-cross-domain-policies",
+        b"x-xss-protection",
+    }
+)
+_NOT_RETURNED = _HOP_BY_HOP | _OF_THE_ORIGIN | {LOCATION}
+_NOT_RETURNED_PREFIXES = (b"x-podium-", b"access-control-", b"cross-origin-", b"sec-")
+# A browser that opens an answer as a page runs no script of it, and treats it as a page of another origin.
+_CONFINED = [(b"content-security-policy", b"sandbox"), (b"x-content-type-options", b"nosniff")]
+
+# RFC 9110, sections 5.1 and 5.5. HTTP servers refuse other headers, some of them by closing the connection.
+_VALID_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+_INVALID_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 # Later versions may add fields after the flags; version ff and ids of zeros are invalid.
 _VALID_TRACEPARENT = re.compile(
@@ -98,11 +150,22 @@ def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
     return forwarded, span
 
 
-def response_headers(given: RawHeaders, route: Route) -> Sequence[tuple[bytes, bytes]]:
-    """The agent's headers that the caller receives, in their order, followed by which deployment answered."""
+def response_headers(given: RawHeaders, route: Route) -> list[tuple[bytes, bytes]]:
+    """The agent's headers that the caller receives, in their order, followed by which deployment answered.
+
+    Without `Location`, which depends on the status. Raises `AgentProtocolError` for characters that no header may
+    contain.
+    """
     headers = [(name.lower(), value) for name, value in given]
     stripped = _NOT_RETURNED | _named_by_connection(headers)
-    returned = [(name, value) for name, value in headers if name not in stripped and not name.startswith(_OWN_PREFIX)]
+    returned = [
+        (name, value) for name, value in headers if name not in stripped and not name.startswith(_NOT_RETURNED_PREFIXES)
+    ]
+    # All at once, since this is done for each call.
+    valid = _VALID_NAMES.fullmatch(b"".join(name for name, _ in returned))
+    if not valid or _INVALID_IN_VALUE.search(b"".join(value for _, value in returned)):
+        raise AgentProtocolError("The agent's answer has a header with characters that are not allowed there.")
+    returned += _CONFINED
     returned += [(name.encode(), value.encode()) for name, value in route_headers(route).items()]
     return returned
 

@@ -13,7 +13,7 @@ import structlog
 from api.gateway.gateway import Gateway
 from api.http.jsonrpc import ForwardingFailure
 from services.errors import Unavailable
-from services.routing.routes import Route
+from services.routing.routes import Route, RouteKey
 from services.routing.sessions import digest_of, end_session, keep_session, session_seen
 from services.storage.database import in_transaction
 
@@ -33,30 +33,41 @@ class SessionNotKept(ForwardingFailure):
     sent = True
 
 
-def session_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The digest of the session id in the headers; None if there is no session id, or more than one."""
+def session_of(headers: Iterable[tuple[bytes, bytes]], preview: str | None) -> bytes | None:
+    """The digest of the session id in the headers, on the route of the deployment `preview` or on production's (None).
+
+    None if there is no session id, or more than one.
+    """
     found = [value for name, value in headers if name.lower() == SESSION_HEADER]
-    return digest_of(found[0]) if len(found) == 1 else None
+    return digest_of(found[0], preview) if len(found) == 1 else None
 
 
 async def follow_session(
-    gateway: Gateway, method: str, requested: bytes | None, route: Route, response: aiohttp.ClientResponse
+    gateway: Gateway, method: str, key: RouteKey, route: Route, response: aiohttp.ClientResponse
 ) -> None:
-    """Store what an answer says about its session; committed before the caller sees the answer.
+    """Store what an answer says about its session on the route of `key`; committed before the caller sees the answer.
 
     A call without a session writes nothing; a call in a known session writes once an hour. Raises `SessionNotKept`.
     """
     if route.deployment_id is None or response.status not in _SUCCESSES:
         return
+    requested = key.session
     if method == "DELETE":
         if requested is not None and route.session_known:
             await _update(gateway, end_session, requested, route)
         return
-    issued = session_of(response.raw_headers)
+    issued = session_of(response.raw_headers, key.deployment_id)
     if requested is not None and route.session_unseen:
         await _update(gateway, session_seen, requested, route)
     if issued is not None and not (issued == requested and route.session_known):
-        await _keep(gateway, issued, route, route.deployment_id)
+        keep = partial(
+            keep_session,
+            agent_id=route.agent_id,
+            digest=issued,
+            deployment_id=route.deployment_id,
+            preview=key.deployment_id is not None,
+        )
+        await _keep(gateway, keep, route)
 
 
 async def _update(gateway: Gateway, work: Work, digest: bytes, route: Route) -> None:
@@ -65,8 +76,7 @@ async def _update(gateway: Gateway, work: Work, digest: bytes, route: Route) -> 
         await in_transaction(gateway.sessions, partial(work, agent_id=route.agent_id, digest=digest))
 
 
-async def _keep(gateway: Gateway, digest: bytes, route: Route, deployment_id: str) -> None:
-    keep = partial(keep_session, agent_id=route.agent_id, digest=digest, deployment_id=deployment_id)
+async def _keep(gateway: Gateway, keep: Work, route: Route) -> None:
     try:
         await in_transaction(gateway.sessions, keep)
     except Unavailable as exc:
@@ -74,6 +84,6 @@ async def _keep(gateway: Gateway, digest: bytes, route: Route, deployment_id: st
             "A session that an agent opened could not be stored.",
             action="rpc.session_lost",
             agent_id=str(route.agent_id),
-            deployment_id=deployment_id,
+            deployment_id=route.deployment_id,
         )
         raise SessionNotKept from exc

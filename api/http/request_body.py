@@ -1,6 +1,7 @@
 """Reading a request under limits: bytes of headers, bytes of body, and time; and detecting a disconnect."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -37,12 +38,23 @@ def check_headers(scope: HTTPScope) -> None:
         raise HeadersTooLarge
 
 
-async def read_body(scope: HTTPScope, receive: Receive, limit: int, time_limit: timedelta) -> bytes:
-    """The whole body. Raises `MessageTooLarge` as soon as it exceeds `limit`, `BodyTimeout`, `ClientDisconnected`."""
+async def read_body(
+    scope: HTTPScope, receive: Receive, limit: int, time_limit: timedelta, admit: Callable[[int], Awaitable[None]]
+) -> bytes:
+    """The whole body. Raises `MessageTooLarge` as soon as it exceeds `limit`, `BodyTimeout`, `ClientDisconnected`.
+
+    `admit` is awaited with the size of the body: the announced one, and the one so far if more arrives. What it raises
+    ends the reading.
+    """
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if announced.isdigit() and int(announced) > limit:
+    size = int(announced) if announced.isdigit() else 0
+    if size > limit:
         raise MessageTooLarge(f"The body is larger than {limit} bytes.")
+    if size:
+        await admit(size)
     piece, more = await _piece(receive)
+    if len(piece) > size:
+        await admit(len(piece))
     if not more and len(piece) <= limit:
         # Most bodies arrive in one piece.
         return piece
@@ -52,6 +64,8 @@ async def read_body(scope: HTTPScope, receive: Receive, limit: int, time_limit: 
             while more and len(body) <= limit:
                 piece, more = await _piece(receive)
                 body += piece
+                if len(body) > size:
+                    await admit(len(body))
     except TimeoutError as exc:
         raise BodyTimeout from exc
     if more or len(body) > limit:

@@ -15,7 +15,7 @@ from services.errors import (
     DeploymentUnavailable,
     NothingServes,
 )
-from services.routing.sessions import SEEN_EVERY
+from services.routing.sessions import ISSUER_KEEPS, SEEN_EVERY
 
 Row = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ class RouteKey:
     name: str | None = None
     deployment_id: str | None = None
     session: bytes | None = None
-    """The digest of the call's MCP session, if it has one."""
+    """The digest of the call's MCP session on this route, if it has one."""
 
     def in_session(self, session: bytes | None) -> "RouteKey":
         """The same key for a call in this session."""
@@ -92,9 +92,7 @@ READ_ROUTES_OF_SESSIONS = _READ.format(
 """,
     sessions="""LEFT JOIN mcp_sessions s ON s.agent_id = found.id AND s.session_sha256 = found.by_session
 LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
-    target="""CASE
-    WHEN found.by_deployment IS NULL AND issuer.status = 'Ready' AND issuer.expires_at IS NULL THEN issuer.id
-    ELSE found.target END""",
+    target=f"CASE WHEN found.by_deployment IS NULL AND {ISSUER_KEEPS} THEN issuer.id ELSE found.target END",
 )
 
 

@@ -1,4 +1,6 @@
-"""MCP sessions over HTTP: each stays with the deployment that issued it.
+"""MCP sessions over HTTP: each belongs to the route that issued it, and stays with the deployment that issued it.
+
+A route is production's or the one of a deployment. A session of a deployment's route has no effect on production's.
 
 A session id is unique within its agent only. It is a secret of agent and client, so only its digest is stored.
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management
@@ -14,15 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 # The resolution of `last_seen_at`: each session is updated at most once per interval, however many calls it gets.
 SEEN_EVERY = timedelta(hours=1)
 
+# Whether the deployment `issuer` keeps the session `s`. Rows of version 0.1 do not say which route issued them
+# (`preview` is NULL): they count only if the deployment has been in production.
+ISSUER_KEEPS = """issuer.status = 'Ready' AND issuer.expires_at IS NULL
+    AND (s.preview IS NOT NULL OR issuer.promoted_at IS NOT NULL)"""
 # The issuing deployment keeps the session while it is Ready, even if another deployment of the agent returns the id.
-_KEEP = text("""
-INSERT INTO mcp_sessions AS s (agent_id, session_sha256, deployment_id)
-VALUES (CAST(:agent_id AS uuid), CAST(:digest AS bytea), CAST(:deployment_id AS text))
+_KEEP = text(f"""
+INSERT INTO mcp_sessions AS s (agent_id, session_sha256, deployment_id, preview)
+VALUES (CAST(:agent_id AS uuid), CAST(:digest AS bytea), CAST(:deployment_id AS text), CAST(:preview AS boolean))
 ON CONFLICT (agent_id, session_sha256) DO UPDATE
-SET deployment_id = excluded.deployment_id, last_seen_at = clock_timestamp()
+SET deployment_id = excluded.deployment_id, last_seen_at = clock_timestamp(), preview = excluded.preview
 WHERE s.deployment_id <> excluded.deployment_id AND NOT EXISTS (
-    SELECT FROM deployments AS d WHERE d.id = s.deployment_id AND d.status = 'Ready' AND d.expires_at IS NULL)
-""")
+    SELECT FROM deployments AS issuer WHERE issuer.id = s.deployment_id AND {ISSUER_KEEPS})
+""")  # noqa: S608 - built from constants only
 _SEEN = text("""
 UPDATE mcp_sessions SET last_seen_at = clock_timestamp()
 WHERE agent_id = CAST(:agent_id AS uuid) AND session_sha256 = CAST(:digest AS bytea)
@@ -43,14 +49,26 @@ SELECT count(*) FROM removed
 """)
 
 
-def digest_of(session_id: bytes) -> bytes:
-    """The SHA-256 of a session id, which is stored in place of the id."""
-    return hashlib.sha256(session_id).digest()
+def digest_of(session_id: bytes, preview: str | None = None) -> bytes:
+    """The SHA-256 that is stored in place of a session id.
+
+    `preview` is the deployment whose own route is used. The same id has another digest on each route, so that no answer
+    on one route can change where calls on another one go.
+    """
+    # No header value contains a NUL, so no id on production's route has this form.
+    scoped = session_id if preview is None else b"\0".join((preview.encode(), session_id))
+    return hashlib.sha256(scoped).digest()
 
 
-async def keep_session(session: AsyncSession, agent_id: UUID, digest: bytes, deployment_id: str) -> None:
-    """Pin the session to the deployment: after the commit, every process routes its calls there while it is Ready."""
-    await session.execute(_KEEP, {"agent_id": agent_id, "digest": digest, "deployment_id": deployment_id})
+async def keep_session(
+    session: AsyncSession, agent_id: UUID, digest: bytes, deployment_id: str, *, preview: bool = False
+) -> None:
+    """Pin the session to the deployment: after the commit, every process routes its calls there while it is Ready.
+
+    `preview`: the deployment's own route issued it, so `digest` is the one of that route.
+    """
+    values = {"agent_id": agent_id, "digest": digest, "deployment_id": deployment_id, "preview": preview}
+    await session.execute(_KEEP, values)
 
 
 async def session_seen(session: AsyncSession, agent_id: UUID, digest: bytes) -> None:

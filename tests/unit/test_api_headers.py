@@ -36,13 +36,15 @@ def test_what_connection_names_is_stripped_in_both_directions() -> None:
     given += [(name, b"1") for name in (b"X-One", b"X-Two", b"x-three")]
     assert set(request_headers(given)[0]) == {"x-keep", "x-request-id", "traceparent"}
     answered = dict(response_headers(given, ROUTE))
-    assert answered == {b"x-keep": b"1", b"x-podium-generation": b"7", b"x-podium-deployment-id": b"v1"}
+    added = {b"x-podium-generation", b"x-podium-deployment-id", b"content-security-policy", b"x-content-type-options"}
+    assert set(answered) == {b"x-keep", *added}
 
 
 def test_connection_cannot_remove_the_gateways_own_headers() -> None:
     """The gateway adds its own headers last, so Connection cannot remove them."""
-    answered = dict(response_headers([(b"connection", b"x-podium-generation")], ROUTE))
+    answered = dict(response_headers([(b"connection", b"x-podium-generation, content-security-policy")], ROUTE))
     assert answered[b"x-podium-generation"] == b"7"
+    assert answered[b"content-security-policy"] == b"sandbox"
     passed, _ = request_headers([(b"connection", b"x-request-id"), (b"x-request-id", b"mine")])
     assert passed["x-request-id"] != "mine"
 

@@ -12,9 +12,10 @@ HERE = "https://podium.example/agents/name/bot/rpc"
 CLAIMED = "https://bot.example/a2a"
 
 
-def seen(card: object) -> dict[str, Any]:
+def seen(card: object, *, needs_key: bool = False) -> dict[str, Any]:
     """The card as callers get it."""
-    found: dict[str, Any] = from_json(rewritten(to_json(card), registered_url=REGISTERED, rpc_url=HERE))
+    card = rewritten(to_json(card), registered_url=REGISTERED, rpc_url=HERE, needs_key=needs_key)
+    found: dict[str, Any] = from_json(card)
     return found
 
 
@@ -128,4 +129,56 @@ def test_unusable_cards_are_invalid(card: object) -> None:
 def test_cards_that_are_not_json_are_invalid(card: bytes) -> None:
     """Also for JSON that is nested too deeply, or contains NaN."""
     with pytest.raises(AgentCardInvalid):
-        rewritten(card, registered_url=REGISTERED, rpc_url=HERE)
+        rewritten(card, registered_url=REGISTERED, rpc_url=HERE, needs_key=False)
+
+
+OF_0_3 = {"url": CLAIMED, "preferredTransport": "JSONRPC"}
+OF_1_0 = {"supportedInterfaces": [{"url": CLAIMED, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]}
+# Credentials that the agent itself would ask for; the gateway removes them from calls.
+AGENTS_SECURITY = {
+    "authentication": {"schemes": ["Basic"]},
+    "securitySchemes": {"google": {"type": "openIdConnect", "openIdConnectUrl": "https://a.example"}},
+    "security": [{"google": ["openid"]}],
+    "securityRequirements": [{"schemes": {"google": {"list": ["openid"]}}}],
+}
+
+
+@pytest.mark.parametrize("version", [OF_0_3, OF_1_0, {**OF_0_3, **OF_1_0}])
+def test_credentials_that_do_not_reach_the_agent_are_not_asked_for(version: dict[str, Any]) -> None:
+    """Also not by a skill."""
+    skills = [{"id": "s", "security": [{"google": []}], "securityRequirements": [{"schemes": {}}]}, {"id": "t"}]
+    card = seen({**version, **AGENTS_SECURITY, "skills": skills})
+    assert AGENTS_SECURITY.keys().isdisjoint(card)
+    assert card["skills"] == [{"id": "s"}, {"id": "t"}]
+
+
+def test_the_key_of_the_gateway_is_asked_for() -> None:
+    """In the form of the card's version, instead of what the agent asks for."""
+    of_0_3, of_1_0 = {"type": "http", "scheme": "bearer"}, {"httpAuthSecurityScheme": {"scheme": "Bearer"}}
+    card = seen({**OF_0_3, **AGENTS_SECURITY}, needs_key=True)
+    assert (card["securitySchemes"], card["security"]) == ({"podium": of_0_3}, [{"podium": []}])
+    assert "securityRequirements" not in card
+    card = seen({**OF_1_0, **AGENTS_SECURITY}, needs_key=True)
+    needed: list[Any] = [{"schemes": {"podium": {"list": []}}}]
+    assert (card["securitySchemes"], card["securityRequirements"]) == ({"podium": of_1_0}, needed)
+    assert "security" not in card
+    card = seen({**OF_0_3, **OF_1_0}, needs_key=True)
+    assert card["securitySchemes"] == {"podium": {**of_0_3, **of_1_0}}
+    assert (card["security"], card["securityRequirements"]) == ([{"podium": []}], needed)
+
+
+def test_no_extended_card_is_offered() -> None:
+    """It would contain the agent's own addresses, since the gateway does not read answers of calls."""
+    capabilities = {"streaming": True, "extendedAgentCard": True}
+    claims = {"supportsAuthenticatedExtendedCard": True, "supportsExtendedAgentCard": True}
+    for version in (OF_0_3, OF_1_0):
+        card = seen({**version, **claims, "capabilities": capabilities})
+        assert card["capabilities"] == {"streaming": True}
+        assert claims.keys().isdisjoint(card)
+
+
+@pytest.mark.parametrize("more", [{"skills": {"id": 1}}, {"skills": [7]}, {"capabilities": ["streaming"]}])
+def test_cards_with_skills_or_capabilities_of_another_shape_are_invalid(more: dict[str, Any]) -> None:
+    """They could ask for credentials in a place that is not checked."""
+    with pytest.raises(AgentCardInvalid):
+        seen({**OF_0_3, **more})

@@ -22,6 +22,8 @@ class McpSession(Base):
     session_sha256: Mapped[bytes] = mapped_column(primary_key=True)
     deployment_id: Mapped[str]
     last_seen_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
+    preview: Mapped[bool | None] = mapped_column()
+    """Whether the deployment's own route issued it, and not production's; NULL in rows of version 0.1."""
 
     __table_args__ = (
         CheckConstraint("octet_length(session_sha256) = 32", name="digest_whole"),

@@ -30,6 +30,8 @@ class Pod:
 
     url: str
     seen: list[Seen] = field(default_factory=list)
+    answer: bytes | None = None
+    """What a `raw_pod` sends."""
 
 
 async def plain_answer(_: web.BaseRequest) -> web.StreamResponse:
@@ -76,15 +78,15 @@ async def running_pod(handler: Handler = plain_answer) -> AsyncIterator[Pod]:
 @asynccontextmanager
 async def raw_pod(answer: bytes | None, *, close: bool = True) -> AsyncIterator[Pod]:
     """A pod that reads a request and answers with these bytes, or (None) not at all."""
-    pod = Pod("")
+    pod = Pod("", answer=answer)
     writers: set[asyncio.StreamWriter] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.add(writer)
         head = await reader.readuntil(b"\r\n\r\n")
         pod.seen.append(Seen(head.split(b" ", 1)[0].decode(), "", [], b""))
-        if answer is not None:
-            writer.write(answer)
+        if pod.answer is not None:
+            writer.write(pod.answer)
             await writer.drain()
         if close:
             writer.close()

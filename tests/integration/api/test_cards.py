@@ -103,6 +103,20 @@ async def test_the_address_in_a_card(serve: Serve) -> None:
             assert line == b"HTTP/1.1 400 Bad Request"
 
 
+async def test_credentials_in_a_card(serve: Serve) -> None:
+    """The gateway's key if it needs one, and nothing that the agent asks for."""
+    claimed = a_card(securitySchemes={"own": {"type": "mutualTLS"}}, security=[{"own": []}])
+    async with running_pod(serving(claimed)) as pod:
+        api = await serve()
+        await api.register("bot", "v1", acp_url=pod.url)
+        card = (await api.get(BOT)).json
+        assert {"securitySchemes", "security"}.isdisjoint(card)
+        with_key = await serve(api_key=SecretStr("k"))
+        card = (await with_key.get(BOT, headers={"x-api-key": "k"})).json
+        assert card["securitySchemes"] == {"podium": {"type": "http", "scheme": "bearer"}}
+        assert card["security"] == [{"podium": []}]
+
+
 async def test_the_headers_of_a_card_request(api: Api) -> None:
     """The agent receives A2A and trace headers, and no headers that could change its card."""
     async with running_pod(serving(a_card())) as pod:

@@ -18,7 +18,7 @@ from tests.integration.api.pods import Handler, running_pod
 from tests.support.waiting import rows
 
 RPC = "/agents/name/bot/rpc"
-KEPT = "SELECT deployment_id, session_sha256, last_seen_at FROM mcp_sessions ORDER BY last_seen_at"
+KEPT = "SELECT deployment_id, session_sha256, last_seen_at, preview FROM mcp_sessions ORDER BY last_seen_at"
 
 
 def speaking_mcp(version: str) -> Handler:
@@ -34,6 +34,15 @@ def speaking_mcp(version: str) -> Handler:
             return web.Response(status=404, text=version, headers={"mcp-session-id": session})
         elif request.method == "DELETE":
             known.remove(session)
+        return web.Response(text=version, headers={"Mcp-Session-Id": session})
+
+    return answer
+
+
+def issuing(session: str, version: str) -> Handler:
+    """A server that answers every call with this session id."""
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text=version, headers={"Mcp-Session-Id": session})
 
     return answer
@@ -101,17 +110,37 @@ async def test_a_session_is_stored_before_its_client_receives_it(serve: Serve, s
             said_by(await two.post(RPC, {}, headers={"mcp-session-id": "s"}), "v1")
 
 
-async def test_a_session_opened_with_a_preview_stays_there(api: Api) -> None:
-    """Before its promote, after it, and after the next promote."""
+async def test_a_session_belongs_to_the_route_that_issued_it(api: Api, sessions: Sessions) -> None:
+    """A session that a deployment's own route issued is unknown on production's, whatever is promoted."""
     async with running_pod(speaking_mcp("v1")) as one, running_pod(speaking_mcp("v2")) as two:
         agent = await api.register("bot", "v1", acp_url=one.url)
         await api.register("bot", "v2", acp_url=two.url)
-        session = await opened(api, f"/agents/{agent['id']}/deployments/v2/rpc")
+        preview = f"/agents/{agent['id']}/deployments/v2/rpc"
+        session = await opened(api, preview)
+        assert [(row.deployment_id, row.preview) for row in await rows(sessions, KEPT)] == [("v2", True)]
+        said_by(await api.post(RPC, {}, headers=session), "v1", 404)
         for version in ("v2", "v1"):
             await api.promote(agent, version)
-            said_by(await api.post(RPC, {}, headers=session), "v2")
-        # A call to a deployment by its id reaches that deployment.
+            said_by(await api.post(preview, {}, headers=session), "v2")
+        said_by(await api.post(RPC, {}, headers=session), "v1", 404)
         said_by(await api.post(f"/agents/{agent['id']}/deployments/v1/rpc", {}, headers=session), "v1", 404)
+        said_by(await api.delete(preview, headers=session), "v2")
+        assert await rows(sessions, KEPT) == []
+
+
+async def test_a_preview_cannot_take_a_session_of_production(api: Api) -> None:
+    """By answering with the same session id, before production does and after it."""
+    async with running_pod(issuing("s", "v1")) as one, running_pod(issuing("s", "v2")) as two:
+        agent = await api.register("bot", "v1", acp_url=one.url)
+        await api.register("bot", "v2", acp_url=two.url)
+        preview = f"/agents/{agent['id']}/deployments/v2/rpc"
+        session = await opened(api, preview)
+        said_by(await api.post(RPC, {}, headers=session), "v1")
+        said_by(await api.post(preview, {}, headers=session), "v2")
+        said_by(await api.post(RPC, {}, headers=session), "v1")
+        await api.register("bot", "v3", acp_url=two.url)
+        await api.promote(agent, "v3")
+        said_by(await api.post(RPC, {}, headers=session), "v1")
 
 
 async def test_a_session_id_has_no_effect_on_other_agents(api: Api) -> None:

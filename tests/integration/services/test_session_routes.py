@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from services.errors import AgentDeletedError, DeploymentUnavailable
 from services.routing.resolver import RouteResolver
@@ -91,11 +92,27 @@ async def test_a_session_while_nothing_or_a_legacy_address_serves(
     assert (await by_both(reads, agent_id)).deployment_id == V1
 
 
-async def test_a_call_to_a_deployment_goes_there(reads: RouteResolver, agent_id: UUID) -> None:
-    """Whichever deployment issued the session; the route says whether it was this one."""
+async def test_a_call_to_a_deployment_goes_there(world: World, reads: RouteResolver, agent_id: UUID) -> None:
+    """The route says whether that deployment issued the session on its own route."""
+    on_v1 = digest_of(b"one", V1)
+    await world.do(lambda session: keep_session(session, agent_id, on_v1, V1, preview=True))
     for deployment_id, known in ((V1, True), (V2, False)):
-        route = await reads.find(RouteKey(agent_id=agent_id, deployment_id=deployment_id, session=ID))
+        digest = digest_of(b"one", deployment_id)
+        route = await reads.find(RouteKey(agent_id=agent_id, deployment_id=deployment_id, session=digest))
         assert (route.deployment_id, route.session_known) == (deployment_id, known)
+
+
+async def test_sessions_of_version_0_1(world: World, reads: RouteResolver, agent_id: UUID) -> None:
+    """Their rows do not say which route issued them: they count if their deployment has been in production."""
+    await world.do(lambda session: keep_session(session, agent_id, UNKNOWN, V2))
+    await world.do(lambda session: session.execute(text("UPDATE mcp_sessions SET preview = NULL")))
+    assert (await by_both(reads, agent_id)).session_known
+    assert (await by_both(reads, agent_id, UNKNOWN)).deployment_id == V1
+    await world.do(lambda session: keep_session(session, agent_id, UNKNOWN, V1))
+    assert (await by_both(reads, agent_id, UNKNOWN)).session_known
+    await world.promote(V2)
+    for digest in (ID, UNKNOWN):
+        assert (await by_both(reads, agent_id, digest)).deployment_id == V1
 
 
 async def test_a_session_counts_within_its_agent(world: World, reads: RouteResolver, agent_id: UUID) -> None:

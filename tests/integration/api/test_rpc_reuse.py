@@ -1,0 +1,171 @@
+"""Kept connections to agents: no caller receives bytes that belong to the call of another one."""
+
+import asyncio
+import socketserver
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import uvloop
+
+from api.gateway.upstream import upstream_session
+from services.connections import REST_SECONDS
+from services.settings import Settings
+from tests.integration.api.client import Api
+from tests.integration.api.conftest import Serve
+
+CALLERS = ("bot", "other")
+CALLS = 100
+AGAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"
+STRAYS = {
+    "a second answer": AGAIN,
+    "an empty line": b"\r\n",
+    "half a status line": b"HTTP/1.1 20",
+    "half a head": b"HTTP/1.1 200 OK\r\nX-Half: ",
+    "a head without its body": b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n",
+    "an interim answer": b"HTTP/1.1 102 Processing\r\n\r\n",
+}
+
+
+class RawPod(socketserver.ThreadingTCPServer):
+    """A pod in threads of its own, whose answers contain the body of their call."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *, with_answer: bytes = b"", after_answer: bytes = b"") -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.with_answer, self.after_answer = with_answer, after_answer
+        self.connections: list[_Connection] = []
+        self.answered = 0
+
+    @property
+    def url(self) -> str:
+        """The address."""
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    server: RawPod
+
+    def handle(self) -> None:
+        """Answer until the client closes the connection."""
+        pod = self.server
+        pod.connections.append(self)
+        while self.rfile.readline():
+            headers = dict(iter(lambda: self.rfile.readline().lower().strip().partition(b": ")[::2], (b"", b"")))
+            body = self.rfile.read(int(headers.get(b"content-length", b"0")))
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+            self.send(head + body + pod.with_answer)
+            self.send(pod.after_answer)
+            pod.answered += 1
+
+    def send(self, data: bytes) -> None:
+        """Send all data; returns at once if the client has closed the connection."""
+        try:
+            self.connection.sendall(data)
+        except OSError:
+            self.close_connection = True
+
+
+@contextmanager
+def a_raw_pod(**sends: bytes) -> Iterator[RawPod]:
+    """A running pod."""
+    with RawPod(**sends) as pod:
+        thread = threading.Thread(target=pod.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield pod
+        finally:
+            pod.shutdown()
+            thread.join()
+
+
+async def call_in_turns(api: Api, pod: RawPod, calls: int = CALLS) -> None:
+    """Two callers call in turns; each must receive its own body. A call starts after the pod has sent everything."""
+    before = pod.answered
+    for number in range(calls):
+        body = f"call {number} of {CALLERS[number % 2]}".encode()
+        answer = await api.call("POST", "/agents/name/bot/rpc", data=body, headers={"x-caller": CALLERS[number % 2]})
+        assert (answer.status, answer.body) == (200, body)
+        async with asyncio.timeout(10):
+            while pod.answered <= before + number:
+                await asyncio.sleep(0.001)
+        await rest()
+
+
+@pytest.fixture
+def always_trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget at once that an agent has sent unexpected bytes, so that each connection is checked alone."""
+    monkeypatch.setattr("services.connections.DISTRUSTED_SECONDS", 0.0)
+
+
+async def rest() -> None:
+    """Wait until a connection may be used again."""
+    await asyncio.sleep(5 * REST_SECONDS)
+
+
+@pytest.mark.usefixtures("always_trusting")
+@pytest.mark.parametrize("stray", STRAYS.values(), ids=STRAYS)
+@pytest.mark.parametrize("sent", ["with_answer", "after_answer"])
+async def test_unexpected_bytes_reach_nobody(api: Api, sent: str, stray: bytes) -> None:
+    """Sent in one piece with the answer, or after it."""
+    with a_raw_pod(**{sent: stray}) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        await call_in_turns(api, pod)
+
+
+async def test_an_agent_that_sent_unexpected_bytes_gets_no_second_chance(serve: Serve) -> None:
+    """Its connections are not reused for a time, while those of an agent without faults are."""
+    api = await serve()
+    with a_raw_pod() as clean:
+        await api.register("bot", "v1", acp_url=clean.url)
+        await call_in_turns(api, clean, 20)
+        assert len(clean.connections) < 10
+    with a_raw_pod(after_answer=AGAIN) as pod:
+        await api.register("bot", "v1", acp_url=pod.url)
+        await call_in_turns(api, pod, 2)
+        pod.after_answer = b""
+        await call_in_turns(api, pod, 20)
+        assert len(pod.connections) >= 20
+
+
+@pytest_asyncio.fixture
+async def upstream(settings: Settings) -> AsyncIterator[aiohttp.ClientSession]:
+    """The gateway's HTTP client."""
+    async with upstream_session(settings) as session:
+        yield session
+
+
+async def reused_in_the_same_turn(session: aiohttp.ClientSession, stray: bytes) -> tuple[bytes, int]:
+    """The body of a call that starts right after `stray` was sent, before the event loop can read it."""
+    with a_raw_pod() as pod:
+        for _ in range(3):
+            async with session.post(f"{pod.url}/", data=b"first") as response:
+                assert await response.read() == b"first"
+            await rest()
+        [connection] = pod.connections
+        connection.send(stray)
+        async with session.post(f"{pod.url}/", data=b"second") as response:
+            return await response.read(), len(pod.connections)
+
+
+@pytest.mark.parametrize("stray", [*STRAYS.values(), b"x"], ids=[*STRAYS, "one letter"])
+async def test_bytes_that_arrive_just_before_the_reuse(upstream: aiohttp.ClientSession, stray: bytes) -> None:
+    """The socket is checked, since the event loop has not read them yet."""
+    assert await reused_in_the_same_turn(upstream, stray) == (b"second", 2)
+
+
+def test_bytes_that_arrive_just_before_the_reuse_under_uvloop(settings: Settings) -> None:
+    """Its transports are checked in the same way."""
+
+    async def check() -> None:
+        async with upstream_session(settings) as session:
+            assert await reused_in_the_same_turn(session, AGAIN) == (b"second", 2)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(check())
