@@ -54,6 +54,8 @@ lock: environment ## Choose the newest allowed versions and write the lock files
 		-c requirements-dev.lock -o requirements-build.lock
 	$(BIN)/uv pip compile tests/sdk/requirements.in --universal --generate-hashes --python-version 3.12 \
 		-o requirements-sdk.lock
+	$(BIN)/uv pip compile tests/sdk/requirements-mcp2.in --universal --generate-hashes --python-version 3.11 \
+		-o requirements-mcp2.lock
 
 environment:
 	@$(PYTHON) podium/bootstrap.py --servers none

@@ -1,3 +1,4 @@
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest_asyncio
 
 from services.settings import Settings
 from tests.support.processes import api_process
-from tests.support.sdk_environment import made_environment
+from tests.support.sdk_environment import made_environment, newer_python
 
 
 @pytest_asyncio.fixture
@@ -35,8 +36,14 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def sdk_python() -> str:
-    """The Python of a separate environment with the SDKs."""
-    python = made_environment()
-    if python is None:
+    """The Python of the environment with agentex-sdk, a2a-sdk and MCP 1.x."""
+    base = newer_python()
+    if base is None:
         pytest.skip("the SDKs need Python 3.12 or newer, which this machine does not have")
-    return python
+    return made_environment("sdk", base)
+
+
+@pytest.fixture(scope="session")
+def mcp2_python() -> str:
+    """The Python of the environment with MCP 2.x, which cannot share one with MCP 1.x."""
+    return made_environment("mcp2", sys.executable)

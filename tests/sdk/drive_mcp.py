@@ -8,39 +8,19 @@ from contextlib import asynccontextmanager
 
 import anyio
 import httpx
+from load_balancer import LoadBalancer
 from mcp import ClientSession, McpError
 from mcp.client.streamable_http import streamable_http_client
 
 TIMEOUT_SECONDS = 40
 
 
-class Alternating(httpx.AsyncHTTPTransport):
-    """A load balancer: each request goes to the next of these APIs."""
-
-    def __init__(self, apis):
-        super().__init__()
-        self.apis = [httpx.URL(api) for api in apis]
-        self.journal = []
-
-    async def handle_async_request(self, request):
-        """Send the request; record its API and the deployment that answered."""
-        api = self.apis[len(self.journal) % len(self.apis)]
-        request.url = request.url.copy_with(host=api.host, port=api.port)
-        self.journal.append(entry := {"method": request.method, "api": str(api)})
-        response = await super().handle_async_request(request)
-        entry |= {
-            "deployment": response.headers.get("x-podium-deployment-id"),
-            "type": response.headers.get("content-type", "").partition(";")[0],
-            "status": response.status_code,
-        }
-        return response
-
-
 class Client:
     """A session of a client with an agent."""
 
-    def __init__(self, session, notified, session_id):
+    def __init__(self, session, protocol, notified, session_id):
         self.session = session
+        self.protocol = protocol
         self.notified = notified
         self.session_id = session_id
 
@@ -51,7 +31,7 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(url, transport):
+async def connected(url, balancer):
     """An open session; a DELETE ends it."""
     notified = asyncio.Event()
 
@@ -60,23 +40,23 @@ async def connected(url, transport):
             notified.set()
 
     async with (
-        httpx.AsyncClient(transport=transport, timeout=TIMEOUT_SECONDS) as http,
+        httpx.AsyncClient(event_hooks=balancer.hooks, timeout=TIMEOUT_SECONDS) as http,
         streamable_http_client(url, http_client=http) as (read, write, session_id),
         ClientSession(read, write, message_handler=listen) as session,
     ):
-        await session.initialize()
-        yield Client(session, notified, session_id())
+        protocol = (await session.initialize()).protocolVersion
+        yield Client(session, protocol, notified, session_id())
 
 
 async def stay_across_a_promote(apis, url, promote):
     """Use a session before and after a promote, with its notifications; then open a new session."""
-    transport = Alternating(apis)
+    balancer = LoadBalancer(*apis)
     progress = []
 
     async def on_progress(done, _total, _message):
         progress.append(done)
 
-    async with connected(url, transport) as client:
+    async with connected(url, balancer) as client:
         before = [await client.call("version"), await client.call("count")]
         async with httpx.AsyncClient() as http:
             (await http.post(promote)).raise_for_status()
@@ -85,7 +65,7 @@ async def stay_across_a_promote(apis, url, promote):
         await client.call("announce")
         await asyncio.wait_for(client.notified.wait(), TIMEOUT_SECONDS)
         await client.call("report", progress_callback=on_progress)
-        async with connected(url, new := Alternating(apis)) as other:
+        async with connected(url, new := LoadBalancer(*apis)) as other:
             fresh = [await other.call("version") for _ in range(4)]
             again = await client.call("version")
         old = client.session_id
@@ -100,7 +80,7 @@ async def stay_across_a_promote(apis, url, promote):
         "progress": progress,
         "fresh": fresh,
         "again": again,
-        "journal": transport.journal,
+        "journal": balancer.journal,
         "journal_of_new": new.journal,
         "ended": [ended.status_code, ended.headers["x-podium-deployment-id"]],
     }
@@ -110,7 +90,7 @@ async def fail_once(url):
     """Whether a session is still usable after a call that timed out at the gateway."""
     told = None
     try:
-        async with connected(url, httpx.AsyncHTTPTransport()) as client:
+        async with connected(url, LoadBalancer()) as client:
             with anyio.fail_after(TIMEOUT_SECONDS):
                 try:
                     await client.call("hang")

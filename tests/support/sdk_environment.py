@@ -1,4 +1,4 @@
-"""A separate Python environment for the SDKs whose clients and servers the tests use."""
+"""Separate Python environments for the SDKs whose clients and servers the tests use, one for each lock file."""
 
 import asyncio
 import fcntl
@@ -16,9 +16,6 @@ from podium.servers.process import Command, GuardedProcess, Launch, ProcessConte
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 
-LOCK = ROOT / "requirements-sdk.lock"
-ENVIRONMENT = ROOT / ".venv-sdk"
-STAMP = ENVIRONMENT / "lock.sha256"
 PYTHONS = ("python3.12", "python3.13", "python3.14")
 INSTALL_SECONDS = 540
 # Importing an SDK takes seconds on a busy machine.
@@ -26,22 +23,34 @@ STARTING_SECONDS = 90
 DRIVING_SECONDS = 120
 
 
-def made_environment() -> str | None:
-    """The Python of the environment, created once from its lock file; None if this machine has no Python for it."""
-    lock_digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()
-    python = ENVIRONMENT / "bin" / "python"
-    with LOCK.open() as lock:  # several processes of one test run may need it
+def made_environment(name: str, base: str) -> str:
+    """The Python of the environment `.venv-NAME`, created with the Python `base` from `requirements-NAME.lock`.
+
+    An environment that was created from the same lock file is used again.
+    """
+    lock_file = ROOT / f"requirements-{name}.lock"
+    environment = ROOT / f".venv-{name}"
+    python = environment / "bin" / "python"
+    stamp = environment / "lock.sha256"
+    digest = hashlib.sha256(lock_file.read_bytes()).hexdigest()
+    with lock_file.open() as lock:  # several processes of one test run may need it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if STAMP.exists() and STAMP.read_text() == lock_digest:
+        if stamp.exists() and stamp.read_text() == digest:
             return str(python)
-        base = _new_enough_python()
-        if base is None:
-            return None
-        subprocess.run([base, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(LOCK)]
+        subprocess.run([base, "-m", "venv", "--clear", str(environment)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock_file)]
         subprocess.run(install, check=True, timeout=INSTALL_SECONDS)
-        STAMP.write_text(lock_digest)
+        stamp.write_text(digest)
     return str(python)
+
+
+def newer_python() -> str | None:
+    """A Python that every SDK supports, on the path or installed by pyenv; None if this machine has none."""
+    kept = sorted(Path.home().glob(".pyenv/versions/3.1[2-4].*/bin/python3"))
+    for candidate in [*(found for name in PYTHONS if (found := shutil.which(name))), *map(str, kept)]:
+        if subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return None
 
 
 @asynccontextmanager
@@ -80,12 +89,3 @@ async def driven(python: str, program: str, *arguments: str) -> Any:
             await client.wait()
     assert client.returncode == 0
     return json.loads(printed)
-
-
-def _new_enough_python() -> str | None:
-    """A Python that the SDKs support, on the path or installed by pyenv."""
-    kept = sorted(Path.home().glob(".pyenv/versions/3.1[2-4].*/bin/python3"))
-    for candidate in [*(found for name in PYTHONS if (found := shutil.which(name))), *map(str, kept)]:
-        if subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
-            return candidate
-    return None
