@@ -100,7 +100,7 @@ ServiceAddress = Annotated[
 ]
 UrlPath = Annotated[str, StringConstraints(pattern=PATH_PATTERN)]
 Image = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=IMAGE_MAX_LENGTH)]
-Text = Annotated[str, AfterValidator(_storable_text), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
+Text = Annotated[str, AfterValidator(_storable_text), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 AcpType = Literal["sync", "async", "agentic"]

@@ -16,7 +16,7 @@ from tests.unit.test_contracts_snapshots import EXAMPLES, on_the_wire
 
 CONTRACTS = Path(str(files("contracts")))
 # What may be escaped in a regular expression of ECMA-262 in unicode mode, which JSON Schema prescribes.
-PORTABLE_ESCAPES = re.compile(r"\\[dDwWsSbBnrtv^$\\.*+?()\[\]{}|/-]")
+PORTABLE_ESCAPES = re.compile(r"\\(?:[dDwWsSbBnrtv^$\\.*+?()\[\]{}|/-]|x[0-9a-f]{2})")
 
 
 def parts(node: Any, name: str) -> Iterator[Any]:
