@@ -19,7 +19,7 @@ from workers.janitor.worker import CONNECTIONS as JANITOR_CONNECTIONS
 from workers.janitor.worker import Janitor
 from workers.metrics import WorkerMetrics
 from workers.monitoring import monitored
-from workers.registrar.consumer import Registrar
+from workers.registrar.consumer import LOCK_TIMEOUT, Registrar
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 
 
@@ -34,7 +34,7 @@ class WorkerName(StrEnum):
 
 # The most connections to PostgreSQL that each worker opens.
 CONNECTIONS = {
-    WorkerName.REGISTRAR: 2,  # its transaction, and the notification of the relay
+    WorkerName.REGISTRAR: 3,  # its transaction, that of deferred messages, and the notification of the relay
     WorkerName.RELAY: 1,
     WorkerName.DRAINER: 1,
     WorkerName.JANITOR: JANITOR_CONNECTIONS + 1,  # one for retention
@@ -101,7 +101,11 @@ async def _finish(workers: "set[asyncio.Task[None]]", drain_seconds: float) -> N
 
 async def run_registrar(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
     """Run a registrar until `stop` is set."""
-    engine = make_engine(settings, application_name="podium-registrar", pool_size=CONNECTIONS[WorkerName.REGISTRAR])
+    engine = make_engine(
+        settings.model_copy(update={"lock_timeout": min(settings.lock_timeout or LOCK_TIMEOUT, LOCK_TIMEOUT)}),
+        application_name="podium-registrar",
+        pool_size=CONNECTIONS[WorkerName.REGISTRAR],
+    )
     async with _disposed(engine), OutboxNotifier(engine) as notifier:
         await Registrar(settings, Sessions(engine, on_events=notifier.notify), metrics).run(stop)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -74,17 +75,59 @@ async def register_batch(
     Raises `LostRace` if another transaction created or deleted one of the agents or deployments meanwhile: run this
     one again. Others see the effects once the transaction is committed.
     """
-    announcements = [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
-    names = sorted({announcement.name for announcement in announcements})
-    inserted = set((await session.scalars(statements.INSERT_AGENTS, {"names": names})).all()) if names else set()
-    agents = await lock_living(session, names) if names else {}
+    names = sorted({announcement.name for announcement in _announcements(batch)})
+    inserted = await _insert_missing(session, names)
+    agents = await lock_living(session, names)
     if len(agents) < len(names):
         raise LostRace
+    return await _decide(session, batch, _Locked(agents, inserted), requires_probe=requires_probe)
+
+
+async def register_unlocked(
+    session: AsyncSession, batch: Sequence[Incoming], *, requires_probe: bool = False
+) -> list[Decided | None]:
+    """Like `register_batch`, but does not wait for locked agents; returns None for each of their messages.
+
+    Still waits for a transaction that is inserting an agent of the same name, up to the session's lock timeout; then
+    the database's error becomes `Busy`, and nothing is decided.
+    """
+    names = sorted({announcement.name for announcement in _announcements(batch)})
+    inserted = await _insert_missing(session, names)
+    agents = await lock_living(session, names, skip_locked=True)
+    ours = [not isinstance(incoming.content, Announcement) or incoming.content.name in agents for incoming in batch]
+    decided = iter(
+        await _decide(
+            session, list(compress(batch, ours)), _Locked(agents, inserted), requires_probe=requires_probe
+        )
+    )
+    return [next(decided) if is_ours else None for is_ours in ours]
+
+
+@dataclass(frozen=True, slots=True)
+class _Locked:
+    """The locked agents by name, and the ids of those that this transaction has inserted."""
+
+    agents: dict[str, AgentState]
+    inserted: set[UUID]
+
+
+async def _insert_missing(session: AsyncSession, names: list[str]) -> set[UUID]:
+    return set((await session.scalars(statements.INSERT_AGENTS, {"names": names})).all()) if names else set()
+
+
+def _announcements(batch: Sequence[Incoming]) -> list[Announcement]:
+    return [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
+
+
+async def _decide(
+    session: AsyncSession, batch: Sequence[Incoming], locked: _Locked, *, requires_probe: bool
+) -> list[Decided]:
+    agents = locked.agents
     ids = [incoming.content.message_id for incoming in batch if incoming.content.message_id is not None]
     known = set((await session.scalars(statements.KNOWN_MESSAGES, {"ids": ids})).all()) if ids else set()
-    fold = await _load(session, agents, announcements, set(known), requires_probe=requires_probe)
+    fold = await _load(session, agents, _announcements(batch), set(known), requires_probe=requires_probe)
     decided = [fold.decide(incoming) for incoming in batch]
-    empty = [agent.id for agent in fold.agents() if agent.id in inserted and agent.event_seq == 0]
+    empty = [agent.id for agent in fold.agents() if agent.id in locked.inserted and agent.event_seq == 0]
     await save(
         session,
         agents=[(agents[agent.name], agent) for agent in fold.agents()],

@@ -207,9 +207,12 @@ WHERE a.id = r.id
 """  # noqa: S608 - composed of the constants above
 )
 
+# Only missing names: `ON CONFLICT` waits for a transaction that has updated the existing row.
 INSERT_AGENTS = text("""
 INSERT INTO agents (name)
-SELECT name FROM unnest(CAST(:names AS text[])) AS name ORDER BY name
+SELECT missing.name FROM unnest(CAST(:names AS text[])) AS missing(name)
+WHERE NOT EXISTS (SELECT FROM agents AS a WHERE a.name = missing.name AND a.deleted_at IS NULL)
+ORDER BY missing.name
 ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING
 RETURNING id
 """)

@@ -48,6 +48,7 @@ _LIVING = (
     .order_by(_agents.c.id)
     .with_for_update(key_share=True)
 )
+_LIVING_UNLOCKED = _LIVING.with_for_update(key_share=True, skip_locked=True)
 _UNCLAIMED = (
     select(*AGENT_COLUMNS)
     .where(_agents.c.id == any_(_AGENT_IDS))
@@ -99,9 +100,17 @@ class Facts:
     name_deleted_at: datetime | None
 
 
-async def lock_living(session: AsyncSession, names: Sequence[str]) -> dict[str, AgentState]:
-    """The agents of these names that are not deleted, locked in id order until the transaction ends."""
-    return {agent.name: agent for agent in await _read_agents(session, _LIVING, names=list(names))}
+async def lock_living(
+    session: AsyncSession, names: Sequence[str], *, skip_locked: bool = False
+) -> dict[str, AgentState]:
+    """The agents of these names that are not deleted, locked in id order until the transaction ends.
+
+    With `skip_locked`, does not wait, and leaves out agents that another transaction has locked.
+    """
+    if not names:
+        return {}
+    query = _LIVING_UNLOCKED if skip_locked else _LIVING
+    return {agent.name: agent for agent in await _read_agents(session, query, names=list(names))}
 
 
 async def lock_agent(session: AsyncSession, agent_id: UUID) -> AgentState:

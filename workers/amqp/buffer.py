@@ -2,6 +2,8 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 
 from aio_pika.abc import AbstractIncomingMessage
 
@@ -28,6 +30,23 @@ class DeliveryBuffer:
         self.closed = True
         self.changed.set()
 
-    def take(self, count: int) -> list[AbstractIncomingMessage]:
-        """Remove and return the oldest messages, at most `count` of them."""
-        return [self.messages.popleft() for _ in range(min(count, len(self.messages)))]
+    def take(self, count: int, max_bytes: int) -> list[AbstractIncomingMessage]:
+        """Remove and return the oldest messages: at most `count`, and at most `max_bytes` unless the first has more."""
+        taken = first_messages(self.messages, count, max_bytes)
+        for _ in taken:
+            self.messages.popleft()
+        return taken
+
+
+def first_messages(
+    messages: Iterable[AbstractIncomingMessage], count: int, max_bytes: int
+) -> list[AbstractIncomingMessage]:
+    """The first messages: at most `count`, and at most `max_bytes` in all bodies unless the first one has more."""
+    taken: list[AbstractIncomingMessage] = []
+    size = 0
+    for message in islice(messages, count):
+        size += len(message.body)
+        if taken and size > max_bytes:
+            break
+        taken.append(message)
+    return taken

@@ -1,15 +1,17 @@
-"""Deciding a batch, also while the database is unavailable, or if the database refuses one of its messages."""
+"""Deciding a batch, also while the database is unavailable, or if it refuses or locks out one of the messages."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import compress
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.domain.announcement import Announcement
-from services.errors import Unprocessable
-from services.registration.batch import Decided, Incoming, Unreadable, register_batch
+from services.errors import Busy, Unprocessable
+from services.registration.batch import Decided, Incoming, Unreadable, register_batch, register_unlocked
 from services.storage.database import Sessions, in_transaction
 from workers.fault import Fault, cannot_park, fault_of, has_no_schema
 from workers.retry import Outage, pause
@@ -17,6 +19,9 @@ from workers.retry import Outage, pause
 MIGRATION_HINT = "Run 'podium migrate' of this version."
 # Attempts at a single message while it is in doubt whether the message or the server is at fault: some seconds in all.
 ATTEMPTS_IN_DOUBT = 6
+
+# The outcome of each message; None: its agent is locked.
+Outcomes = list[Decided | None]
 
 log = structlog.get_logger(__name__)
 
@@ -33,25 +38,29 @@ class Decider:
         self._requires_probe = requires_probe
         self._outage = Outage(failure_action="registrar.database_away", recovery_action="registrar.database_back")
 
-    async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> list[Decided] | None:
+    async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> Outcomes | None:
         """The committed outcome of each message; None if `stop` was set while the database was unavailable.
 
-        A message that the database refuses is parked. Raises the database's error if it refuses to park it as well.
+        The outcome of a message is None if another transaction holds a lock that it needs for longer than the lock
+        timeout: decide it again later. A message that the database refuses is parked. Raises the database's error if
+        it refuses to park it as well.
         """
         failures_in_doubt, database_works = 0, False
         while True:
             try:
-                decided = await in_transaction(
-                    self._sessions, partial(register_batch, batch=batch, requires_probe=self._requires_probe)
-                )
+                decided = await self._register(batch)
+            except Busy:
+                self._outage.over()
+                return await self._halve(batch, stop) if len(batch) > 1 else [None]
             except Exception as error:  # noqa: BLE001 - an error that one message causes must not stop the others
                 fault = fault_of(error)
                 if fault is not Fault.SERVER and len(batch) > 1:
-                    return await self._halve(batch, error, stop)
+                    _log_refusal(batch, error)
+                    return await self._halve(batch, stop)
                 if fault is Fault.MESSAGE or database_works:
                     parked = await self._park(batch[0], error)
                     if parked is not None:
-                        return parked
+                        return list(parked)
                 failures_in_doubt += fault is Fault.IN_DOUBT
                 database_works = failures_in_doubt >= ATTEMPTS_IN_DOUBT and await self._could_park(batch[0])
                 if database_works:
@@ -61,15 +70,33 @@ class Decider:
                     return None
             else:
                 self._outage.over()
-                return decided
+                return list(decided)
 
-    async def _halve(self, batch: list[Incoming], error: Exception, stop: asyncio.Event) -> list[Decided] | None:
-        """Decide each half separately, recursively, so that only the refused message is left undecided."""
-        _log_refusal(batch, error)
+    async def _register(self, batch: list[Incoming]) -> Sequence[Decided | None]:
+        """Decide all messages, or those whose agents are not locked. Raises `Busy` if another lock is not free."""
+        try:
+            work = partial(register_batch, batch=batch, requires_probe=self._requires_probe)
+            return await in_transaction(self._sessions, work)
+        except Busy:
+            without_locked = partial(register_unlocked, batch=batch, requires_probe=self._requires_probe)
+            return await in_transaction(self._sessions, without_locked)
+
+    async def _halve(self, batch: list[Incoming], stop: asyncio.Event) -> Outcomes | None:
+        """Decide each half separately, recursively, so that only the message at fault is left undecided.
+
+        If an agent is locked in the first half, its messages in the second half wait behind those of the first.
+        """
         middle = len(batch) // 2
         earlier = await self.decide(batch[:middle], stop)
-        later = await self.decide(batch[middle:], stop) if earlier is not None else None
-        return earlier + later if earlier is not None and later is not None else None
+        if earlier is None:
+            return None
+        locked = {message.content.name for message, outcome in zip(batch, earlier, strict=False) if outcome is None}
+        free = [message.content.name not in locked for message in batch[middle:]]
+        later = await self.decide(list(compress(batch[middle:], free)), stop) if any(free) else []
+        if later is None:
+            return None
+        outcomes = iter(later)
+        return earlier + [next(outcomes) if is_free else None for is_free in free]
 
     async def _could_park(self, poison: Incoming) -> bool:
         """Whether the database works, that is, could park this message; a dry run, which is rolled back.

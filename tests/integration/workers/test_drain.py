@@ -103,6 +103,37 @@ async def test_a_drainer_that_ends_before_its_commit_leaves_the_message(
         await _emptied(broker)
 
 
+REFUSED = 25
+
+
+async def test_dead_letters_that_cannot_be_parked_do_not_stop_the_others(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions
+) -> None:
+    """G54: the database refuses many of them; those behind them are parked, and the refused ones stay in the queue."""
+    async with sessions.begin() as session:
+        await session.execute(REFUSE_FUNCTION)
+        await session.execute(REFUSE)
+    channel = await broker.channel()
+    for number in range(REFUSED):
+        await channel.default_exchange.publish(Message(f"refused {number}".encode()), topology.PARKED_QUEUE)
+    await channel.default_exchange.publish(Message(b"another one"), topology.PARKED_QUEUE)
+    async with working(run_drainer, settings):
+        (row,) = await eventually_rows(sessions, "SELECT body FROM parked")
+    assert bytes(row.body) == b"another one"
+
+    async def back() -> bool:
+        return await ready_messages(broker, topology.PARKED_QUEUE) == REFUSED
+
+    await eventually(back, "the refused dead letters are in the queue")
+
+
+REFUSE_FUNCTION = text("""
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW.body LIKE 'refused%' THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$
+""")
+REFUSE = text("CREATE TRIGGER refuse BEFORE INSERT ON parked FOR EACH ROW EXECUTE FUNCTION refuse()")
+
+
 async def _emptied(broker: AbstractConnection) -> None:
     async def empty() -> bool:
         return await ready_messages(broker, topology.PARKED_QUEUE) == 0
