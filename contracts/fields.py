@@ -19,6 +19,8 @@ TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 ADDRESS_MAX_LENGTH = 2048
 HOST_MAX_LENGTH = 253  # of a DNS name
 IMAGE_MAX_LENGTH = 1024
+# Of stored JSON: far above what metadata needs, far below what a parser or PostgreSQL cannot handle.
+MAX_LEVELS = 32
 
 DEFAULT_RPC_PATH = "/api"
 DEFAULT_HEALTH_PATH = "/healthz"
@@ -63,8 +65,13 @@ def joined(address: str, path: str) -> str:
     return f"{address.rstrip('/')}/{path.lstrip('/')}"
 
 
-def check_storable(value: object) -> object:
-    """Return the value if PostgreSQL can store it as JSON; raises `ValueError` for NUL, lone surrogates, inf, NaN."""
+def check_storable(value: object, levels: int = MAX_LEVELS) -> object:
+    """Return the value if it can be stored as JSON; raises `ValueError` for NUL, lone surrogates, inf, NaN.
+
+    Also if arrays and objects are nested deeper than `levels`.
+    """
+    if isinstance(value, dict | list) and levels == 0:
+        raise ValueError(f"must not be nested deeper than {MAX_LEVELS} levels")
     if isinstance(value, str):
         if "\x00" in value or _SURROGATE.search(value):
             raise ValueError("must not contain NUL characters or lone surrogates")
@@ -74,10 +81,10 @@ def check_storable(value: object) -> object:
     elif isinstance(value, dict):
         for key, item in value.items():
             check_storable(key)
-            check_storable(item)
+            check_storable(item, levels - 1)
     elif isinstance(value, list):
         for item in value:
-            check_storable(item)
+            check_storable(item, levels - 1)
     return value
 
 

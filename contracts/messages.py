@@ -19,7 +19,8 @@ from contracts.fields import (
     check_storable,
 )
 
-REGISTRATION_MAX_BYTES = 1024 * 1024
+# An announcement in memory, parsed and validated, takes some tens of times as many bytes as its JSON.
+REGISTRATION_MAX_BYTES = 64 * 1024
 
 Facts = Annotated[dict[str, Any], AfterValidator(check_storable)]
 

@@ -76,7 +76,13 @@ class Drainer:
         except Exception as error:
             if cannot_park(error):
                 raise
-            log.exception("Could not park a dead letter; it stays in its queue.", action="drainer.refused")
+            log.error(  # noqa: TRY400 - the error says all, and many such messages may follow each other
+                "Could not park a dead letter; it stays in its queue.",
+                action="drainer.refused",
+                message_id=str(refusal.message_id) if refusal.message_id else None,
+                agent=refusal.agent_name,
+                error=f"{type(error).__name__}: {error}"[:300],
+            )
             return
         await message.ack()
         self._metrics.parked.inc()

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.errors import DeadLettered
-from services.registration.batch import read_message
+from services.errors import DeadLettered, MessageTooLarge, PodiumError
+from services.registration.batch import Unreadable, read_message
 from services.registration.parked import Envelope, Refusal
 
 DEATHS_HEADER = "x-death"
@@ -14,6 +14,7 @@ DELIVERIES_HEADER = "x-delivery-count"
 def dead_letter(envelope: Envelope) -> Refusal:
     """The dead letter with its original routing key. Each gets its own row, since no registrar has decided it.
 
+    The error is `MessageTooLarge` if a registrar has rejected it for its size.
     The headers keep `x-death`: https://www.rabbitmq.com/docs/dlx#effects
     """
     death = _last_death(envelope.headers)
@@ -21,9 +22,12 @@ def dead_letter(envelope: Envelope) -> Refusal:
     key = str(keys[0]) if isinstance(keys, list) and keys else envelope.routing_key
     original = Envelope(key, envelope.body, envelope.headers)
     content = read_message(original).content
+    error: PodiumError = DeadLettered(_reason(death, envelope.headers))
+    if isinstance(content, Unreadable) and isinstance(content.error, MessageTooLarge):
+        error = content.error
     return Refusal(
         original,
-        DeadLettered(_reason(death, envelope.headers)),
+        error,
         content.message_id,
         content.name,
         content.deployment_id,
