@@ -6,10 +6,10 @@ Specification: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from contracts.fields import AcpType, Cause
 
@@ -151,7 +151,9 @@ class CloudEvent(BaseModel):
     specversion: Literal["1.0"] = "1.0"
     id: UUID
     source: str = Field(description="/podium/agents/<agent id>; `sequence` counts within one source.")
-    type: EventType
+    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(EventType))})] = Field(
+        description="A newer version of Podium may send types that are not in this list: ignore them."
+    )
     subject: str = Field(description="Id of the deployment; for agent events, id of the agent.")
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"

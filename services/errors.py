@@ -188,6 +188,12 @@ class Busy(Unavailable):
     retry_after_seconds = 1
 
 
+class StatementTimeout(Unavailable):
+    """The database needed too long for a statement: try again."""
+
+    reason = "database-too-slow"
+
+
 class DatabaseFailed(Unavailable):
     """The database reported an internal error: try again; if that does not help, see the database's log."""
 

@@ -4,7 +4,7 @@ from enum import Enum, auto
 
 from sqlalchemy.exc import DBAPIError
 
-from services.errors import DatabaseFailed, Unavailable
+from services.errors import DatabaseFailed, StatementTimeout, Unavailable
 
 # SQLSTATE class 42: a table, a column or a privilege is missing. All messages use the same statements, so no message
 # is at fault.
@@ -21,7 +21,7 @@ class Fault(Enum):
 
 def fault_of(error: Exception) -> Fault:
     """Who caused this error of `in_transaction`."""
-    if isinstance(error, DatabaseFailed):
+    if isinstance(error, DatabaseFailed | StatementTimeout):
         return Fault.IN_DOUBT
     if isinstance(error, Unavailable) or has_no_schema(error):
         return Fault.SERVER

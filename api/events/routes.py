@@ -122,9 +122,14 @@ async def _start(
     return named, found.now
 
 
-def _known(types: list[str] | None) -> frozenset[str]:
-    """The requested event types, all types by default. Raises `InvalidRequest` for an unknown one."""
-    requested = frozenset(types or KNOWN_TYPES)
+def _known(types: list[str] | None) -> frozenset[str] | None:
+    """The requested event types; None for all of them. Raises `InvalidRequest` for an unknown one.
+
+    During an upgrade, a newer process may write types that this one does not know.
+    """
+    if not types:
+        return None
+    requested = frozenset(types)
     if not requested <= set(KNOWN_TYPES):
         raise InvalidRequest(f"type must be one of {', '.join(KNOWN_TYPES)}.", field="type")
     return requested

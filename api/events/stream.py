@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """Which events a client wants: of which agent (None: of all), after which position, of which types.
+    """Which events a client wants: of which agent (None: of all), after which position, of which types (None: of all).
 
     `now` is the position of the newest event at the start; without `follow` the stream ends there.
     """
@@ -43,7 +43,7 @@ class Subscription:
     agent_id: UUID | None
     start: Position
     now: Position
-    types: frozenset[str]
+    types: frozenset[str] | None
     follow: bool
 
 
@@ -105,7 +105,8 @@ class EventStream:
 
     def _advance(self, step: Step) -> bytes:
         """Move to the end of the step; the events of it that the client wants."""
-        wanted = [each for each in step.frames if each.type in self._subscription.types]
+        types = self._subscription.types
+        wanted = [each for each in step.frames if types is None or each.type in types]
         self._position = step.reached
         if wanted:
             self._sent_position = wanted[-1].position

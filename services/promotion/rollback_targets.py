@@ -9,30 +9,52 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.fields import joined
 
-# Walks from the newest row to older ones; a rollback row counts as the row that it restored.
+# How many rows of the ledger are read for more targets than one: the agent is locked meanwhile.
+FAR = 1000
+
+# Walks from the newest row to older ones; a rollback row counts as the row that it restored. Ends once it has found all
+# candidates or `limit` targets, or after `far` rows if it has found any target. The legacy address has the empty id.
 _ROLLBACK_TARGETS = text("""
-WITH RECURSIVE walk(generation) AS (
-    SELECT coalesce(p.restored, p.generation)
-    FROM promotions AS p
-    WHERE p.agent_id = :agent_id AND p.generation = (SELECT generation FROM agents WHERE id = :agent_id)
+WITH RECURSIVE agent AS (
+    SELECT id, generation, production_deployment_id, legacy_acp_url, legacy_health_path, registered_at,
+        legacy_acp_url IS NOT NULL AND production_deployment_id IS NOT NULL AS has_legacy
+    FROM agents WHERE id = :agent_id
+), candidates AS (
+    SELECT count(*) AS number FROM (
+        SELECT FROM agent WHERE has_legacy
+        UNION ALL
+        SELECT FROM deployments AS d JOIN agent ON d.agent_id = agent.id
+        WHERE d.status = 'Ready' AND d.expires_at IS NULL AND d.promoted_at IS NOT NULL
+            AND d.id IS DISTINCT FROM agent.production_deployment_id
+        LIMIT :limit
+    ) AS candidate
+), walk(generation, steps, target, found) AS (
+    SELECT agent.generation + 1, 0, CAST(NULL AS text), CAST(ARRAY[] AS text[]) FROM agent
     UNION ALL
-    SELECT coalesce(p.restored, p.generation)
-    FROM walk JOIN promotions AS p ON p.agent_id = :agent_id AND p.generation = walk.generation - 1
+    SELECT p.generation, walk.steps + 1, target.id,
+        CASE WHEN target.id IS NULL THEN walk.found ELSE walk.found || target.id END
+    FROM walk
+    JOIN agent ON true
+    JOIN promotions AS newest ON newest.agent_id = agent.id AND newest.generation = walk.generation - 1
+    JOIN promotions AS p ON p.agent_id = agent.id AND p.generation = coalesce(newest.restored, newest.generation)
+    LEFT JOIN deployments AS d
+        ON d.id = p.to_deployment_id AND d.id <> ALL(walk.found)
+            AND d.status = 'Ready' AND d.expires_at IS NULL AND d.id IS DISTINCT FROM agent.production_deployment_id
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN p.to_deployment_id IS NOT NULL THEN d.id
+            WHEN p.to_acp_url IS NOT NULL AND agent.has_legacy AND '' <> ALL(walk.found) THEN '' END AS id
+    ) AS target
+    WHERE cardinality(walk.found) < (SELECT number FROM candidates)
+        AND (walk.steps < :far OR cardinality(walk.found) = 0)
 )
-SELECT p.to_deployment_id AS deployment_id, max(p.generation) AS restored,
-    coalesce(d.acp_url, a.legacy_acp_url) AS acp_url, coalesce(d.health_path, a.legacy_health_path) AS health_path,
-    coalesce(d.registered_at, a.registered_at) AS registered_at
+SELECT d.id AS deployment_id, walk.generation AS restored,
+    coalesce(d.acp_url, agent.legacy_acp_url) AS acp_url, coalesce(d.health_path, agent.legacy_health_path) AS health_path,
+    coalesce(d.registered_at, agent.registered_at) AS registered_at
 FROM walk
-JOIN agents AS a ON a.id = :agent_id
-JOIN promotions AS p ON p.agent_id = a.id AND p.generation = walk.generation
-LEFT JOIN deployments AS d ON d.id = p.to_deployment_id
-WHERE CASE WHEN p.to_deployment_id IS NULL
-    THEN p.to_acp_url IS NOT NULL AND a.legacy_acp_url IS NOT NULL AND a.production_deployment_id IS NOT NULL
-    ELSE d.status = 'Ready' AND d.expires_at IS NULL AND d.id IS DISTINCT FROM a.production_deployment_id
-END
-GROUP BY p.to_deployment_id, d.id, a.id
-ORDER BY restored DESC
-LIMIT :limit
+JOIN agent ON true
+LEFT JOIN deployments AS d ON d.id = walk.target
+WHERE walk.target IS NOT NULL
+ORDER BY walk.generation DESC
 """)
 
 _LAST_SERVED = text("""
@@ -68,8 +90,11 @@ class Target:
 
 
 async def rollback_targets(session: AsyncSession, agent_id: UUID, *, limit: int) -> list[Target]:
-    """What served before, does not serve now and can serve again; the newest, where a rollback goes, is first."""
-    rows = await session.execute(_ROLLBACK_TARGETS, {"agent_id": agent_id, "limit": limit})
+    """What served before, does not serve now and can serve again; the newest, where a rollback goes, is first.
+
+    At most `limit` targets. Only the first one is found however old it is; the others among the last 1000 generations.
+    """
+    rows = await session.execute(_ROLLBACK_TARGETS, {"agent_id": agent_id, "limit": limit, "far": FAR})
     return [Target(**row._mapping) for row in rows]  # noqa: SLF001 - public API of SQLAlchemy
 
 

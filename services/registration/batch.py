@@ -96,9 +96,7 @@ async def register_unlocked(
     agents = await lock_living(session, names, skip_locked=True)
     ours = [not isinstance(incoming.content, Announcement) or incoming.content.name in agents for incoming in batch]
     decided = iter(
-        await _decide(
-            session, list(compress(batch, ours)), _Locked(agents, inserted), requires_probe=requires_probe
-        )
+        await _decide(session, list(compress(batch, ours)), _Locked(agents, inserted), requires_probe=requires_probe)
     )
     return [next(decided) if is_ours else None for is_ours in ours]
 

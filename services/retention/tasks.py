@@ -71,8 +71,16 @@ async def sweep(session: AsyncSession, task: RetentionTask, settings: Settings, 
         rows = min(settings.sweep_batch_size, VERSIONS_AT_A_TIME)
         limits = StepLimits(before=before, keep=settings.production_versions_kept, rows=rows)
         return await _PAGED_STEPS[task](session, limits, cursor)
+    if task is RetentionTask.PUBLISHED_EVENTS:
+        return await _remove_published(session, before, settings.sweep_batch_size, cursor)
     removed = await _REMOVALS[task](session, before, settings.sweep_batch_size)
     return TaskStep(removed, START if removed == settings.sweep_batch_size else None)
+
+
+async def _remove_published(session: AsyncSession, before: datetime, limit: int, cursor: Cursor) -> TaskStep:
+    removed = await remove_published(session, before, limit, int(cursor.id or 0))
+    reached = None if removed.reached is None else Cursor(START.since, str(removed.reached))
+    return TaskStep(removed.rows, reached)
 
 
 _PAGED_STEPS: dict[RetentionTask, Callable[[AsyncSession, StepLimits, Cursor], Awaitable[TaskStep]]] = {
@@ -80,7 +88,6 @@ _PAGED_STEPS: dict[RetentionTask, Callable[[AsyncSession, StepLimits, Cursor], A
     RetentionTask.DELETED_DEPLOYMENTS: purge_deleted,
 }
 _REMOVALS: dict[RetentionTask, Callable[[AsyncSession, datetime, int], Awaitable[int]]] = {
-    RetentionTask.PUBLISHED_EVENTS: remove_published,
     RetentionTask.DECIDED_ANNOUNCEMENTS: remove_decided,
     RetentionTask.PARKED_MESSAGES: remove_parked,
     RetentionTask.UNSEEN_SESSIONS: remove_unseen,

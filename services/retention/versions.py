@@ -79,7 +79,7 @@ RETURNING d.id, d.agent_id, d.purged_at AS at
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last version that a step read, in the order of its query: time, then id."""
+    """The last row that a step read, in the order of its query: time, then id; of events, the id alone."""
 
     since: datetime
     id: str

@@ -14,7 +14,15 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from services.errors import CONSTRAINT_ERRORS, Busy, DatabaseFailed, LostRace, PodiumError, Unavailable
+from services.errors import (
+    CONSTRAINT_ERRORS,
+    Busy,
+    DatabaseFailed,
+    LostRace,
+    PodiumError,
+    StatementTimeout,
+    Unavailable,
+)
 from services.settings import Settings
 
 T = TypeVar("T")
@@ -27,8 +35,13 @@ BACKOFF_SECONDS = 0.01
 # Added to the server's statement timeout, for a server that does not respond at all.
 COMMAND_TIMEOUT_MARGIN_SECONDS = 5
 
-# By SQLSTATE: serialization failure, deadlock, lock not available.
-STATE_ERRORS: dict[str, type[PodiumError]] = {"40001": LostRace, "40P01": LostRace, "55P03": Busy}
+# By SQLSTATE: serialization failure, deadlock, lock not available, statement timeout.
+STATE_ERRORS: dict[str, type[PodiumError]] = {
+    "40001": LostRace,
+    "40P01": LostRace,
+    "55P03": Busy,
+    "57014": StatementTimeout,
+}
 # SQLSTATE classes and codes caused by the server's state, not by the statement: connection exception, read-only (a
 # standby, before or after a failover), session ended while idle, no authorization, no such database, insufficient
 # resources, operator intervention, system error.

@@ -1,5 +1,6 @@
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from contracts.events import event_sequence
 from contracts.fields import (
     ADDRESS_MAX_LENGTH,
+    MAX_LEVELS,
     TRACEPARENT_PATTERN,
     AgentName,
     DeploymentId,
@@ -18,8 +20,6 @@ from contracts.fields import (
     check_storable,
 )
 from contracts.topology import agent_of_key, registration_key
-
-NESTING = 150
 
 
 def accepts(field: Any, value: object) -> bool:
@@ -201,10 +201,23 @@ def test_a_value_that_postgresql_cannot_store_as_json_is_refused(value: object) 
         check_storable(value)
 
 
+@pytest.mark.parametrize("nest", [lambda value: [value], lambda value: {"a": value}], ids=["arrays", "objects"])
+def test_a_value_that_is_nested_too_deep_is_refused(nest: Callable[[object], object]) -> None:
+    """G53: 32 levels of arrays and objects are accepted, one more is not, and many more do not break the check."""
+    value: object = 0
+    for _ in range(MAX_LEVELS):
+        value = nest(value)
+    assert check_storable(value) is value
+    for _ in range(1000):
+        value = nest(value)
+        with pytest.raises(ValueError, match="must not be nested deeper than 32 levels"):
+            check_storable(value)
+
+
 def test_a_value_that_postgresql_can_store_as_json_is_unchanged() -> None:
     """Surrogate pairs, control characters other than NUL, and big numbers are accepted."""
     deep: object = 0
-    for _ in range(NESTING):
+    for _ in range(MAX_LEVELS - 1):
         deep = [deep]
     value = {"emoji": "\U0001f600", "control": "\x01\x7f", "big": 10**300, "tiny": 5e-324, "none": None, "deep": deep}
     assert check_storable(value) is value

@@ -32,7 +32,7 @@ def test_a_well_formed_message_is_an_announcement() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"null", b"[]", b"7", b'"x"', b"\xff\xfe", b'{"name":"support-bot"}', b"{}" * 2, b"[" * 100_000],
+    [b"", b"{", b"null", b"[]", b"7", b'"x"', b"\xff\xfe", b'{"name":"support-bot"}', b"{}" * 2, b"[" * 60_000],
 )
 def test_what_is_no_registration_is_malformed(body: bytes) -> None:
     """Whatever bytes arrive, the answer is a refusal, never an exception; the key still says whose it was."""

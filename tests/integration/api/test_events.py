@@ -140,6 +140,22 @@ async def test_only_the_requested_types_are_sent(api: Api) -> None:
         (await api.get(path, params={"type": "podium.deployment.*"})).problem(400, "invalid-request", "type")
 
 
+async def test_an_event_of_a_type_of_a_newer_version_is_sent(api: Api, sessions: Sessions) -> None:
+    """G55: during an upgrade, an older API passes it on unchanged, unless the client requests other types."""
+    agent = await api.register("bot", "v1")
+    newer = "podium.deployment.weighed.v2"
+    async with sessions.begin() as session:
+        await session.execute(text("UPDATE outbox SET type = :type WHERE sequence = 2"), {"type": newer})
+    for path in (f"/agents/{agent['id']}/events", "/events"):
+        async with listening(api, path, since="oldest", follow="false") as listener:
+            await listener.until_end()
+        assert [block.fields["event"] for block in listener.events][1] == newer
+        assert listener.sequences == [1, 2, 3, 4]
+        async with listening(api, path, since="oldest", follow="false", types=[PROMOTED]) as filtered:
+            await filtered.until_end()
+        assert [block.fields["event"] for block in filtered.events] == [PROMOTED]
+
+
 async def test_a_stream_without_events_sends_heartbeats(serve: Serve) -> None:
     """With the cursor, if it has moved past events of other types."""
     api = await serve(sse_heartbeat=timedelta(milliseconds=100))

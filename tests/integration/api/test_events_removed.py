@@ -20,7 +20,7 @@ async def remove(sessions: Sessions, *, published_up_to: int, limit: int = 1000)
     async with sessions() as session, session.begin():
         await session.execute(_PUBLISH, {"sequence": published_up_to})
     before = datetime.now(UTC) + A_WEEK_AGO
-    return await in_transaction(sessions, partial(remove_published, before=before, limit=limit))
+    return (await in_transaction(sessions, partial(remove_published, before=before, limit=limit))).rows
 
 
 async def test_only_a_cursor_before_removed_events_is_refused(api: Api, sessions: Sessions) -> None:
@@ -90,7 +90,7 @@ async def test_unpublished_events_of_one_agent_do_not_block_removal_of_others(ap
         old = "UPDATE outbox SET published_at = now() - interval '8 days' WHERE agent_name = 'bot'"
         await session.execute(text(old))
     before = datetime.now(UTC) + A_WEEK_AGO
-    assert await in_transaction(sessions, partial(remove_published, before=before, limit=3)) == 3
+    assert (await in_transaction(sessions, partial(remove_published, before=before, limit=3))).rows == 3
     assert {row.agent_name for row in await rows(sessions, "SELECT DISTINCT agent_name FROM outbox")} == {
         "waiting",
         "bot",

@@ -157,7 +157,12 @@ async def test_bad_times(api: Api, subtests: pytest.Subtests) -> None:
 
 
 JSON = {"content-type": "application/json"}
+DEEP = b"[" * 40 + b"]" * 40
 BAD_REGISTRATIONS = [
+    (
+        b'{"name": "bot", "acp_url": "http://a:1", "registration_metadata": {"n": ' + DEEP + b"}}",
+        "registration_metadata",
+    ),
     (b"", None),
     (b"{", None),
     (b"null", None),

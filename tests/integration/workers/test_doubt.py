@@ -151,3 +151,27 @@ async def test_a_message_whose_agent_is_busy_is_kept(
     assert "registrar.came_again" not in actions
     assert actions.count("registrar.deferred") == actions.count("registrar.deferred_decided") == 1
     assert not await rows(sessions, "SELECT 1 FROM parked")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_message_that_always_takes_too_long_is_parked_alone(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
+) -> None:
+    """G28: a statement timeout is tried again in smaller batches; the message that still causes it is parked."""
+    async with sessions.begin() as session:
+        await session.execute(
+            text("""
+            CREATE FUNCTION delay() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF NEW.id = 'poison' THEN PERFORM pg_sleep(60); END IF; RETURN NEW; END $$
+            """)
+        )
+        await session.execute(
+            text("CREATE TRIGGER delay BEFORE INSERT ON deployments FOR EACH ROW EXECUTE FUNCTION delay()")
+        )
+    await publish_all(broker)
+    impatient = settings.model_copy(update={"statement_timeout": timedelta(seconds=0.3)})
+    async with working(run_registrar, impatient):
+        await eventually_rows(sessions, "SELECT 1 FROM deployments", MESSAGES - 1)
+        (row,) = await eventually_rows(sessions, "SELECT reason, agent_name, attempts FROM parked")
+    assert (row.reason, row.agent_name, row.attempts) == ("unprocessable", f"bot-{POISON}", 1)
+    assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0

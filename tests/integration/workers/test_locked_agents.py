@@ -126,7 +126,9 @@ async def test_a_locked_agent_with_many_announcements_waits_alone(
                 await publish_all(broker, 2, stuck=versions)
                 waited = await seconds_until(sessions, "SELECT 1 FROM deployments WHERE id LIKE 'bot-%.v2'", OTHERS)
             released = await seconds_until(sessions, "SELECT 1 FROM deployments WHERE id LIKE 'stuck.%'", 61)
-            order = await rows(sessions, "SELECT deployment_id AS id FROM registrations WHERE agent_name = 'stuck' ORDER BY seq")
+            order = await rows(
+                sessions, "SELECT deployment_id AS id FROM registrations WHERE agent_name = 'stuck' ORDER BY seq"
+            )
             await decided_once(broker, sessions, logs)
     print(f"others {waited:.2f} s, after release {released:.2f} s")
     assert waited < OTHERS_SECONDS

@@ -16,7 +16,7 @@ from tests.integration.workers.conftest import working
 from tests.support.broker import publish, ready_messages
 from tests.support.factories import a_body
 from tests.support.waiting import eventually, eventually_rows, rows
-from workers.runner import run_registrar
+from workers.runner import run_drainer, run_registrar
 
 pytestmark = pytest.mark.usefixtures("broker")
 
@@ -73,13 +73,18 @@ BAD_MESSAGES = {
         to_json(a_body(registration_metadata={"n": 0})).replace(b'"n":0', b'"n":1e400'),
         "malformed",
     ),
+    "nested too deep": (
+        to_json(a_body(registration_metadata={"n": 0})).replace(b'"n":0', b'"n":' + b"[" * 40 + b"]" * 40),
+        "malformed",
+    ),
+    "more than 64 KiB": (to_json(a_body(description="x" * 64 * 1024)), "message-too-large"),
     "5 MiB": (to_json(a_body(description="x" * (5 * 1024 * 1024))), "message-too-large"),
 }
 
 
 @pytest.mark.usefixtures("registrar")
 async def test_bad_messages_are_parked_with_their_reason_and_the_worker_lives(
-    broker: AbstractConnection, sessions: Sessions
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
     """Every kind of bad message is parked whole, with a reason; later good messages are applied."""
     headers: Any = {
@@ -88,11 +93,12 @@ async def test_bad_messages_are_parked_with_their_reason_and_the_worker_lives(
         "number": 1.5,
         "nested": {"list": [1, bytearray(b"\x00")]},
     }
-    for body, _ in BAD_MESSAGES.values():
-        await publish(broker, body, key="agent.support-bot", headers=headers)
-    await publish(broker, a_body("good", deployment_id="good-v1"))
-    await eventually_rows(sessions, "SELECT 1 FROM agents WHERE name = 'good'")
-    parked = await rows(sessions, "SELECT reason, error, body FROM parked")
+    async with working(run_drainer, settings):
+        for body, _ in BAD_MESSAGES.values():
+            await publish(broker, body, key="agent.support-bot", headers=headers)
+        await publish(broker, a_body("good", deployment_id="good-v1"))
+        await eventually_rows(sessions, "SELECT 1 FROM agents WHERE name = 'good'")
+        parked = await eventually_rows(sessions, "SELECT reason, error, body FROM parked", len(BAD_MESSAGES))
     assert {bytes(row.body): row.reason for row in parked} == dict(BAD_MESSAGES.values())
     assert all(row.error for row in parked)
     assert not await rows(sessions, "SELECT 1 FROM agents WHERE name = 'support-bot'")

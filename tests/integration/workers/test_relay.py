@@ -172,6 +172,23 @@ async def test_an_event_that_cannot_be_written_holds_up_its_agent_alone(sessions
 
 
 @pytest.mark.usefixtures("relay")
+async def test_an_event_of_a_type_of_a_newer_version_is_published(
+    broker: AbstractConnection, sessions: Sessions
+) -> None:
+    """G55: during an upgrade, an older relay publishes it unchanged, in its place among the agent's events."""
+    consumer = await a_consumer(broker, "deployment.weighed.bot")
+    everything = await a_consumer(broker)
+    async with sessions.begin() as session:
+        await register_batch(session, [incoming("bot", deployment_id="v1")])
+        newer = "UPDATE outbox SET type = 'podium.deployment.weighed.v2', payload = '{\"grams\": 7}' WHERE sequence = 2"
+        await session.execute(text(newer))
+    await everything.until(4)
+    assert_gap_free(everything)
+    (event,) = await consumer.until(1)
+    assert (event.type, event.data) == ("podium.deployment.weighed.v2", {"grams": 7})
+
+
+@pytest.mark.usefixtures("relay")
 async def test_an_agent_whose_event_is_refused_waits_in_order(broker: AbstractConnection, sessions: Sessions) -> None:
     """While a full queue refuses an event of one agent, its later events wait, and events of other agents continue."""
     channel = await broker.channel()

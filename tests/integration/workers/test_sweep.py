@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from services.domain.state import AgentSnapshot
 from services.errors import DeploymentDeletedError, NothingToRollBackTo
+from services.registration.batch import register_batch
 from services.retention.tasks import RetentionTask, sweep
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
@@ -170,3 +172,22 @@ async def test_a_pass_logs_what_it_removed(settings: Settings, sessions: Session
         await one_pass(moment, sessions)
     [line] = [entry for entry in logs if entry.get("action") == "sweep.removed"]
     assert (line["decided_announcements"], line["published_events"], line["more"]) == (2, 0, False)
+
+
+@pytest.mark.usefixtures("broker")
+async def test_late_events_among_the_oldest_do_not_keep_the_others(settings: Settings, sessions: Sessions) -> None:
+    """G19: one pass removes all events past their retention, also behind more late ones than a step checks."""
+    for name in ("late", "bot"):
+        for version in range(10):
+            message = incoming(name, deployment_id=f"{name}-{version}")
+            await in_transaction(sessions, partial(register_batch, batch=[message]))
+    async with sessions.begin() as session:
+        old = "clock_timestamp() - interval '8 days'"
+        published = f"CASE agent_name WHEN 'late' THEN clock_timestamp() ELSE {old} END"
+        await session.execute(text(f"UPDATE outbox SET created_at = {old}, published_at = {published}"))
+    eager = sweeping(settings, outbox_retention=timedelta(days=7), sweep_batch_size=5)
+    [before] = await rows(sessions, "SELECT count(*) AS late FROM outbox WHERE agent_name = 'late'")
+    removed = await one_pass(eager, sessions)
+    left = await rows(sessions, "SELECT agent_name, count(*) AS number FROM outbox GROUP BY agent_name")
+    assert [(row.agent_name, row.number) for row in left] == [("late", before.late)]
+    assert removed[RetentionTask.PUBLISHED_EVENTS] == before.late
