@@ -112,7 +112,8 @@ class Settings(BaseSettings):
         default=timedelta(seconds=6), description="Longest time that a request waits for the database."
     )
     lock_timeout: Timeout = Field(
-        default=timedelta(seconds=5), description="Longest wait for the lock of an agent's row."
+        default=timedelta(seconds=5),
+        description="Longest wait for the lock of an agent's row; a registrar waits 0.1 s and then defers the agent.",
     )
     statement_timeout: Timeout = Field(default=timedelta(seconds=30), description="Longest time of one SQL statement.")
 
@@ -127,7 +128,12 @@ class Settings(BaseSettings):
         description="Deliveries of a message before RabbitMQ makes it a dead letter.",
     )
 
-    batch_size: int = Field(default=200, ge=1, le=5000, description="Largest number of registrations per transaction.")
+    batch_size: int = Field(
+        default=200,
+        ge=1,
+        le=5000,
+        description="Largest number of registrations per transaction, of at most 1 MiB together.",
+    )
     batch_linger: Duration = Field(
         default=timedelta(0), description="How long a batch waits for more messages after the first."
     )

@@ -48,7 +48,8 @@ WITH RECURSIVE agent AS (
         AND (walk.steps < :far OR cardinality(walk.found) = 0)
 )
 SELECT d.id AS deployment_id, walk.generation AS restored,
-    coalesce(d.acp_url, agent.legacy_acp_url) AS acp_url, coalesce(d.health_path, agent.legacy_health_path) AS health_path,
+    coalesce(d.acp_url, agent.legacy_acp_url) AS acp_url,
+    coalesce(d.health_path, agent.legacy_health_path) AS health_path,
     coalesce(d.registered_at, agent.registered_at) AS registered_at
 FROM walk
 JOIN agent ON true

@@ -52,7 +52,7 @@ BODIES: dict[str, tuple[int, Callable[[int], str]]] = {
 async def test_large_bodies_do_not_fill_the_memory_of_a_worker(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, kind: str
 ) -> None:
-    """G53: 200 of them are in the queue; each is applied or parked, and a good announcement behind them is applied."""
+    """G48: 200 of them are in the queue; each is applied or parked, and a good announcement behind them is applied."""
     size, settled = BODIES[kind]
     async with worker_process(settings, tmp_path, "registrar drainer") as worker:
         await publish(broker, a_body("first"))
@@ -73,6 +73,6 @@ async def test_large_bodies_do_not_fill_the_memory_of_a_worker(
 
         await eventually(drained, "no dead letter is left")
         most = megabytes(worker.pid, "VmHWM")
-    print(f"{kind}: {before:.0f} MB when idle, at most {most:.0f} MB")
+    print(f"{kind}: {before:.0f} MB when idle, at most {most:.0f} MB")  # noqa: T201 - the measured values
     assert most < before + MAY_GROW_MB
     assert len(await rows(sessions, "SELECT 1 FROM registrations")) >= (kind != "too large") * MESSAGES

@@ -109,7 +109,7 @@ REFUSED = 25
 async def test_dead_letters_that_cannot_be_parked_do_not_stop_the_others(
     broker: AbstractConnection, settings: Settings, sessions: Sessions
 ) -> None:
-    """G54: the database refuses many of them; those behind them are parked, and the refused ones stay in the queue."""
+    """G26: the database refuses many of them; those behind them are parked, and the refused ones stay in the queue."""
     async with sessions.begin() as session:
         await session.execute(REFUSE_FUNCTION)
         await session.execute(REFUSE)

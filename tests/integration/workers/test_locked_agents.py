@@ -74,7 +74,7 @@ async def decided_once(broker: AbstractConnection, sessions: Sessions, logs: Seq
 async def test_a_locked_agent_waits_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, lock: str
 ) -> None:
-    """G52: the other agents of its batches are decided and promoted without delay, and it is decided after release."""
+    """G47: the other agents of its batches are decided and promoted without delay, and it is decided after release."""
     with capture_logs() as logs:
         async with working(run_registrar, settings):
             exists = "new agent" not in lock
@@ -91,7 +91,7 @@ async def test_a_locked_agent_waits_alone(
             released = await seconds_until(sessions, stuck, 4)
             order = await rows(sessions, f"{stuck.replace('1', 'deployment_id AS id, outcome', 1)} ORDER BY seq")
             await decided_once(broker, sessions, logs)
-    print(f"others {waited:.2f} s and {again:.2f} s, promote {promoted:.2f} s, after release {released:.2f} s")
+    print(f"others {waited:.2f} s and {again:.2f} s, promote {promoted:.2f} s, after release {released:.2f} s")  # noqa: T201 - the measured values
     assert max(waited, again) < OTHERS_SECONDS
     assert promoted < PROMOTE_SECONDS
     assert released < AFTER_RELEASE_SECONDS
@@ -115,7 +115,7 @@ async def promote_all(sessions: Sessions) -> float:
 async def test_a_locked_agent_with_many_announcements_waits_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """G52: its announcements exceed the prefetch several times, and the others are decided all the same."""
+    """G47: its announcements exceed the prefetch several times, and the others are decided all the same."""
     small = settings.model_copy(update={"batch_size": 5})
     versions = [f"stuck.v{n}" for n in range(2, 62)]
     with capture_logs() as logs:
@@ -130,6 +130,6 @@ async def test_a_locked_agent_with_many_announcements_waits_alone(
                 sessions, "SELECT deployment_id AS id FROM registrations WHERE agent_name = 'stuck' ORDER BY seq"
             )
             await decided_once(broker, sessions, logs)
-    print(f"others {waited:.2f} s, after release {released:.2f} s")
+    print(f"others {waited:.2f} s, after release {released:.2f} s")  # noqa: T201 - the measured values
     assert waited < OTHERS_SECONDS
     assert [row.id for row in order] == ["stuck.v1", *versions]
