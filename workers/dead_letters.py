@@ -7,7 +7,7 @@ A message that is redelivered because its acknowledgement was lost is recognised
 import asyncio
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError
 
 from contracts.topology import PARKED_QUEUE
@@ -15,13 +15,16 @@ from services.registration.dead_letters import dead_letter
 from services.registration.parked import Envelope, park
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
+from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
 from workers.amqp.decoding import tolerate_invalid_properties
 from workers.fault import cannot_park
 from workers.metrics import WorkerMetrics
 from workers.retry import Outage, pause, run_with_retries
 
-IDLE_SECONDS = 0.5
+# One body at a time in memory.
+PREFETCH = 1
+IDLE_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -42,32 +45,40 @@ class Drainer:
         await run_with_retries(stop, self._work, self._outage)
 
     async def _work(self, stop: asyncio.Event) -> None:
-        """Work on one connection: get a message, park it, acknowledge it.
+        """Consume on one connection: park each message, then acknowledge it.
 
-        It gets one message at a time, so that large messages do not fill the memory, and that messages that cannot be
-        parked do not use up a prefetch.
+        A message that cannot be parked uses up the prefetch of its consumer, so a new consumer on the same channel
+        goes on with the next message.
         """
+        buffer = DeliveryBuffer()
+
+        async def receive(message: AbstractIncomingMessage) -> None:
+            buffer.put(message)
+
         async with connected(self._settings.amqp_url.get_secret_value()) as broker:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     channel = await broker.channel()
+                    await channel.set_qos(prefetch_count=PREFETCH)
                     queue = await channel.get_queue(PARKED_QUEUE)
+                    consumer = await queue.consume(receive)
             except TimeoutError as error:
                 raise AMQPConnectionError(NO_ANSWER) from error
             self._outage.over()
             while not stop.is_set():
                 if channel.is_closed:
                     raise AMQPConnectionError(CHANNEL_CLOSED)
-                message = await _next(queue)
-                if message is None:
-                    await pause(stop, IDLE_SECONDS)
-                else:
-                    await self._park(message)
+                buffer.changed.clear()
+                if buffer.messages and not await self._park(buffer.messages.popleft()):
+                    await queue.cancel(consumer, timeout=CONNECT_SECONDS)
+                    consumer = await queue.consume(receive, timeout=CONNECT_SECONDS)
+                if not buffer.messages:
+                    await pause(stop, IDLE_SECONDS, buffer.changed)
 
-    async def _park(self, message: AbstractIncomingMessage) -> None:
-        """Park one message, and acknowledge it after the commit.
+    async def _park(self, message: AbstractIncomingMessage) -> bool:
+        """Park one message, and acknowledge it after the commit; False if the database refuses it.
 
-        A message that the database refuses stays unacknowledged until the connection ends; the next one is parked.
+        A refused message stays unacknowledged until the connection ends.
         """
         envelope = Envelope(message.routing_key or "", message.body, dict(message.headers))
         refusal = dead_letter(envelope)
@@ -83,7 +94,7 @@ class Drainer:
                 agent=refusal.agent_name,
                 error=f"{type(error).__name__}: {error}"[:300],
             )
-            return
+            return False
         await message.ack()
         self._metrics.parked.inc()
         log.warning(
@@ -93,10 +104,4 @@ class Drainer:
             agent=refusal.agent_name,
             why=refusal.error.message,
         )
-
-
-async def _next(queue: AbstractQueue) -> AbstractIncomingMessage | None:
-    try:
-        return await queue.get(fail=False, timeout=CONNECT_SECONDS)
-    except TimeoutError as error:
-        raise AMQPConnectionError(NO_ANSWER) from error
+        return True
