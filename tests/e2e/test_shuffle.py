@@ -2,21 +2,27 @@
 
 import asyncio
 import random
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractConnection
+from sqlalchemy import text
 
 from contracts import topology
+from services.cancellation import background_task
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.support.broker import a_consumer, ready_messages
 from tests.support.invariants import assert_invariants
 from tests.support.processes import worker_process
 from tests.support.reference_model.comparison import assert_matches
-from tests.support.shuffle import FRESH_SEED, Shuffle
+from tests.support.shuffle import FRESH_SEED, POLICIES, Shuffle
 from tests.support.waiting import eventually, rows
+
+LOCKED_SECONDS = 0.3
 
 
 @pytest.mark.parametrize("seed", [1, FRESH_SEED])
@@ -24,12 +30,50 @@ async def test_shuffled_deliveries_to_two_workers_match_the_model(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, seed: int
 ) -> None:
     """G3 and G14: each message 1 to 3 times, in random order; rows and ledger match, events are in order."""
+    await deliver_and_compare(Stage(broker, sessions, settings, tmp_path), seed)
+
+
+async def test_shuffled_deliveries_end_as_the_model_says_while_agents_are_locked(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path
+) -> None:
+    """G3 and G47: another session locks one agent after another, so that its messages are deferred."""
+    async with background_task(lock_in_turn(sessions), name="locks"):
+        await deliver_and_compare(Stage(broker, sessions, settings, tmp_path), random.getrandbits(32))
+    assert "registrar.deferred" in logs_of(tmp_path)
+
+
+def logs_of(folder: Path) -> str:
+    """The logs of all workers."""
+    return "".join(path.read_text() for path in folder.glob("worker-*.log"))
+
+
+async def lock_in_turn(sessions: Sessions) -> None:
+    """Lock an agent for longer than a batch waits, again and again."""
+    for name in cycle(POLICIES):
+        async with sessions() as session, session.begin():
+            await session.execute(text("SELECT FROM agents WHERE name = :name FOR UPDATE"), {"name": name})
+            await asyncio.sleep(LOCKED_SECONDS)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The servers, and where the workers write their logs."""
+
+    broker: AbstractConnection
+    sessions: Sessions
+    settings: Settings
+    folder: Path
+
+
+async def deliver_and_compare(stage: Stage, seed: int) -> None:
+    """Deliver a shuffle to two workers, and compare the outcome with the model."""
+    broker, sessions = stage.broker, stage.sessions
     shuffle = Shuffle(random.Random(seed))  # noqa: S311 - a reproducible order, not a secret
     shuffle.fill()
     consumer = await a_consumer(broker)
     async with (
-        worker_process(settings, tmp_path, "registrar", PODIUM_BATCH_SIZE="7"),
-        worker_process(settings, tmp_path, "registrar relay", PODIUM_BATCH_SIZE="50"),
+        worker_process(stage.settings, stage.folder, "registrar", PODIUM_BATCH_SIZE="7"),
+        worker_process(stage.settings, stage.folder, "registrar relay", PODIUM_BATCH_SIZE="50"),
     ):
         channel = await broker.channel(on_return_raises=True)
         exchange = await channel.get_exchange(topology.REGISTRATIONS_EXCHANGE)
