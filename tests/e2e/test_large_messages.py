@@ -52,7 +52,7 @@ BODIES: dict[str, tuple[int, Callable[[int], str]]] = {
 async def test_large_bodies_do_not_fill_the_memory_of_a_worker(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, kind: str
 ) -> None:
-    """G48: 200 of them are in the queue; each is applied or parked, and a good announcement behind them is applied."""
+    """G54: 200 of them are in the queue; each is applied or parked, and a good announcement behind them is applied."""
     size, settled = BODIES[kind]
     async with worker_process(settings, tmp_path, "registrar drainer") as worker:
         await publish(broker, a_body("first"))

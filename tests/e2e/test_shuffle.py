@@ -36,7 +36,7 @@ async def test_shuffled_deliveries_to_two_workers_match_the_model(
 async def test_shuffled_deliveries_end_as_the_model_says_while_agents_are_locked(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path
 ) -> None:
-    """G3 and G47: another session locks one agent after another, so that its messages are deferred."""
+    """G3 and G53: another session locks one agent after another, so that its messages are deferred."""
     async with background_task(lock_in_turn(sessions), name="locks"):
         await deliver_and_compare(Stage(broker, sessions, settings, tmp_path), random.getrandbits(32))
     assert "registrar.deferred" in logs_of(tmp_path)

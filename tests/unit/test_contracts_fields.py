@@ -203,7 +203,7 @@ def test_a_value_that_postgresql_cannot_store_as_json_is_refused(value: object) 
 
 @pytest.mark.parametrize("nest", [lambda value: [value], lambda value: {"a": value}], ids=["arrays", "objects"])
 def test_a_value_that_is_nested_too_deep_is_refused(nest: Callable[[object], object]) -> None:
-    """G48: 32 levels of arrays and objects are accepted, one more is not, and many more do not break the check."""
+    """G54: 32 levels of arrays and objects are accepted, one more is not, and many more do not break the check."""
     value: object = 0
     for _ in range(MAX_LEVELS):
         value = nest(value)

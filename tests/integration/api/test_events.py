@@ -141,7 +141,7 @@ async def test_only_the_requested_types_are_sent(api: Api) -> None:
 
 
 async def test_an_event_of_a_type_of_a_newer_version_is_sent(api: Api, sessions: Sessions) -> None:
-    """G49: during an upgrade, an older API passes it on unchanged, unless the client requests other types."""
+    """G55: during an upgrade, an older API passes it on unchanged, unless the client requests other types."""
     agent = await api.register("bot", "v1")
     newer = "podium.deployment.weighed.v2"
     async with sessions.begin() as session:

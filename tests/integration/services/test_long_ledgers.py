@@ -62,7 +62,7 @@ async def targets(filled: AsyncEngine, agent_id: UUID) -> Callable[[int], Awaita
 async def test_targets_of_a_long_ledger_are_found_quickly(
     targets: Callable[[int], Awaitable[tuple[list[str | None], float]]], limit: int
 ) -> None:
-    """G50: with 50,000 generations; targets other than the first are searched among the last ones only."""
+    """G56: with 50,000 generations; targets other than the first are searched among the last ones only."""
     found, seconds = await targets(limit)
     print(f"at most {limit}: {seconds * 1000:.1f} ms")  # noqa: T201 - the measured values
     assert found == ["b"]

@@ -74,7 +74,7 @@ async def decided_once(broker: AbstractConnection, sessions: Sessions, logs: Seq
 async def test_a_locked_agent_waits_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, lock: str
 ) -> None:
-    """G47: the other agents of its batches are decided and promoted without delay, and it is decided after release."""
+    """G53: the other agents of its batches are decided and promoted without delay, and it is decided after release."""
     with capture_logs() as logs:
         async with working(run_registrar, settings):
             exists = "new agent" not in lock
@@ -115,7 +115,7 @@ async def promote_all(sessions: Sessions) -> float:
 async def test_a_locked_agent_with_many_announcements_waits_alone(
     broker: AbstractConnection, sessions: Sessions, settings: Settings
 ) -> None:
-    """G47: its announcements exceed the prefetch several times, and the others are decided all the same."""
+    """G53: its announcements exceed the prefetch several times, and the others are decided all the same."""
     small = settings.model_copy(update={"batch_size": 5})
     versions = [f"stuck.v{n}" for n in range(2, 62)]
     with capture_logs() as logs:

@@ -175,7 +175,7 @@ async def test_an_event_that_cannot_be_written_holds_up_its_agent_alone(sessions
 async def test_an_event_of_a_type_of_a_newer_version_is_published(
     broker: AbstractConnection, sessions: Sessions
 ) -> None:
-    """G49: during an upgrade, an older relay publishes it unchanged, in its place among the agent's events."""
+    """G55: during an upgrade, an older relay publishes it unchanged, in its place among the agent's events."""
     consumer = await a_consumer(broker, "deployment.weighed.bot")
     everything = await a_consumer(broker)
     async with sessions.begin() as session:
