@@ -5,7 +5,8 @@ The relay runs all its queries on that session, so it cannot continue after it h
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import groupby
 from time import monotonic
@@ -64,11 +65,7 @@ class Relay:
 
     async def _work(self, stop: asyncio.Event) -> None:
         """Wait for the lock on one database session, then publish."""
-        await self._adopt_cluster()
-        async with (
-            connected(self._settings.amqp_url.get_secret_value()) as broker,
-            self._engine.connect() as session,
-        ):
+        async with connected(self._settings.amqp_url.get_secret_value()) as broker, self._session() as session:
             channel, exchange = await _events_exchange(broker)
             self._outage.over()
             if not await self._acquire_lock(session, channel, stop):
@@ -81,7 +78,9 @@ class Relay:
                         raise AMQPConnectionError(CHANNEL_CLOSED)
                     await self._publish_next(session, exchange, stop)
 
-    async def _adopt_cluster(self) -> None:
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncConnection]:
+        """A session for the lock; each new one could be of another cluster."""
         async with self._transactions.begin() as connection:
             restored = await adopt_cluster(connection)
         if restored:
@@ -89,6 +88,8 @@ class Relay:
                 "The data come from another database cluster: cursors of event streams issued there get 410.",
                 action="relay.cluster_changed",
             )
+        async with self._engine.connect() as session:
+            yield session
 
     async def _acquire_lock(self, session: AsyncConnection, channel: AbstractChannel, stop: asyncio.Event) -> bool:
         """Wait until this session holds the lock, which it keeps until it ends; False if `stop` was set first."""
