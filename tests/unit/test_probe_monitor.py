@@ -59,7 +59,7 @@ def test_no_failure_counts_while_more_than_half_of_the_probes_fail() -> None:
     with capture_logs() as logs:
         assert fails(monitor, *range(5)) == [True] * 5
         assert fails(monitor, 5, 6, 0) == [False] * 3
-        assert monitor.panic_since is not None
+        assert monitor.report(JANITOR, "host:1").panic_since is not None
         assert monitor.panic_changed.is_set()
         answers(monitor, 0)
         assert fails(monitor, 7) == [False]
