@@ -131,11 +131,14 @@ async def test_a_janitor_in_panic_is_a_failure(
             )
         )
     found = await findings(doctor)
-    [panic] = [each for each in found if each["verdict"] == "failed" and "janitor" in each["finding"]]
+    [panic] = [each for each in found if each["finding"].startswith("janitor host:7 sets")]
+    assert panic["verdict"] == "failed"
     assert panic["finding"] == (
         "janitor host:7 sets no deployment Failed since 2026-01-01T00:00:00+00:00: "
         "its probes of 29 of 30 deployments fail"
     )
+    [reported] = [each for each in found if f"reports: {panic['finding']}" in each["finding"]]
+    assert (reported["part"], reported["verdict"]) == ("API", "failed")
     [unknown] = [each for each in found if "cannot probe" in each["finding"]]
     assert unknown["finding"] == "janitor host:7 cannot probe 2 deployments: may not be dialled"
     assert unknown["verdict"] == "warning"
