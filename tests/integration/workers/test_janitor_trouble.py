@@ -11,12 +11,13 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from services.agents.commands import AgentChange, change_agent
 from services.settings import Settings
-from services.storage.database import Sessions
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import running_api
 from tests.integration.api.pods import Pod, running_pod, silent_port
 from tests.integration.workers.conftest import working
-from tests.integration.workers.test_janitor import register, status_is
+from tests.integration.workers.test_janitor import probed, register, status_is
 from tests.support.waiting import eventually, eventually_rows, rows
 from workers.janitor.worker import Janitor
 from workers.metrics import WorkerMetrics
@@ -190,23 +191,22 @@ async def test_a_production_that_answers_calls_is_not_failed(eager: Settings, se
 async def test_hanging_previews_do_not_delay_the_detection_of_a_dead_production(
     eager: Settings, sessions: Sessions
 ) -> None:
-    """160 previews that never answer would need the janitor's probes sixteen times over."""
-    busy = {
-        "probe_interval": timedelta(seconds=0.5),
-        "probe_timeout": timedelta(seconds=0.5),
-        "probe_concurrency": 10,
-    }
+    """160 previews that never answer would need sixteen times as many concurrent probes as the janitor has."""
+    interval = timedelta(seconds=0.5)
+    busy = {"probe_interval": interval, "probe_timeout": interval, "probe_concurrency": 10}
     async with AsyncExitStack() as stack:
         pages = HealthPages()
         await pages.start(stack, sessions, 1)
         port = await stack.enter_async_context(silent_port())
         for number in range(160):
-            await register(sessions, f"preview-{number}", f"http://127.0.0.1:{port}/{number}", name="bot-0")
-        metrics = await stack.enter_async_context(a_janitor(eager, sessions, **busy))
-        await until_probed(metrics, "answered", 3)
-        await until_probed(metrics, "failed", 20)
+            await register(sessions, f"preview-{number}", f"http://127.0.0.1:{port}/{number}", name="previews")
+        [agent] = await rows(sessions, "SELECT id FROM agents WHERE name = 'previews'")
+        patient = AgentChange(probe_interval_seconds=5, probe_timeout_seconds=5)
+        await in_transaction(sessions, lambda session: change_agent(session, agent.id, patient))
+        await stack.enter_async_context(a_janitor(eager, sessions, **busy))
+        await eventually(lambda: probed(pages.pods[0], 4), "repeated probes of production", seconds=60)
         pages.all_answer(500)
         died = monotonic()
         await eventually_rows(sessions, status_is("Failed", "bot-0"), seconds=60)
         took = monotonic() - died
-    assert took < THRESHOLD * 0.5 + 0.5 + 3, took
+    assert took < THRESHOLD * 0.5 + 0.5 + 1, took
