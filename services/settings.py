@@ -157,6 +157,20 @@ class Settings(BaseSettings):
         default=timedelta(seconds=5), description="Time limit of a probe; at most the interval."
     )
     probe_concurrency: int = Field(default=100, ge=1, description="Concurrent probes per janitor.")
+    panic_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="A janitor whose probes fail for more than this share of Ready deployments sets none Failed; "
+        "1: no limit.",
+    )
+    panic_agents: int = Field(
+        default=5, ge=1, description="Of how many agents, at as many addresses, those deployments must be at least."
+    )
+    panic_window: Timeout = Field(
+        default=timedelta(seconds=60),
+        description="How long a probe counts for that share; at least the probe interval.",
+    )
     pending_deadline: Timeout = Field(
         default=timedelta(minutes=15), description="How long a deployment may be Pending before it is Failed."
     )

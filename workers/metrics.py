@@ -47,6 +47,9 @@ class WorkerMetrics:
             "podium_relay_active", "1 while this process holds the relay lock and publishes.", registry=registry
         )
         self.probes = Counter("podium_probes", "Probes of deployments, by result.", ["result"], registry=registry)
+        self.janitor_panic = Gauge(
+            "podium_janitor_panic", "1 while most probes fail and no deployment is set Failed.", registry=registry
+        )
         self.verdicts = Counter(
             "podium_verdicts", "Deployments whose status a probe or a deadline changed.", ["status"], registry=registry
         )

@@ -14,6 +14,7 @@ from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
 from services.errors import MessageTooLarge, PodiumError, Unavailable
+from services.health.answered_calls import AnsweredCalls, open_answered_calls
 from services.routing.resolver import RouteResolver
 from services.settings import Settings
 from services.storage.database import Sessions
@@ -58,6 +59,7 @@ class Gateway:
     breakers: CircuitBreakers
     metrics: RpcMetrics
     request_buffer: RequestBuffer
+    answered_calls: AnsweredCalls
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
 
 
@@ -71,6 +73,7 @@ async def open_gateway(
     async with (
         upstream_session(settings) as upstream,
         RouteResolver(settings, application_name=application_name) as routes,
+        open_answered_calls(sessions) as answered_calls,
     ):
         yield Gateway(
             settings=settings,
@@ -80,4 +83,5 @@ async def open_gateway(
             breakers=breakers,
             metrics=metrics,
             request_buffer=RequestBuffer(settings),
+            answered_calls=answered_calls,
         )

@@ -5,13 +5,17 @@ from urllib.parse import urlsplit
 
 from litestar import HttpMethod, Response, route
 from litestar.openapi import ResponseSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.access import NO_KEY, PUBLIC
 from api.http.problems import documented_public
 from api.http.responses import PartHealth, Readiness
 from api.resources import Injected, Resources
+from services.health.janitors import living_janitors
+from services.storage.database import Sessions
 
 BROKER_LIMIT_SECONDS = 1
+JANITORS_LIMIT_SECONDS = 1
 _AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
@@ -41,16 +45,31 @@ async def check_live() -> dict[str, str]:
     responses={**documented_public(), 503: ResponseSpec(Readiness, generate_examples=False)},
 )
 async def check_ready(resources: Injected) -> Response[Readiness]:
-    """200 if the database answers, else 503. The broker is only reported: the workers need it, the API does not."""
-    database, broker = await asyncio.gather(_database(resources), _broker(resources))
+    """200 if the database answers, else 503. The broker and a janitor in panic are only reported.
+
+    The workers need the broker, the API does not.
+    """
+    database, broker, janitors = await asyncio.gather(
+        _database(resources), _broker(resources), _janitors(resources.reads)
+    )
     status = "ready" if database.ok else "not ready"
-    readiness = Readiness(status=status, parts={"database": database, "broker": broker})
+    readiness = Readiness(status=status, parts={"database": database, "broker": broker, "janitors": janitors})
     return Response(readiness, status_code=200 if database.ok else 503)
 
 
 async def _database(resources: Resources) -> PartHealth:
     failure = await resources.database.failure()
     return PartHealth(ok=failure is None, detail=failure)
+
+
+async def _janitors(reads: Sessions) -> PartHealth:
+    try:
+        async with asyncio.timeout(JANITORS_LIMIT_SECONDS), reads() as session:
+            janitors = await living_janitors(session)
+    except (TimeoutError, SQLAlchemyError, OSError):
+        return PartHealth(ok=False, detail="cannot be read")
+    panics = [janitor.in_panic for janitor in janitors if janitor.in_panic]
+    return PartHealth(ok=not panics, detail="; ".join(panics) or None)
 
 
 async def _broker(resources: Resources) -> PartHealth:

@@ -1,21 +1,26 @@
 """Health policy: when to probe again, and which probe results change a status, as pure functions.
 
 A status changes after `threshold` equal results in a row; a different result restarts the count. One exception: a
-deployment that has just registered becomes Ready with its first answered probe.
+deployment that has just registered becomes Ready with its first answered probe. A probe that the prober could not make
+is no result, and never reaches this module. A call that the deployment answered after the first failed probe restarts
+the count, too. Production needs the agreement of a second janitor if one runs.
 """
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Literal
 from uuid import UUID
 
 from contracts.events import DeploymentFailed
 from contracts.fields import joined
 from services.domain.readiness import announce_ready, promote_first_time
 from services.domain.state import (
+    NO_FAILURES,
     AgentSnapshot,
     AgentState,
     DeploymentState,
     DeploymentStatus,
+    FailedProbes,
     OnFailure,
     emit,
     status_of_agent,
@@ -68,11 +73,23 @@ class ProbeTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeOutcome:
+    """The outcome of one probe; `unknown` if the prober could not make it, which says nothing about the pod."""
+
+    kind: Literal["answered", "failed", "unknown"]
+    reason: str | None = None
+    other_agent: bool = False
+    """Whether a pod of another agent answered at this address. It answers calls as well, so they prove nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeResult:
     """The result of one probe: `failure` is the reason why it failed, or None if the pod answered."""
 
     target: ProbeTarget
     failure: str | None
+    janitor_id: UUID | None = None
+    other_agent: bool = False
 
 
 def probe_policy_of(agent: AgentState, settings: Settings) -> ProbePolicy:
@@ -109,8 +126,8 @@ def changes_nothing(result: ProbeResult) -> bool:
     return False
 
 
-def apply_probe(state: AgentSnapshot, result: ProbeResult) -> AgentSnapshot:
-    """The state after this probe result.
+def apply_probe(state: AgentSnapshot, result: ProbeResult, *, has_peer: bool = False) -> AgentSnapshot:
+    """The state after this probe result; `has_peer` says whether another janitor runs that could give its opinion.
 
     Unchanged if the deployment was deleted or registered again after the claim: the result may be from another pod.
     """
@@ -119,13 +136,23 @@ def apply_probe(state: AgentSnapshot, result: ProbeResult) -> AgentSnapshot:
     if stored is None or stored.expires_at is not None or not _is_unchanged(stored, target):
         return state
     threshold = target.policy.threshold
-    deployment = replace(stored, probe_streak=_streak(stored.status, stored.probe_streak, failure, threshold))
-    state = state.with_deployment(deployment)
-    if failure is not None and deployment.status == "Ready" and deployment.probe_streak <= -threshold:
-        return fail(state, deployment, f"{threshold} probes in a row failed, the last one: {failure}")
-    if failure is None and _recovers(deployment, threshold):
-        return _set_ready(state, deployment)
-    return state
+    if failure is None:
+        deployment = replace(
+            stored, probe_streak=_streak(stored.status, stored.probe_streak, None, threshold), failures=NO_FAILURES
+        )
+        state = state.with_deployment(deployment)
+        return _set_ready(state, deployment) if _recovers(deployment, threshold) else state
+    deployment = _failed_once_more(stored, result, state.now)
+    if deployment.status != "Ready" or deployment.probe_streak > -threshold:
+        return state.with_deployment(deployment)
+    if deployment.is_production and has_peer and not deployment.failures.confirmed:
+        until = deployment.failures.opinion_until
+        if until is None or state.now < until:
+            waiting = replace(deployment.failures, opinion_until=until or state.now + target.policy.interval)
+            return state.with_deployment(replace(deployment, failures=waiting))
+    return fail(
+        state.with_deployment(deployment), deployment, f"{threshold} probes in a row failed, the last one: {failure}"
+    )
 
 
 def expire(state: AgentSnapshot, deployment_id: str, deadline: timedelta) -> AgentSnapshot:
@@ -174,6 +201,26 @@ def _awaits_probe(status: DeploymentStatus, registered_at: datetime | None, stat
     if status == "Failed":
         return registered_at is not None and registered_at > status_changed_at
     return status == "Pending"
+
+
+def _failed_once_more(stored: DeploymentState, result: ProbeResult, now: datetime) -> DeploymentState:
+    """The deployment with one more failed probe, counted from the last proof that it lives."""
+    before, failures = stored.probe_streak, stored.failures
+    called = failures.last_call_at is not None and failures.since is not None and failures.last_call_at > failures.since
+    if before >= 0 or (called and stored.status == "Ready" and not result.other_agent):
+        before = 0
+        failures = FailedProbes(since=now, janitor_id=result.janitor_id)
+    else:
+        janitors = {failures.janitor_id, result.janitor_id} - {None}
+        confirmed = failures.confirmed or len(janitors) > 1
+        failures = replace(
+            failures,
+            since=failures.since or now,
+            janitor_id=failures.janitor_id or result.janitor_id,
+            confirmed=confirmed,
+        )
+    streak = _streak(stored.status, before, result.failure, result.target.policy.threshold)
+    return replace(stored, probe_streak=streak, failures=failures)
 
 
 def _is_unchanged(stored: DeploymentState, target: ProbeTarget) -> bool:

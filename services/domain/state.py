@@ -58,8 +58,22 @@ class AgentState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedProbes:
+    """What is known about the failed probes in a row of a deployment. Only the health checks load it."""
+
+    since: datetime | None = None
+    janitor_id: UUID | None = None  # of the first one
+    confirmed: bool = False  # another janitor has seen one, too
+    opinion_until: datetime | None = None  # how long production stays Ready for lack of a second opinion
+    last_call_at: datetime | None = None  # the last answered call after the first failed probe
+
+
+NO_FAILURES = FailedProbes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentState:
-    """One row of `deployments`, and the name of the agent it belongs to."""
+    """One row of `deployments`, the name of the agent it belongs to, and the results of its last probes."""
 
     id: str
     agent_id: UUID
@@ -85,6 +99,7 @@ class DeploymentState:
     expires_at: datetime | None = None
     purged_at: datetime | None = None
     probe_streak: int = 0  # positive: answered probes in a row while not Ready; negative: failed probes in a row
+    failures: FailedProbes = NO_FAILURES
 
     @property
     def newest(self) -> Precedence | None:

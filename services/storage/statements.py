@@ -25,7 +25,7 @@ def _assignments(columns: Iterable[str]) -> str:
     return ",\n    ".join(f"{name} = r.{name}" for name in columns)
 
 
-# The columns of a deployment that a registration or a probe result may change.
+# The columns of a deployment that a registration or a verdict may change.
 ANNOUNCED_COLUMNS: dict[str, str] = {
     "docker_image": "text",
     "registration_metadata": "jsonb",
@@ -40,7 +40,6 @@ ANNOUNCED_COLUMNS: dict[str, str] = {
     "registered_message_id": "uuid",
     "first_registered_at": "timestamptz",
     "ready_at": "timestamptz",
-    "probe_streak": "integer",
 }
 # The columns that a new deployment is inserted with.
 _NEW_DEPLOYMENT_COLUMNS: dict[str, str] = {
@@ -147,17 +146,24 @@ ON CONFLICT (id) DO NOTHING
 UPDATE_DEPLOYMENTS = text(
     f"""
 UPDATE deployments AS d SET
-    {_assignments(ANNOUNCED_COLUMNS)},
-    -- A new announcement that restarts the streak is probed at once.
-    probe_due_at = CASE
-        WHEN r.probe_streak = 0 AND r.registered_message_id IS DISTINCT FROM d.registered_message_id
-        THEN clock_timestamp() ELSE d.probe_due_at
-    END
+    {_assignments(ANNOUNCED_COLUMNS)}
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
     id text, {_types(ANNOUNCED_COLUMNS)})
 WHERE d.id = r.id
 """  # noqa: S608 - composed of the constants above
 )
+
+# A new announcement that restarts the streak is probed at once.
+SCHEDULE_PROBES = text("""
+INSERT INTO probes AS p (deployment_id, is_production, streak)
+SELECT id, is_production, probe_streak
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, is_production boolean, probe_streak integer)
+ORDER BY id
+ON CONFLICT (deployment_id) DO UPDATE
+SET due_at = excluded.due_at, streak = 0, failing_since = NULL, failed_by = NULL, confirmed = false,
+    opinion_until = NULL, last_call_at = NULL
+WHERE excluded.streak = 0
+""")
 
 # Runs before anything is promoted: one statement that moves the flag can violate the partial unique index half-way.
 DEMOTE = text("""
@@ -173,6 +179,10 @@ WITH promoted AS (
     UPDATE deployments AS d SET is_production = r.is_production, promoted_at = r.promoted_at
     FROM jsonb_to_recordset(CAST(:deployments AS jsonb)) AS r(id text, is_production boolean, promoted_at timestamptz)
     WHERE d.id = r.id
+), probed AS (
+    UPDATE probes AS p SET is_production = true
+    FROM jsonb_to_recordset(CAST(:deployments AS jsonb)) AS r(id text, is_production boolean)
+    WHERE p.deployment_id = r.id AND r.is_production
 ), serving AS (
     UPDATE agents AS a SET
         {_assignments(SERVING_COLUMNS)},

@@ -21,22 +21,26 @@ from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Ev
 from services.errors import AgentNotFound, LostRace
 from services.storage import statements
 from services.storage.database import mark_events_written
-from services.storage.models import Agent, Deployment, Promotion
+from services.storage.models import Agent, Deployment, Probe, Promotion
 
 _AGENT_FIELDS = [field.name for field in fields(AgentState)]
-_DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState)]
+# The health checks load the failures themselves.
+_DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState) if field.name != "failures"]
 
 # Tables, not models: for a query of one row, the work of the ORM takes longer than the query.
 _agents = Agent.__table__
 _deployments = Deployment.__table__
 _promotions = Promotion.__table__
+_probes = Probe.__table__
 _owners = _agents.alias("owners")
 _earlier = _agents.alias("earlier")
 
 AGENT_COLUMNS = [_agents.c[name] for name in _AGENT_FIELDS]
-DEPLOYMENT_COLUMNS = [
-    _owners.c.name.label("agent_name") if name == "agent_name" else _deployments.c[name] for name in _DEPLOYMENT_FIELDS
-]
+_ELSEWHERE = {
+    "agent_name": _owners.c.name.label("agent_name"),
+    "probe_streak": func.coalesce(_probes.c.streak, 0).label("probe_streak"),
+}
+DEPLOYMENT_COLUMNS = [_ELSEWHERE[name] if name in _ELSEWHERE else _deployments.c[name] for name in _DEPLOYMENT_FIELDS]
 
 _NAMES = bindparam("names", type_=ARRAY(Text))
 _AGENT_IDS = bindparam("agent_ids", type_=ARRAY(Uuid))
@@ -76,13 +80,16 @@ _FACTS_AND_NAMED = (
         _agents.outerjoin(_promotions, _LAST_CUTOVER)
         .outerjoin(_deployments, _deployments.c.id == any_(_DEPLOYMENT_IDS))
         .outerjoin(_owners, _owners.c.id == _deployments.c.agent_id)
+        .outerjoin(_probes, _probes.c.deployment_id == _deployments.c.id)
     )
     .where(_agents.c.id == bindparam("agent_id"))
 )
 # The generation of the deployment's agent, for queries that extend DEPLOYMENTS.
 OWNER_GENERATION = _owners.c.generation
 DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).select_from(
-    _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id)
+    _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id).outerjoin(
+        _probes, _probes.c.deployment_id == _deployments.c.id
+    )
 )
 _NAMED = DEPLOYMENTS.where(_deployments.c.id == any_(_DEPLOYMENT_IDS))
 
@@ -185,6 +192,8 @@ async def save(
     if new and await _write(session, statements.INSERT_DEPLOYMENTS, new) < len(new):
         raise LostRace
     await _write(session, statements.UPDATE_DEPLOYMENTS, [a for b, a in known if _announced(b) != _announced(a)])
+    announced = [_schedule_row(a) for b, a in known if a.registered_message_id != b.registered_message_id]
+    await _write(session, statements.SCHEDULE_PROBES, announced)
     await _write(
         session, statements.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)]
     )
@@ -219,6 +228,10 @@ async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[ob
 
 def _as_json(rows: object) -> str:
     return to_json(rows).decode()
+
+
+def _schedule_row(deployment: DeploymentState) -> dict[str, object]:
+    return {"id": deployment.id, "is_production": deployment.is_production, "probe_streak": deployment.probe_streak}
 
 
 def _ledger_row(entry: LedgerRow) -> dict[str, object]:

@@ -10,12 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.storage.database import async_url
 
+_TABLES = ("deployments", "promotions", "outbox", "registrations", "parked", "agents", "probes", "janitors")
 # A trigger refuses to empty the ledger. The owner of the table can disable its triggers.
 _EMPTY = (
     "ALTER TABLE promotions DISABLE TRIGGER USER",
     "UPDATE agents SET production_deployment_id = NULL WHERE production_deployment_id IS NOT NULL",
     "DELETE FROM mcp_sessions",
-    *(f"DELETE FROM {table}" for table in ("deployments", "promotions", "outbox", "registrations", "parked", "agents")),
+    *(f"DELETE FROM {table}" for table in _TABLES),
     "ALTER TABLE promotions ENABLE TRIGGER USER",
 )
 

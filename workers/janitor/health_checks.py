@@ -16,6 +16,8 @@ from services.health.prober import Prober
 from services.health.probes import expire_pending, give_verdict, give_verdicts
 from services.promotion.rollback import roll_back_failed, rollback_candidates
 from services.storage.database import Sessions, in_transaction
+from workers.janitor.monitor import ProbeMonitor
+from workers.metrics import WorkerMetrics
 
 # Transactions for a single agent that run at the same time.
 SINGLE_TRANSACTIONS = 3
@@ -28,17 +30,35 @@ T = TypeVar("T")
 class HealthChecker:
     """Probes deployments and applies the results. Errors are logged, not raised: the next probe retries."""
 
-    def __init__(self, sessions: Sessions, prober: Prober, batcher: "ResultBatcher") -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        prober: Prober,
+        batcher: "ResultBatcher",
+        monitor: ProbeMonitor,
+        *,
+        janitor_id: UUID,
+        metrics: WorkerMetrics,
+    ) -> None:
         self._sessions = sessions
         self._batcher = batcher
         self._prober = prober
+        self._monitor = monitor
+        self._janitor_id = janitor_id
+        self._metrics = metrics
         self._connections = asyncio.Semaphore(SINGLE_TRANSACTIONS)
 
     async def check(self, target: ProbeTarget) -> None:
-        """Probe a deployment, apply the result, and roll back if production has failed and the agent wants that."""
-        failure = await self._prober.ask(target.url, target.agent_id, target.policy.timeout)
+        """Probe a deployment, apply the result, and roll back if production has failed and the agent wants that.
+
+        An outcome that says more about this janitor than about the deployment changes nothing.
+        """
+        outcome = await self._prober.probe(target.url, target.agent_id, target.policy.timeout)
+        if not self._monitor.record(target, outcome):
+            return
+        result = ProbeResult(target, outcome.reason, self._janitor_id, outcome.other_agent)
         try:
-            failed = await self._apply(ProbeResult(target, failure))
+            failed = await self._apply(result)
             if failed and target.is_production and target.on_failure == "rollback":
                 await self._roll_back(target)
         except Exception as error:  # noqa: BLE001 - nothing was committed, and the next probe retries
@@ -50,7 +70,7 @@ class HealthChecker:
             after = await self._in_transaction(
                 lambda session: expire_pending(session, agent_id, deployment_id, deadline)
             )
-            _log_status_change(after, deployment_id)
+            self._changed(after, deployment_id)
         except Exception as error:  # noqa: BLE001 - as above
             _log_not_stored(deployment_id, error)
             return False
@@ -64,7 +84,7 @@ class HealthChecker:
             after = await self._batcher.apply(result)
             if after is None:
                 after = await self._in_transaction(lambda session: give_verdict(session, result))
-            deployment = _log_status_change(after, target.id)
+            deployment = self._changed(after, target.id)
             status = deployment.status if deployment is not None else "Pending"
         return result.failure is not None and status == "Failed"
 
@@ -95,6 +115,18 @@ class HealthChecker:
                 deployment=candidate.deployment_id,
                 generation=state.agent.generation,
             )
+
+    def _changed(self, after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
+        """Log and count the deployment's new status if a verdict has changed it; returns the deployment."""
+        deployment = after.deployments.get(deployment_id)
+        if deployment is not None and after.events:
+            self._metrics.verdicts.labels(deployment.status).inc()
+            ids = {"agent": after.agent.name, "deployment": deployment.id, "production": deployment.is_production}
+            if deployment.status == "Failed":
+                log.warning("A deployment has failed.", action="janitor.failed", why=deployment.status_reason, **ids)
+            else:
+                log.info("A deployment is Ready.", action="janitor.ready", **ids)
+        return deployment
 
     async def _in_transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """The result of a transaction; waits while `SINGLE_TRANSACTIONS` others run."""
@@ -144,18 +176,6 @@ class ResultBatcher:
             return [error] * len(results)
         except Exception:  # noqa: BLE001 - each result is then applied alone, which shows the one at fault
             return [None] * len(results)
-
-
-def _log_status_change(after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
-    """Log the deployment's new status if a verdict has changed it; returns the deployment."""
-    deployment = after.deployments.get(deployment_id)
-    if deployment is not None and after.events:
-        ids = {"agent": after.agent.name, "deployment": deployment.id, "production": deployment.is_production}
-        if deployment.status == "Failed":
-            log.warning("A deployment has failed.", action="janitor.failed", why=deployment.status_reason, **ids)
-        else:
-            log.info("A deployment is Ready.", action="janitor.ready", **ids)
-    return deployment
 
 
 def _log_not_stored(deployment_id: str, error: Exception) -> None:

@@ -14,6 +14,8 @@ async def check_api(api: Api) -> AsyncIterator[Check]:
     """Run the checks, and yield each result at once."""
     try:
         servers = await api.readiness()
+        # A panic says nothing about the API.
+        janitors = servers.pop("janitors", {"ok": True})
         broken = [f"{name} {server['detail']}" for name, server in servers.items() if not server["ok"]]
         if broken:
             yield part.failed(
@@ -21,6 +23,8 @@ async def check_api(api: Api) -> AsyncIterator[Check]:
             )
         else:
             yield part.ok(f"{api.url} is ready")
+            if not janitors["ok"]:
+                yield part.failed(f"{api.url} reports: {janitors['detail']}", "see the log of that janitor's worker")
         yield _version((await api.get("/openapi.json"))["info"]["version"])
         if not broken:
             await api.get("/agents", limit=1)

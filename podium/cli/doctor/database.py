@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from podium.cli.doctor.checks import Check, Part, first_line, host_and_port
 from podium.cli.durations import format_duration
+from services.health.janitors import living_janitors
 from services.settings import Settings
 from services.storage.database import async_url
 from services.storage.migrate import is_current
@@ -33,9 +34,9 @@ _DENIED = text(
 _WRITE = text("UPDATE agents SET updated_at = updated_at WHERE false")
 _UNPUBLISHED = text("SELECT count(*), min(created_at) FROM outbox WHERE published_at IS NULL")
 _NOT_PROBED = text(
-    "SELECT count(*), min(probe_due_at) FROM deployments "
-    "WHERE expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL) "
-    "AND probe_due_at < statement_timestamp() - CAST(:late AS interval)"
+    "SELECT count(*), min(p.due_at) FROM probes AS p JOIN deployments AS d ON d.id = p.deployment_id "
+    "WHERE d.expires_at IS NULL AND d.acp_url IS NOT NULL AND (d.status <> 'Failed' OR d.ready_at IS NOT NULL) "
+    "AND p.due_at < statement_timestamp() - CAST(:late AS interval)"
 )
 _PARKED = text("SELECT count(*) FROM parked")
 
@@ -78,6 +79,8 @@ async def _check(engine: AsyncEngine, address: str) -> AsyncIterator[Check]:
         async with engine.connect() as connection:
             yield await _events(connection)
             yield await _probes(connection)
+            async for check in _janitors(connection):
+                yield check
             yield await _parked(connection)
     except (SQLAlchemyError, OSError) as error:
         yield part.failed(
@@ -138,6 +141,18 @@ async def _probes(connection: AsyncConnection) -> Check:
         what = "1 deployment is" if waiting == 1 else f"{waiting} deployments are"
         return part.warning(f"{what} overdue for a probe, the oldest for {late}", "is 'podium worker janitor' running?")
     return part.ok("deployments are probed in time")
+
+
+async def _janitors(connection: AsyncConnection) -> AsyncIterator[Check]:
+    for janitor in await living_janitors(connection):
+        if janitor.in_panic:
+            yield part.failed(janitor.in_panic, "can that machine reach the agents' pods, as the API does?")
+        if janitor.unknown:
+            what = "1 deployment" if janitor.unknown == 1 else f"{janitor.unknown} deployments"
+            yield part.warning(
+                f"janitor {janitor.name} cannot probe {what}: {janitor.unknown_reason}",
+                "do its PODIUM_DIAL_* settings, its resolver and its network reach the agents' pods?",
+            )
 
 
 async def _parked(connection: AsyncConnection) -> Check:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from contracts.fields import AGENT_NAME_PATTERN, DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, DEPLOYMENT_ID_PATTERN
 from services.storage.models.base import CLOCK, Base
 
-# Deployments that the janitor probes: all with an address, except deleted ones and those that failed before they were
+# Deployments that a janitor probes: all with an address, except deleted ones and those that failed before they were
 # ever Ready.
 PROBED = "expires_at IS NULL AND acp_url IS NOT NULL AND (status <> 'Failed' OR ready_at IS NOT NULL)"
 # Deployments that have a deadline.
@@ -118,6 +118,7 @@ class Deployment(Base):
     promoted_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
+    # For processes of release 0.1.0 only; the schedule is in `probes`. A later release drops both, with their index.
     probe_due_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     probe_streak: Mapped[int] = mapped_column(Integer(), server_default="0")
 

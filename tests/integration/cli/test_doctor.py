@@ -109,9 +109,38 @@ async def test_overdue_probes_are_a_warning(
             await api.register("bot", version)
         async with sessions() as session, session.begin():
             await session.execute(
-                text("UPDATE deployments SET probe_due_at = now() - interval '3 minutes' WHERE id = 'v1'")
+                text("UPDATE probes SET due_at = now() - interval '3 minutes' WHERE deployment_id = 'v1'")
             )
 
         [unasked] = [each for each in await findings(doctor) if "janitor" in each["advice"]]
     assert unasked["finding"].startswith("1 deployment is overdue for a probe, the oldest for 3m")
     assert unasked["verdict"] == "warning"
+
+
+async def test_a_janitor_in_panic_is_a_failure(
+    doctor: Terminal, broker: AbstractConnection, sessions: Sessions, api: Api
+) -> None:
+    """`podium doctor` fails, and readiness names the janitor but stays: nothing is wrong with the API."""
+    assert broker is not None
+    assert (await api.get("/health/ready")).json["parts"]["janitors"] == {"ok": True, "detail": None}
+    async with sessions() as session, session.begin():
+        await session.execute(
+            text(
+                "INSERT INTO janitors (id, name, panic_since, probed, failing, unknown, unknown_reason)"
+                " VALUES (gen_random_uuid(), 'host:7', '2026-01-01T00:00:00Z', 30, 29, 2, 'may not be dialled')"
+            )
+        )
+    found = await findings(doctor)
+    [panic] = [each for each in found if each["finding"].startswith("janitor host:7 sets")]
+    assert panic["verdict"] == "failed"
+    assert panic["finding"] == (
+        "janitor host:7 sets no deployment Failed since 2026-01-01T00:00:00+00:00: "
+        "its probes of 29 of 30 deployments fail"
+    )
+    [reported] = [each for each in found if f"reports: {panic['finding']}" in each["finding"]]
+    assert (reported["part"], reported["verdict"]) == ("API", "failed")
+    [unknown] = [each for each in found if "cannot probe" in each["finding"]]
+    assert unknown["finding"] == "janitor host:7 cannot probe 2 deployments: may not be dialled"
+    assert unknown["verdict"] == "warning"
+    ready = await api.get("/health/ready")
+    assert (ready.status, ready.json["parts"]["janitors"]) == (200, {"ok": False, "detail": panic["finding"]})

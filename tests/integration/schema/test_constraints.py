@@ -26,7 +26,8 @@ INSERT INTO outbox_low_water (agent_id, sequence, xid, id) VALUES ('{A}', 1, '1'
 INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Registered');
 INSERT INTO mcp_sessions (agent_id, session_sha256, deployment_id) VALUES ('{A}', sha256('one'), 'a1');
 INSERT INTO parked (id, key, reason, error, routing_key, headers, body)
-    VALUES ('{A}', 'k', 'malformed', 'why', 'agent.a', '{{}}', '')
+    VALUES ('{A}', 'k', 'malformed', 'why', 'agent.a', '{{}}', '');
+INSERT INTO janitors (id, name) VALUES ('{A}', 'host:1')
 """
 
 NEW_DEPLOYMENT = "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at) VALUES"
@@ -129,6 +130,10 @@ BAD_STATES = [
     Bad("mcp_sessions_pkey", "INSERT INTO mcp_sessions SELECT * FROM mcp_sessions"),
     Bad("mcp_sessions_digest_whole", "UPDATE mcp_sessions SET session_sha256 = 'an id'"),
     Bad("mcp_sessions_of_own_deployment", "UPDATE mcp_sessions SET deployment_id = 'b1'"),
+    Bad("probes_pkey", "INSERT INTO probes (deployment_id) VALUES ('a1')"),
+    Bad("probes_confirmed_was_failed", "UPDATE probes SET confirmed = true WHERE deployment_id = 'a1'"),
+    Bad("janitors_pkey", "INSERT INTO janitors SELECT * FROM janitors"),
+    Bad("janitors_counts_consistent", "UPDATE janitors SET probed = 1, failing = 2"),
     Bad("parked_attempts_positive", "UPDATE parked SET attempts = 0"),
 ]
 

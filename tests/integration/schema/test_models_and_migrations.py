@@ -58,6 +58,7 @@ INSERT INTO outbox_low_water (agent_id, sequence, xid, id) SELECT id, 0, '1', 0 
 INSERT INTO registrations (message_id, agent_name, outcome) SELECT id, 'bot', 'Registered' FROM agents;
 INSERT INTO parked (key, reason, error, routing_key, headers, body) VALUES ('k', 'malformed', 'e', 'agent.a', '{}', '')
 """
+PROBED = "SELECT count(*), count(*) FILTER (WHERE is_production) FROM probes WHERE due_at <= now()"
 # The file number of a table changes whenever the table is rewritten.
 FILES = text("""
 SELECT relname::text, pg_relation_filenode(oid) FROM pg_class
@@ -96,6 +97,7 @@ async def test_each_revision_is_upgraded_with_its_rows(
             assert (await connection.execute(FILES)).all() == files
             (changed,) = (await connection.execute(text("SELECT description FROM agents"))).scalars()
             assert changed == "changed"
+        assert await rows(Sessions(engine), PROBED) == [(1000, 1)]
         for catalogue in CATALOGUES:
             assert await _catalogue(engine, catalogue) == await _catalogue(modelled, catalogue)
         await engine.dispose()

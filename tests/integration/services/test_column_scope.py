@@ -24,8 +24,6 @@ ANNOUNCED = {
     "registered_message_id",
     "first_registered_at",
     "ready_at",
-    "probe_streak",
-    "probe_due_at",
 }
 SERVING = {
     "production_deployment_id",

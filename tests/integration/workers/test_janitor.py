@@ -180,7 +180,8 @@ async def test_with_proof_a_pod_is_ready_only_when_it_answers(
             await stack.enter_async_context(working(work, proving))
         await publish(broker, a_body("support-bot", deployment_id="v1", acp_url=pod.url))
         await publish(broker, a_body("other-bot", deployment_id="never", acp_url=dead))
-        [waiting] = await eventually_rows(sessions, status_is("Pending") + " AND probe_streak <= -1")
+        failing = " AND id IN (SELECT deployment_id FROM probes WHERE streak <= -1)"
+        [waiting] = await eventually_rows(sessions, status_is("Pending") + failing)
         await eventually_rows(sessions, status_is("Pending", "never"))
         async with sessions() as session, session.begin():
             connection = await session.connection()
@@ -244,7 +245,7 @@ async def test_a_production_that_nothing_can_replace_stays_until_something_can(
         await three_versions(sessions, v1=pod.url, v2=dead)
         async with sessions() as session, session.begin():
             connection = await session.connection()
-            await connection.exec_driver_sql("UPDATE deployments SET probe_streak = -19 WHERE id = 'v2'")
+            await connection.exec_driver_sql("UPDATE probes SET streak = -19 WHERE deployment_id = 'v2'")
         await stack.enter_async_context(working(run_janitor, lasting))
         await eventually_rows(sessions, status_is("Failed", "v2"))
         probes_before = len(pod.seen)
@@ -263,5 +264,5 @@ async def test_by_default_a_failed_production_stays(eager: Settings, sessions: S
         agent_id = (await rows(sessions, "SELECT id FROM agents"))[0].id
         await in_transaction(sessions, lambda session: change_agent(session, agent_id, AgentChange(on_failure="hold")))
         await stack.enter_async_context(working(run_janitor, eager))
-        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE probe_streak <= -5")
+        await eventually_rows(sessions, "SELECT 1 FROM probes WHERE streak <= -5")
         assert await rows(sessions, PROMOTED.format(3)) == []

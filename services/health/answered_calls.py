@@ -1,0 +1,80 @@
+"""Answered calls as proof of life: a deployment that answers calls is alive, whatever a probe says.
+
+The gateway remembers which deployments have answered, and stores it once a second, apart from the calls. Only rows of
+deployments whose last probe failed are written, so the calls of healthy deployments cost no write.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from time import monotonic
+
+from pydantic_core import to_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.cancellation import background_task
+from services.storage.database import Sessions, in_transaction
+
+STORE_EVERY = timedelta(seconds=1)
+# Of how many deployments one process remembers an answer between two writes.
+MOST_DEPLOYMENTS = 1000
+# A server error may come from a proxy in front of the pod.
+SERVER_ERRORS = 500
+
+# The age of an answer, not its time: the clocks of the processes may differ. Rows that are locked are skipped, so that
+# neither this statement nor a verdict waits for the other.
+_STORE = text("""
+WITH failing AS MATERIALIZED (
+    SELECT p.deployment_id, clock_timestamp() - make_interval(secs => r.age) AS answered_at
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, age double precision)
+    JOIN probes AS p ON p.deployment_id = r.id
+    WHERE p.streak < 0
+    FOR NO KEY UPDATE OF p SKIP LOCKED
+)
+UPDATE probes AS p SET last_call_at = greatest(p.last_call_at, failing.answered_at)
+FROM failing WHERE p.deployment_id = failing.deployment_id
+""")
+
+
+class AnsweredCalls:
+    """The deployments that have answered a call since the last write."""
+
+    def __init__(self) -> None:
+        self._answered_at: dict[str, float] = {}
+
+    def record(self, deployment_id: str | None, status: int) -> None:
+        """Remember that the deployment has answered now. Server errors and legacy addresses (None) do not count."""
+        if deployment_id is None or status >= SERVER_ERRORS:
+            return
+        if deployment_id in self._answered_at or len(self._answered_at) < MOST_DEPLOYMENTS:
+            self._answered_at[deployment_id] = monotonic()
+
+    def take(self) -> dict[str, float]:
+        """By deployment, how many seconds ago it has answered; forgets them."""
+        now, answered_at, self._answered_at = monotonic(), self._answered_at, {}
+        return {deployment_id: now - at for deployment_id, at in answered_at.items()}
+
+
+@asynccontextmanager
+async def open_answered_calls(sessions: Sessions) -> AsyncGenerator[AnsweredCalls, None]:
+    """Remembers answered calls and stores them until the end of the context. Losing some does no harm."""
+    calls = AnsweredCalls()
+
+    async def store_repeatedly() -> None:
+        while True:
+            await asyncio.sleep(STORE_EVERY.total_seconds())
+            ages = calls.take()
+            if ages:
+                with suppress(Exception):  # the calls themselves show that the database is unavailable
+                    await in_transaction(sessions, lambda session, ages=ages: store_answered(session, ages))  # type: ignore[misc]
+
+    async with background_task(store_repeatedly(), name="answered calls"):
+        yield calls
+
+
+async def store_answered(session: AsyncSession, ages: dict[str, float]) -> None:
+    """Store the answers of those deployments whose last probe failed; verdicts see them after the commit."""
+    rows = [{"id": deployment_id, "age": age} for deployment_id, age in sorted(ages.items())]
+    await session.execute(_STORE, {"rows": to_json(rows).decode()})
