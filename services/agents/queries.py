@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, select
+from sqlalchemy import ColumnElement, Row, Select, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -24,6 +24,8 @@ DEPLOYMENT_ORDER = {
     "status": Deployment.status,
 }
 
+# As in the indexes for lists, and as a literal, so that the planner can match it. The index by name has `deleted_at`.
+_NOT_DELETED: ColumnElement[bool] = literal_column("agents.status <> 'Deleted'")
 _AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url")).outerjoin(
     Deployment, Deployment.id == Agent.production_deployment_id
 )
@@ -65,9 +67,10 @@ async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
 
 async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
     """One page of the agents that are not deleted. Raises `InvalidRequest` for an unknown order."""
-    query = _AGENTS.where(Agent.deleted_at.is_(None))
     if page.after is not None:
-        return await _views(session, query.where(Agent.id > page.after).order_by(Agent.id).limit(page.limit))
+        query = _AGENTS.where(_NOT_DELETED, Agent.id > page.after)
+        return await _views(session, query.order_by(Agent.id).limit(page.limit))
+    query = _AGENTS.where(Agent.deleted_at.is_(None) if page.order_by == "name" else _NOT_DELETED)
     order = _ordering(AGENT_ORDER, page)
     tie = Agent.id.asc() if page.direction == "asc" else Agent.id.desc()
     return await _views(session, query.order_by(order, tie).limit(page.limit).offset(page.offset))

@@ -23,6 +23,7 @@ SMALL, LARGE = "size=20m", "size=512m"
 # Bytes of random text per message. Random, because PostgreSQL compresses.
 BALLAST = 20_000
 MESSAGES = 1_000
+LATE = 100
 DECIDED = text("SELECT count(*) FROM registrations")
 END_SESSIONS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -75,12 +76,7 @@ async def test_a_full_disk_loses_nothing(system: System, small_disk: Path) -> No
     ):
         await pods.publish(messages)
         await system.until_logged("registrar.database_away", server="PostgreSQL")
-        body = a_body(
-            "late-bot", deployment_id="late-v1", registration_metadata={"ballast": os.urandom(BALLAST * 5).hex()}
-        )
-        async with web.post(f"{url}/agents/register", json=body) as refused:
-            assert refused.status == 503
-            assert refused.headers["retry-after"]
+        accepted = await _register_until_refused(web, url)
         async with web.get(f"{url}/agents") as read:
             assert read.status == 200
         await _until_sessions_are_refused(engine, small_disk)
@@ -90,9 +86,22 @@ async def test_a_full_disk_loses_nothing(system: System, small_disk: Path) -> No
         await system.until_logged("database.failed")
         assert (await admin.execute(DECIDED)).scalar_one() < MESSAGES
         _run("mount", "-o", f"remount,{LARGE}", str(small_disk))
-        await until_quiet(system, MESSAGES)
+        await until_quiet(system, MESSAGES + accepted)
     assert not await rows(system.sessions, "SELECT 1 FROM parked")
     await all_events_in_order(system)
+
+
+async def _register_until_refused(web: aiohttp.ClientSession, url: str) -> int:
+    """Register large deployments over HTTP until the API answers 503; returns how many were accepted before."""
+    for number in range(LATE):
+        ballast = {"ballast": os.urandom(BALLAST).hex()}
+        body = a_body("late-bot", deployment_id=f"late-v{number}", registration_metadata=ballast)
+        async with web.post(f"{url}/agents/register", json=body) as answer:
+            if answer.status != 200:
+                assert answer.status == 503
+                assert answer.headers["retry-after"]
+                return number
+    raise AssertionError("the disk is not full")
 
 
 async def _until_sessions_are_refused(engine: AsyncEngine, disk: Path) -> None:

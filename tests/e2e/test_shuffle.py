@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +17,7 @@ from contracts import topology
 from services.cancellation import background_task
 from services.settings import Settings
 from services.storage.database import Sessions
-from tests.support.broker import a_consumer, ready_messages
+from tests.support.broker import Consumer, a_consumer, ready_messages
 from tests.support.invariants import assert_invariants
 from tests.support.processes import worker_process
 from tests.support.reference_model.comparison import assert_matches
@@ -30,15 +32,30 @@ async def test_shuffled_deliveries_to_two_workers_match_the_model(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path, seed: int
 ) -> None:
     """G3 and G14: each message 1 to 3 times, in random order; rows and ledger match, events are in order."""
-    await deliver_and_compare(Stage(broker, sessions, settings, tmp_path), seed)
+    stage = Stage(broker, sessions, settings, tmp_path)
+    async with delivered(stage, seed) as delivery:
+        pass
+    await compare(stage, delivery)
 
 
 async def test_shuffled_deliveries_end_as_the_model_says_while_agents_are_locked(
     broker: AbstractConnection, sessions: Sessions, settings: Settings, tmp_path: Path
 ) -> None:
     """G3 and G53: another session locks one agent after another, so that its messages are deferred."""
-    async with background_task(lock_in_turn(sessions), name="locks"):
-        await deliver_and_compare(Stage(broker, sessions, settings, tmp_path), random.getrandbits(32))
+    stage = Stage(broker, sessions, settings, tmp_path)
+    async with (
+        background_task(lock_in_turn(sessions), name="locks"),
+        delivered(stage, random.getrandbits(32)) as delivery,
+    ):
+        pass
+    # Copies of decided messages can still have been deferred when the workers stopped.
+    async with worker_process(settings, tmp_path, "registrar"):
+
+        async def drained() -> bool:
+            return await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
+
+        await eventually(drained, "the queue is empty")
+    await compare(stage, delivery)
     assert "registrar.deferred" in logs_of(tmp_path)
 
 
@@ -65,8 +82,18 @@ class Stage:
     folder: Path
 
 
-async def deliver_and_compare(stage: Stage, seed: int) -> None:
-    """Deliver a shuffle to two workers, and compare the outcome with the model."""
+@dataclass(frozen=True)
+class Delivery:
+    """A shuffle that was delivered, and the consumer of its events."""
+
+    seed: int
+    shuffle: Shuffle
+    consumer: Consumer
+
+
+@asynccontextmanager
+async def delivered(stage: Stage, seed: int) -> AsyncIterator[Delivery]:
+    """A shuffle that was delivered to two workers, all of whose messages are decided and events published."""
     broker, sessions = stage.broker, stage.sessions
     shuffle = Shuffle(random.Random(seed))  # noqa: S311 - a reproducible order, not a secret
     shuffle.fill()
@@ -87,6 +114,12 @@ async def deliver_and_compare(stage: Stage, seed: int) -> None:
             return len(decided) == len(shuffle.messages) and not waiting
 
         await eventually(decided_and_published, "every message decided and every event published", seconds=60)
+    yield Delivery(seed, shuffle, consumer)
+
+
+async def compare(stage: Stage, delivery: Delivery) -> None:
+    """Compare the outcome with the model."""
+    broker, sessions, shuffle = stage.broker, stage.sessions, delivery.shuffle
     assert await ready_messages(broker, topology.REGISTRATIONS_QUEUE) == 0
     assert await ready_messages(broker, topology.PARKED_QUEUE) == 0
     async with sessions() as session:
@@ -94,10 +127,10 @@ async def deliver_and_compare(stage: Stage, seed: int) -> None:
             await assert_matches(session, shuffle.messages)
             await assert_invariants(session)
         except AssertionError as difference:
-            difference.add_note(f"Run it again with FRESH_SEED={seed}.")
+            difference.add_note(f"Run it again with FRESH_SEED={delivery.seed}.")
             raise
     published = {(row.source, row.sequence) for row in await rows(sessions, _EVENTS)}
-    assert {(event.source, int(event.sequence)) for event in consumer.once()} == published
+    assert {(event.source, int(event.sequence)) for event in delivery.consumer.once()} == published
 
 
 _EVENTS = "SELECT '/podium/agents/' || agent_id AS source, sequence FROM outbox"

@@ -14,8 +14,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Create the partial indexes, then drop the two that they replace; the previous release uses either."""
-    create_index("agents_living_created_at_id_idx", "ON agents (created_at, id) WHERE deleted_at IS NULL")
-    create_index("agents_living_id_idx", "ON agents (id) WHERE deleted_at IS NULL")
+    # Not `deleted_at IS NULL`: a lookup by name that is planned on an empty table could scan these from end to end.
+    create_index("agents_not_deleted_created_at_id_idx", "ON agents (created_at, id) WHERE status <> 'Deleted'")
+    create_index("agents_not_deleted_id_idx", "ON agents (id) WHERE status <> 'Deleted'")
     create_index(
         "deployments_living_agent_id_created_at_id_idx",
         "ON deployments (agent_id, created_at, id) WHERE expires_at IS NULL",

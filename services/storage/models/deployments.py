@@ -86,8 +86,9 @@ class Agent(Base):
         Index("agents_name_of_living_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
         Index("agents_name_deleted_at_idx", "name", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         # Lists skip what is deleted without reading it.
-        Index("agents_living_created_at_id_idx", "created_at", "id", postgresql_where=text("deleted_at IS NULL")),
-        Index("agents_living_id_idx", "id", postgresql_where=text("deleted_at IS NULL")),
+        # Not `deleted_at IS NULL`: a lookup by name that is planned on an empty table could scan these from end to end.
+        Index("agents_not_deleted_created_at_id_idx", "created_at", "id", postgresql_where=text("status <> 'Deleted'")),
+        Index("agents_not_deleted_id_idx", "id", postgresql_where=text("status <> 'Deleted'")),
     )
 
 

@@ -65,10 +65,9 @@ async def test_a_worker_reports_its_work(
     ):
         for port in ports.values():
             await until_ready(port)
-        await publish(broker, a_body("bot", deployment_id="v1"))
-        await publish(broker, a_body("bot", deployment_id="v1", docker_image="a"))
-        await publish(broker, a_body("bot", deployment_id="v1", docker_image="b"))
-        await eventually_rows(sessions, "SELECT 1 FROM registrations", 3)
+        for number, image in enumerate((None, "a", "b"), start=1):
+            await publish(broker, a_body("bot", deployment_id="v1", docker_image=image))
+            await eventually_rows(sessions, "SELECT 1 FROM registrations", number)
         await eventually_rows(sessions, "SELECT 1 FROM outbox WHERE published_at IS NOT NULL", 3)
 
         async def counted() -> bool:
@@ -82,9 +81,9 @@ async def test_a_worker_reports_its_work(
         assert published == len(await eventually_rows(sessions, "SELECT 1 FROM outbox", 3))
         outcomes: dict[str, float] = {}
         for found in both:
-            for (name, labels), number in found.items():
+            for (name, labels), count in found.items():
                 if name == "podium_registrations_total":
-                    outcomes[dict(labels)["outcome"]] = outcomes.get(dict(labels)["outcome"], 0) + number
+                    outcomes[dict(labels)["outcome"]] = outcomes.get(dict(labels)["outcome"], 0) + count
         assert outcomes == {"Registered": 2, "Rejected": 1}
         for found in both:
             assert value(found, "podium_outbox_unpublished_events") == 0
