@@ -12,6 +12,7 @@ from podium.asyncapi import contract_files
 from services.settings import Settings
 from tests.support.commands import project_version
 from tests.support.processes import ROOT, environment
+from tests.support.sdk_environment import install_locked
 from tests.unit.test_dockerfile import copied
 
 PIP: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
@@ -37,9 +38,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `podium` command of an environment with only the locked packages and the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    install = [*PIP, "--python", folder, "install"]
-    subprocess.run([*install, "--require-hashes", "-r", ROOT / "requirements.lock"], check=True)
-    subprocess.run([*install, "--no-deps", "--no-index", wheel], check=True)
+    install_locked(folder / "bin" / "python", ROOT / "requirements.lock")
+    subprocess.run([*PIP, "--python", folder, "install", "--no-deps", "--no-index", wheel], check=True)
     return folder / "bin" / "podium"
 
 

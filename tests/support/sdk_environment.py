@@ -38,18 +38,19 @@ def made_environment(name: str, base: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.exists() and stamp.read_text() == digest:
             return str(python)
-        subprocess.run([base, "-m", "venv", "--clear", str(environment)], check=True)
-        _install(python, lock_file)
+        subprocess.run([base, "-m", "venv", "--clear", "--without-pip", str(environment)], check=True)
+        install_locked(python, lock_file)
         stamp.write_text(digest)
     return str(python)
 
 
-def _install(python: Path, lock_file: Path) -> None:
-    """Install the locked packages: with uv in seconds, or with pip, whose settings uv does not read."""
+def install_locked(python: Path, lock_file: Path) -> None:
+    """Install the locked packages for this Python: with uv in seconds, or with pip, whose settings uv does not read."""
     options = ["--quiet", "--require-hashes", "-r", str(lock_file)]
     uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--python", str(python), *options]
     if subprocess.run(uv, check=False, timeout=INSTALL_SECONDS).returncode != 0:
-        subprocess.run([str(python), "-m", "pip", "install", *options], check=True, timeout=INSTALL_SECONDS)
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", *options]
+        subprocess.run(pip, check=True, timeout=INSTALL_SECONDS)
 
 
 def newer_python() -> str | None:

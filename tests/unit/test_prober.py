@@ -198,6 +198,13 @@ async def test_a_time_limit_that_is_noticed_too_late_is_unknown(prober: Prober) 
 
 async def test_a_failed_tls_handshake_is_a_failure(prober: Prober) -> None:
     """The number of a TLS error equals that of an error of the operating system."""
-    async with raw_pod(b"this is not TLS") as pod:
-        outcome = await prober.probe(pod.url.replace("http:", "https:"), AGENT, TIMEOUT)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"this is not TLS")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        outcome = await prober.probe(f"https://{host}:{port}/", AGENT, TIMEOUT)
     assert outcome.kind == "failed"
+    assert "no answer" not in (outcome.reason or "")

@@ -42,6 +42,9 @@ class RawPod(socketserver.ThreadingTCPServer):
         self.connections: list[_Connection] = []
         self.answered = 0
 
+    def handle_error(self, *_: object) -> None:
+        """Print nothing: the gateway closes connections whenever it likes."""
+
     @property
     def url(self) -> str:
         """The address."""

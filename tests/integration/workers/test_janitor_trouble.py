@@ -150,13 +150,15 @@ async def test_a_janitor_that_cannot_reach_a_production_does_not_fail_it_alone(
         await asyncio.sleep(0.05)
         return web.Response(status=status)
 
+    # The other janitor has one interval for its opinion.
+    slower = eager.model_copy(update={"probe_interval": timedelta(seconds=1)})
     async with AsyncExitStack() as stack:
         pod = await stack.enter_async_context(running_pod(slow))
-        hasty = await stack.enter_async_context(a_janitor(eager, sessions, probe_timeout=timedelta(seconds=0.001)))
-        calm = await stack.enter_async_context(a_janitor(eager, sessions, janitor_poll=timedelta(seconds=0.25)))
+        hasty = await stack.enter_async_context(a_janitor(slower, sessions, probe_timeout=timedelta(seconds=0.001)))
+        calm = await stack.enter_async_context(a_janitor(slower, sessions, janitor_poll=timedelta(seconds=0.25)))
         await eventually_rows(sessions, "SELECT 1 FROM janitors", 2)
         await register(sessions, "v1", pod.url)
-        await until_probed(hasty, "failed", 4 * THRESHOLD)
+        await until_probed(hasty, "failed", 2 * THRESHOLD)
         assert probes(calm, "answered") > 0
         assert await rows(sessions, FAILED) == []
         status = 500
