@@ -27,6 +27,14 @@ class _Queue:
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How long a change has waited for its turn, and what is left of the time that a request waits for the database."""
+
+    waited_seconds: float
+    seconds_left: float
+
+
 class ChangeQueues:
     """At most some changes of one agent use a connection at a time, in the order in which they arrived.
 
@@ -40,7 +48,7 @@ class ChangeQueues:
         self._queues: dict[UUID | str, _Queue] = {}
 
     @asynccontextmanager
-    async def turn(self, agent: UUID | str) -> AsyncGenerator[None, None]:
+    async def turn(self, agent: UUID | str) -> AsyncGenerator[Turn, None]:
         """Wait for a turn to change this agent, and keep it until exit.
 
         Raises `TooManyChanges` if the queue is full, and `Busy` after the longest wait for the database.
@@ -49,15 +57,18 @@ class ChangeQueues:
         if queue.size >= self._turns_per_agent + WAITING_MAX:
             raise TooManyChanges
         queue.size += 1
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             async with AsyncExitStack() as held:
                 try:
-                    async with asyncio.timeout(self._wait_seconds):
+                    async with asyncio.timeout_at(began + self._wait_seconds):
                         for turns in (queue.turns, self._turns):
                             await held.enter_async_context(turns)
                 except TimeoutError as exc:
                     raise Busy from exc
-                yield
+                waited = loop.time() - began
+                yield Turn(waited, max(self._wait_seconds - waited, 0.0))
         finally:
             queue.size -= 1
             if not queue.size:

@@ -16,6 +16,7 @@ from api.change_queues import ChangeQueues
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
+from services.errors import Busy, Unavailable
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
 from services.settings import Settings
@@ -50,9 +51,17 @@ class Resources:
         return AUTHENTICATED if self.settings.api_key.get_secret_value() else UNAUTHENTICATED
 
     async def change(self, agent: UUID | str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn."""
-        async with self.changes.turn(agent):
-            return await in_transaction(self.sessions, work)
+        """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn.
+
+        The wait for the turn and the transaction share the time that a request waits for the database.
+        """
+        async with self.changes.turn(agent) as turn:
+            try:
+                return await in_transaction(self.sessions, work, seconds=turn.seconds_left)
+            except Unavailable as exc:
+                if turn.waited_seconds > turn.seconds_left:
+                    raise Busy from exc
+                raise
 
 
 @asynccontextmanager

@@ -121,16 +121,18 @@ class Sessions(async_sessionmaker[AsyncSession]):
         self.on_events = on_events
 
 
-async def in_transaction(sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+async def in_transaction(
+    sessions: Sessions, work: Callable[[AsyncSession], Awaitable[T]], *, seconds: float | None = None
+) -> T:
     """Run `work` in a transaction, commit, and return its result. Others see nothing of it before the commit.
 
     Runs `work` again after a deadlock, a serialization failure or a lost race, so `work` must only use its session.
     Raises `Busy` if a lock is not free in time, and `Unavailable` if the database is unavailable or does not respond
-    within `sessions.timeout` (closing the connection may take two seconds more). After `Unavailable` the transaction
-    may still have been committed, so callers must be able to repeat it.
+    within `seconds`, by default `sessions.timeout` (closing the connection may take two seconds more). After
+    `Unavailable` the transaction may still have been committed, so callers must be able to repeat it.
     """
     try:
-        async with asyncio.timeout(sessions.timeout):
+        async with asyncio.timeout(sessions.timeout if seconds is None else seconds):
             return await _run_until_committed(sessions, work)
     except TimeoutError as exc:
         raise Unavailable("The database does not respond in time: try again.") from exc
