@@ -123,9 +123,11 @@ class Forward:
         self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
     ) -> RawHeaders:
         """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
-        headers = [header for header in response_headers(response.raw_headers, route) if header[0] != _REQUEST_ID]
+        headers = response_headers(response.raw_headers, route)
         if record.request_id.isascii():
             headers.append((_REQUEST_ID, record.request_id.encode()))
+        if "location" not in response.headers:
+            return headers
         route_url = f"{self._gateway.settings.public_url.rstrip('/')}{scope['raw_path'].decode('latin-1')}"
         location = returned_location(response.status, response.raw_headers, rpc_url=route.rpc_url, route_url=route_url)
         return headers if location is None else [*headers, (LOCATION, location)]

@@ -90,7 +90,8 @@ _OF_THE_ORIGIN = frozenset(
         b"x-xss-protection",
     }
 )
-_NOT_RETURNED = _HOP_BY_HOP | _OF_THE_ORIGIN | {LOCATION}
+# The caller gets its own request id, and a location of the gateway.
+_NOT_RETURNED = _HOP_BY_HOP | _OF_THE_ORIGIN | {LOCATION, REQUEST_ID_HEADER.encode()}
 _NOT_RETURNED_PREFIXES = (b"x-podium-", b"access-control-", b"cross-origin-", b"sec-")
 # A browser that opens an answer as a page runs no script of it, and treats it as a page of another origin.
 _CONFINED = [(b"content-security-policy", b"sandbox"), (b"x-content-type-options", b"nosniff")]
