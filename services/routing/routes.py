@@ -90,7 +90,7 @@ READ_ROUTES_OF_SESSIONS = _READ.format(
     of_session=f"""coalesce(s.deployment_id = d.id, false) AS session_known,
        coalesce(s.last_seen_at < clock_timestamp() - interval '{SEEN_EVERY.total_seconds()} s', false) AS session_unseen
 """,
-    sessions="""LEFT JOIN mcp_sessions s ON s.agent_id = found.id AND s.session_sha256 = found.by_session
+    sessions="""LEFT JOIN conversations s ON s.agent_id = found.id AND s.key_sha256 = found.by_session
 LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
     target=f"CASE WHEN found.by_deployment IS NULL AND {ISSUER_KEEPS} THEN issuer.id ELSE found.target END",
 )

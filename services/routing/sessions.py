@@ -22,28 +22,28 @@ ISSUER_KEEPS = """issuer.status = 'Ready' AND issuer.expires_at IS NULL
     AND (s.preview IS NOT NULL OR issuer.promoted_at IS NOT NULL)"""
 # The issuing deployment keeps the session while it is Ready, even if another deployment of the agent returns the id.
 _KEEP = text(f"""
-INSERT INTO mcp_sessions AS s (agent_id, session_sha256, deployment_id, preview)
+INSERT INTO conversations AS s (agent_id, key_sha256, deployment_id, preview)
 VALUES (CAST(:agent_id AS uuid), CAST(:digest AS bytea), CAST(:deployment_id AS text), CAST(:preview AS boolean))
-ON CONFLICT (agent_id, session_sha256) DO UPDATE
+ON CONFLICT (agent_id, key_sha256) DO UPDATE
 SET deployment_id = excluded.deployment_id, last_seen_at = clock_timestamp(), preview = excluded.preview
 WHERE s.deployment_id <> excluded.deployment_id AND NOT EXISTS (
     SELECT FROM deployments AS issuer WHERE issuer.id = s.deployment_id AND {ISSUER_KEEPS})
 """)  # noqa: S608 - built from constants only
 _SEEN = text("""
-UPDATE mcp_sessions SET last_seen_at = clock_timestamp()
-WHERE agent_id = CAST(:agent_id AS uuid) AND session_sha256 = CAST(:digest AS bytea)
+UPDATE conversations SET last_seen_at = clock_timestamp()
+WHERE agent_id = CAST(:agent_id AS uuid) AND key_sha256 = CAST(:digest AS bytea)
     AND last_seen_at < clock_timestamp() - CAST(:every AS interval)
 """)
 _END = text("""
-DELETE FROM mcp_sessions WHERE agent_id = CAST(:agent_id AS uuid) AND session_sha256 = CAST(:digest AS bytea)
+DELETE FROM conversations WHERE agent_id = CAST(:agent_id AS uuid) AND key_sha256 = CAST(:digest AS bytea)
 """)
 _REMOVE = text("""
 WITH old AS (
-    SELECT agent_id, session_sha256 FROM mcp_sessions WHERE last_seen_at < :before
+    SELECT agent_id, key_sha256 FROM conversations WHERE last_seen_at < :before
     ORDER BY last_seen_at LIMIT :limit FOR UPDATE SKIP LOCKED
 ), removed AS (
-    DELETE FROM mcp_sessions AS s USING old
-    WHERE s.agent_id = old.agent_id AND s.session_sha256 = old.session_sha256 RETURNING s.agent_id
+    DELETE FROM conversations AS s USING old
+    WHERE s.agent_id = old.agent_id AND s.key_sha256 = old.key_sha256 RETURNING s.agent_id
 )
 SELECT count(*) FROM removed
 """)

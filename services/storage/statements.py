@@ -159,7 +159,7 @@ INSERT INTO probes AS p (deployment_id, is_production, streak)
 SELECT id, is_production, probe_streak
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, is_production boolean, probe_streak integer)
 ORDER BY id
-ON CONFLICT (deployment_id) DO UPDATE
+ON CONFLICT (deployment_id, instance_id) DO UPDATE
 SET due_at = excluded.due_at, streak = 0, failing_since = NULL, failed_by = NULL, confirmed = false,
     opinion_until = NULL, last_call_at = NULL
 WHERE excluded.streak = 0

@@ -15,7 +15,9 @@ _TABLES = ("deployments", "promotions", "outbox", "registrations", "parked", "ag
 _EMPTY = (
     "ALTER TABLE promotions DISABLE TRIGGER USER",
     "UPDATE agents SET production_deployment_id = NULL WHERE production_deployment_id IS NOT NULL",
-    "DELETE FROM mcp_sessions",
+    "DELETE FROM conversations",
+    "DELETE FROM instances",
+    "DELETE FROM departed_instances",
     *(f"DELETE FROM {table}" for table in _TABLES),
     "ALTER TABLE promotions ENABLE TRIGGER USER",
 )

@@ -58,6 +58,11 @@ class Agent(Base):
     probe_interval_seconds: Mapped[float | None]  # NULL, here and below: the value of the setting
     probe_threshold: Mapped[int | None] = mapped_column(Integer())
     probe_timeout_seconds: Mapped[float | None]
+    affinity: Mapped[str] = mapped_column(server_default="deployment")
+    conversation_keys: Mapped[str | None]
+    conversation_idle_seconds: Mapped[float | None]
+    conversation_max_age_seconds: Mapped[float | None]
+    drain_deadline_seconds: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     updated_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     deleted_at: Mapped[datetime | None]
@@ -72,6 +77,12 @@ class Agent(Base):
         CheckConstraint("on_failure IN ('hold', 'rollback')", name="on_failure_known"),
         CheckConstraint(
             "probe_interval_seconds > 0 AND probe_threshold > 0 AND probe_timeout_seconds > 0", name="probes_positive"
+        ),
+        CheckConstraint("affinity IN ('none', 'deployment', 'instance')", name="affinity_known"),
+        CheckConstraint("conversation_keys IN ('a2a', 'acp')", name="conversation_keys_known"),
+        CheckConstraint(
+            "conversation_idle_seconds > 0 AND conversation_max_age_seconds > 0 AND drain_deadline_seconds > 0",
+            name="conversations_positive",
         ),
         CheckConstraint("generation >= 0 AND event_seq >= generation", name="counters_consistent"),
         CheckConstraint("(status = 'Deleted') = (deleted_at IS NOT NULL)", name="deleted_status"),
@@ -119,6 +130,10 @@ class Deployment(Base):
     promoted_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
+    # Whether its pods are rows of `instances`. Then `acp_url` and the paths are those of one of them.
+    has_instances: Mapped[bool] = mapped_column(server_default=text("false"))
+    draining_since: Mapped[datetime | None]
+    drained_at: Mapped[datetime | None]
     # For processes of release 0.1.0 only; the schedule is in `probes`. A later release drops both, with their index.
     probe_due_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     probe_streak: Mapped[int] = mapped_column(Integer(), server_default="0")
@@ -143,6 +158,7 @@ class Deployment(Base):
         ),
         Index("deployments_probe_due_at_idx", "probe_due_at", postgresql_where=text(PROBED)),
         Index("deployments_pending_since_idx", "status_changed_at", postgresql_where=text(WAITING)),
+        Index("deployments_draining_since_idx", "draining_since", postgresql_where=text("draining_since IS NOT NULL")),
         # For retention: the oldest that are not deleted, those deleted first, and the last ones in production.
         Index("deployments_of_age_idx", "created_at", "id", postgresql_where=text("expires_at IS NULL")),
         Index(

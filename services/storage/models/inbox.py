@@ -30,9 +30,10 @@ class Registration(Base):
     reason: Mapped[str | None]
     received_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     seq: Mapped[int] = mapped_column(Identity(always=True))
+    instance_id: Mapped[str | None]
 
     __table_args__ = (
-        CheckConstraint("outcome IN ('Registered', 'Stale', 'Shadowed', 'Rejected')", name="outcome_known"),
+        CheckConstraint("outcome IN ('Registered', 'Stale', 'Shadowed', 'Rejected', 'Departed')", name="outcome_known"),
         Index("registrations_agent_name_seq_idx", "agent_name", "seq"),
         Index("registrations_received_at_idx", "received_at"),
     )

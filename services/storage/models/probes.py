@@ -13,7 +13,9 @@ from services.storage.models.base import CLOCK, Base
 
 
 class Probe(Base):
-    """The schedule of a deployment's probes and its recent results. A deployment that is not probed has no row.
+    """The schedule of the probes of one instance, and their recent results. What is not probed has no row.
+
+    `instance_id` is empty for the pod of a deployment without named instances.
 
     There is no foreign key: its check would lock a row of `deployments` for each insert. A claim deletes the rows of
     deployments that are no longer probed.
@@ -22,6 +24,7 @@ class Probe(Base):
     __tablename__ = "probes"
 
     deployment_id: Mapped[str] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
     is_production: Mapped[bool] = mapped_column(server_default=text("false"))
     due_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     streak: Mapped[int] = mapped_column(Integer(), server_default="0")
@@ -65,8 +68,8 @@ SCHEDULE_FUNCTION = """
 CREATE OR REPLACE FUNCTION schedule_first_probes() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO probes (deployment_id, is_production)
-    SELECT id, is_production FROM inserted WHERE acp_url IS NOT NULL AND expires_at IS NULL
-    ON CONFLICT (deployment_id) DO UPDATE SET due_at = excluded.due_at, streak = 0, failing_since = NULL,
+    SELECT id, is_production FROM inserted WHERE acp_url IS NOT NULL AND expires_at IS NULL AND NOT has_instances
+    ON CONFLICT (deployment_id, instance_id) DO UPDATE SET due_at = excluded.due_at, streak = 0, failing_since = NULL,
         failed_by = NULL, confirmed = false, opinion_until = NULL, last_call_at = NULL;
     RETURN NULL;
 END
@@ -83,7 +86,7 @@ CREATE OR REPLACE FUNCTION copy_probe_schedule() RETURNS trigger LANGUAGE plpgsq
 BEGIN
     INSERT INTO probes AS p (deployment_id, is_production, due_at, streak)
     VALUES (NEW.id, NEW.is_production, NEW.probe_due_at, NEW.probe_streak)
-    ON CONFLICT (deployment_id) DO UPDATE SET due_at = excluded.due_at, streak = excluded.streak,
+    ON CONFLICT (deployment_id, instance_id) DO UPDATE SET due_at = excluded.due_at, streak = excluded.streak,
         failing_since = NULL, failed_by = NULL, confirmed = false, opinion_until = NULL;
     RETURN NULL;
 END

@@ -18,7 +18,7 @@ from tests.integration.api.pods import Handler, running_pod
 from tests.support.waiting import rows
 
 RPC = "/agents/name/bot/rpc"
-KEPT = "SELECT deployment_id, session_sha256, last_seen_at, preview FROM mcp_sessions ORDER BY last_seen_at"
+KEPT = "SELECT deployment_id, key_sha256, last_seen_at, preview FROM conversations ORDER BY last_seen_at"
 
 
 def speaking_mcp(version: str) -> Handler:
@@ -83,7 +83,7 @@ async def test_a_session_keeps_its_version_on_every_process(serve: Serve, sessio
 
         said_by(await two.delete(RPC, headers=session), "v1")
         said_by(await one.post(RPC, {}, headers=session), "v2", 404)
-        kept = {bytes(row.session_sha256) for row in await rows(sessions, KEPT)}
+        kept = {bytes(row.key_sha256) for row in await rows(sessions, KEPT)}
         assert digest_of(session["mcp-session-id"].encode()) not in kept
         assert digest_of(fresh["mcp-session-id"].encode()) in kept
 
@@ -189,11 +189,11 @@ async def test_what_a_session_costs(api: Api, sessions: Sessions, monkeypatch: p
             await api.post(RPC, {}, headers=session)
         assert writes == ["keep_session"]
         async with sessions.begin() as database:
-            await database.execute(text("UPDATE mcp_sessions SET last_seen_at = now() - interval '2 hours'"))
+            await database.execute(text("UPDATE conversations SET last_seen_at = now() - interval '2 hours'"))
         for _ in range(3):
             await api.post(RPC, {}, headers=session)
         assert writes == ["keep_session", "session_seen"]
-        [row] = await rows(sessions, "SELECT now() - last_seen_at AS age FROM mcp_sessions")
+        [row] = await rows(sessions, "SELECT now() - last_seen_at AS age FROM conversations")
         assert row.age < timedelta(minutes=30)
         await api.delete(RPC, headers=session)
         await api.delete(RPC, headers=session)
@@ -217,11 +217,11 @@ async def test_what_opens_no_session(api: Api, sessions: Sessions) -> None:
             assert answered.headers.getall("mcp-session-id") == issued.split(",")
         assert await rows(sessions, KEPT) == []
         await api.post(RPC, {}, headers={"x-status": "200", "x-issue": "a"})
-        assert [row.session_sha256 for row in await rows(sessions, KEPT)] == [digest_of(b"a")]
+        assert [row.key_sha256 for row in await rows(sessions, KEPT)] == [digest_of(b"a")]
         two = [("x-status", "200"), ("x-issue", "c,d"), ("mcp-session-id", "a"), ("mcp-session-id", "b")]
         assert (await api.delete(RPC, headers=two)).status == 200
         assert pod.seen[-1].header("mcp-session-id") == ["a", "b"]
-    assert [row.session_sha256 for row in await rows(sessions, KEPT)] == [digest_of(b"a")]
+    assert [row.key_sha256 for row in await rows(sessions, KEPT)] == [digest_of(b"a")]
 
 
 async def test_an_unknown_session_is_stored_with_its_next_answer(api: Api, sessions: Sessions) -> None:
@@ -230,7 +230,7 @@ async def test_an_unknown_session_is_stored_with_its_next_answer(api: Api, sessi
         await api.register("bot", "v1", acp_url=pod.url)
         session = await opened(api)
         async with sessions.begin() as database:
-            await database.execute(text("DELETE FROM mcp_sessions"))
+            await database.execute(text("DELETE FROM conversations"))
         said_by(await api.post(RPC, {}, headers=session), "v1")
     assert [row.deployment_id for row in await rows(sessions, KEPT)] == ["v1"]
 
@@ -252,7 +252,7 @@ async def test_a_session_that_cannot_be_stored_is_refused(serve: Serve, engine: 
 
     async with running_pod(opening) as pod, engine.connect() as locking, asyncio.timeout(20):
         await api.register("bot", "v1", acp_url=pod.url)
-        await locking.execute(text("LOCK TABLE mcp_sessions IN EXCLUSIVE MODE"))
+        await locking.execute(text("LOCK TABLE conversations IN EXCLUSIVE MODE"))
         (await api.post(RPC, {"id": 1})).rpc_error(503, "session-not-kept", sent=True)
         await closed.wait()
         assert (await api.get(RPC)).status == 200

@@ -24,7 +24,12 @@ INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, gen
 INSERT INTO event_epochs (epoch) VALUES (0);
 INSERT INTO outbox_low_water (agent_id, sequence, xid, id) VALUES ('{A}', 1, '1', 1);
 INSERT INTO registrations (message_id, agent_name, outcome) VALUES ('{A}', 'a', 'Registered');
-INSERT INTO mcp_sessions (agent_id, session_sha256, deployment_id) VALUES ('{A}', sha256('one'), 'a1');
+INSERT INTO conversations (agent_id, key_sha256, deployment_id) VALUES ('{A}', sha256('one'), 'a1');
+INSERT INTO instances (deployment_id, instance_id, agent_id, acp_url, rpc_path, health_path, status,
+    status_changed_at, registered_at, registered_message_id, created_at, ready_at)
+    VALUES ('a1', 'pod-1', '{A}', 'http://h', '/api', '/healthz', 'Ready', now(), now(), '{A}', now(), now());
+INSERT INTO departed_instances (agent_name, deployment_id, instance_id, registered_at, message_id)
+    VALUES ('a', 'a1', 'pod-0', now(), '{A}');
 INSERT INTO parked (id, key, reason, error, routing_key, headers, body)
     VALUES ('{A}', 'k', 'malformed', 'why', 'agent.a', '{{}}', '');
 INSERT INTO janitors (id, name) VALUES ('{A}', 'host:1')
@@ -57,6 +62,12 @@ BAD_STATES = [
     Bad("agents_status_known", "UPDATE agents SET status = 'Fine' WHERE name = 'a'"),
     Bad("agents_acp_type_known", "UPDATE agents SET acp_type = 'magic'"),
     Bad("agents_agent_input_type_known", "UPDATE agents SET agent_input_type = 'video'"),
+    Bad("agents_affinity_known", "UPDATE agents SET affinity = 'pod'"),
+    Bad("agents_conversation_keys_known", "UPDATE agents SET conversation_keys = 'mcp'"),
+    *[
+        Bad("agents_conversations_positive", f"UPDATE agents SET {column} = 0")
+        for column in ("conversation_idle_seconds", "conversation_max_age_seconds", "drain_deadline_seconds")
+    ],
     Bad("agents_legacy_error_style_known", "UPDATE agents SET legacy_error_style = 'loud'"),
     Bad("agents_auto_promote_known", "UPDATE agents SET auto_promote = 'sometimes'"),
     Bad("agents_on_failure_known", "UPDATE agents SET on_failure = 'panic'"),
@@ -127,9 +138,18 @@ BAD_STATES = [
     Bad("registrations_outcome_known", "UPDATE registrations SET outcome = 'Duplicate'"),
     Bad("parked_pkey", f"INSERT INTO parked SELECT '{A}', 'other', NULL, NULL, NULL, 'r', 'e', 'k', '{{}}', ''"),
     Bad("parked_key_key", f"INSERT INTO parked SELECT '{B}', 'k', NULL, NULL, NULL, 'r', 'e', 'k', '{{}}', ''"),
-    Bad("mcp_sessions_pkey", "INSERT INTO mcp_sessions SELECT * FROM mcp_sessions"),
-    Bad("mcp_sessions_digest_whole", "UPDATE mcp_sessions SET session_sha256 = 'an id'"),
-    Bad("mcp_sessions_of_own_deployment", "UPDATE mcp_sessions SET deployment_id = 'b1'"),
+    Bad("conversations_pkey", "INSERT INTO conversations SELECT * FROM conversations"),
+    Bad("conversations_digest_whole", "UPDATE conversations SET key_sha256 = 'an id'"),
+    Bad("conversations_of_own_deployment", "UPDATE conversations SET deployment_id = 'b1'"),
+    Bad("instances_pkey", "INSERT INTO instances SELECT * FROM instances"),
+    *[
+        Bad("instances_id_valid", f"UPDATE instances SET instance_id = '{instance_id}'")
+        for instance_id in ("-pod", "a pod", "a" * 129)
+    ],
+    Bad("instances_status_known", "UPDATE instances SET status = 'Fine'"),
+    Bad("instances_ready_since", "UPDATE instances SET ready_at = NULL"),
+    Bad("instances_of_own_deployment", "UPDATE instances SET deployment_id = 'b1'"),
+    Bad("departed_instances_pkey", "INSERT INTO departed_instances SELECT * FROM departed_instances"),
     Bad("probes_pkey", "INSERT INTO probes (deployment_id) VALUES ('a1')"),
     Bad("probes_confirmed_was_failed", "UPDATE probes SET confirmed = true WHERE deployment_id = 'a1'"),
     Bad("janitors_pkey", "INSERT INTO janitors SELECT * FROM janitors"),

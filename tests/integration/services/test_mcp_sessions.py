@@ -12,7 +12,7 @@ from tests.integration.services.world import NAME, World
 V1, V2 = f"{NAME}.v1", f"{NAME}.v2"
 ONE, TWO = digest_of(b"one"), digest_of(b"two")
 
-_AGED = text("UPDATE mcp_sessions SET last_seen_at = clock_timestamp() - CAST(:age AS interval)")
+_AGED = text("UPDATE conversations SET last_seen_at = clock_timestamp() - CAST(:age AS interval)")
 
 
 async def keep(world: World, deployment_id: str, digest: bytes = ONE, name: str = NAME) -> None:
@@ -23,14 +23,14 @@ async def keep(world: World, deployment_id: str, digest: bytes = ONE, name: str 
 
 async def kept(world: World) -> dict[tuple[str, bytes], str]:
     """The deployment of each session, by the agent's name and the digest."""
-    query = text("SELECT a.name, s.* FROM mcp_sessions AS s JOIN agents AS a ON a.id = s.agent_id")
+    query = text("SELECT a.name, s.* FROM conversations AS s JOIN agents AS a ON a.id = s.agent_id")
     found = await world.do(lambda session: session.execute(query))
-    return {(row.name, row.session_sha256): row.deployment_id for row in found}
+    return {(row.name, row.key_sha256): row.deployment_id for row in found}
 
 
 async def last_seen(world: World) -> datetime:
     """`last_seen_at` of the session that was seen last."""
-    found = await world.do(lambda session: session.scalar(text("SELECT max(last_seen_at) FROM mcp_sessions")))
+    found = await world.do(lambda session: session.scalar(text("SELECT max(last_seen_at) FROM conversations")))
     assert isinstance(found, datetime)
     return found
 
@@ -73,7 +73,7 @@ async def test_only_a_digest_is_kept(world: World) -> None:
     """A reader of the table cannot use the sessions."""
     await world.two_versions()
     await keep(world, V1, digest_of(b"a secret id"))
-    found = await world.do(lambda session: session.scalar(text("SELECT mcp_sessions::text FROM mcp_sessions")))
+    found = await world.do(lambda session: session.scalar(text("SELECT conversations::text FROM conversations")))
     assert b"a secret id".hex() not in found
     assert "a secret id" not in found
 

@@ -202,6 +202,6 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
             scans = re.findall(r"Index (?:Only )?Scan using (\w+)", plan)
             assert len(scans) == plan.count("Index Cond"), "an index is read from end to end"
             assert len(scans) >= 4
-            assert set(scans) <= {"agents_pkey", "agents_name_of_living_key", "mcp_sessions_pkey", *by_id}
+            assert set(scans) <= {"agents_pkey", "agents_name_of_living_key", "conversations_pkey", *by_id}
         await two_versions(world)
         assert (await reads.find(BY_NAME)).deployment_id == "v1"

@@ -105,7 +105,7 @@ async def test_a_call_to_a_deployment_goes_there(world: World, reads: RouteResol
 async def test_sessions_of_version_0_1(world: World, reads: RouteResolver, agent_id: UUID) -> None:
     """Their rows do not say which route issued them: they count if their deployment has been in production."""
     await world.do(lambda session: keep_session(session, agent_id, UNKNOWN, V2))
-    await world.do(lambda session: session.execute(text("UPDATE mcp_sessions SET preview = NULL")))
+    await world.do(lambda session: session.execute(text("UPDATE conversations SET preview = NULL")))
     assert (await by_both(reads, agent_id)).session_known
     assert (await by_both(reads, agent_id, UNKNOWN)).deployment_id == V1
     await world.do(lambda session: keep_session(session, agent_id, UNKNOWN, V1))
