@@ -68,6 +68,33 @@ class DeploymentFailed(EventData):
     is_production: bool
 
 
+class InstanceReady(EventData):
+    """A pod of a version with several became reachable, or moved to a new address."""
+
+    deployment_id: str
+    instance_id: str | None = Field(description="Null, here and in the next events, for the pod that names none.")
+    acp_url: str
+    is_production: bool
+
+
+class InstanceFailed(EventData):
+    """A pod of a version with several failed. The version fails only with its last one."""
+
+    deployment_id: str
+    instance_id: str | None
+    reason: str
+    is_production: bool
+
+
+class InstanceGone(EventData):
+    """A pod of a version with several said goodbye, or was removed because it had failed for long."""
+
+    deployment_id: str
+    instance_id: str | None
+    reason: str
+    is_production: bool
+
+
 class Serving(BaseModel):
     """What served before a cutover: a deployment, or the legacy address (`deployment_id` is null)."""
 
@@ -128,6 +155,9 @@ EventType = Literal[
     "podium.deployment.demoted.v1",
     "podium.deployment.deleted.v1",
     "podium.deployment.purged.v1",
+    "podium.instance.ready.v1",
+    "podium.instance.failed.v1",
+    "podium.instance.gone.v1",
 ]
 
 EVENT_TYPES: dict[type[EventData], EventType] = {
@@ -140,6 +170,9 @@ EVENT_TYPES: dict[type[EventData], EventType] = {
     DeploymentDemoted: "podium.deployment.demoted.v1",
     DeploymentDeleted: "podium.deployment.deleted.v1",
     DeploymentPurged: "podium.deployment.purged.v1",
+    InstanceReady: "podium.instance.ready.v1",
+    InstanceFailed: "podium.instance.failed.v1",
+    InstanceGone: "podium.instance.gone.v1",
 }
 
 

@@ -102,6 +102,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
 DeploymentId = Annotated[str, StringConstraints(pattern=DEPLOYMENT_ID_PATTERN)]
+InstanceId = Annotated[str, StringConstraints(pattern=DEPLOYMENT_ID_PATTERN)]
 ServiceAddress = Annotated[
     str, StringConstraints(min_length=1, max_length=ADDRESS_MAX_LENGTH), AfterValidator(check_service_address)
 ]

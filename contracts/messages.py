@@ -1,6 +1,6 @@
-"""Announcements: the bodies of `POST /agents/register`, of the message on the queue, and of a build registration."""
+"""Announcements and goodbyes of pods: the bodies of messages on the queue and of requests."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +12,7 @@ from contracts.fields import (
     ErrorStyle,
     Image,
     InputType,
+    InstanceId,
     Moment,
     ServiceAddress,
     Text,
@@ -33,6 +34,10 @@ class RegistrationMetadata(BaseModel):
     deployment_id: DeploymentId | None = Field(
         default=None, description="Id of the announced version. Without it, the agent is a legacy agent."
     )
+    instance_id: InstanceId | None = Field(
+        default=None,
+        description="Id of this pod among those of the version. Without it, a pod replaces the one that names none.",
+    )
     docker_image: Image | None = Field(default=None, description="Image of the version; cannot change once set.")
     rpc_path: UrlPath | None = Field(
         default=None, description="Path of the JSON-RPC endpoint below acp_url; default /api."
@@ -48,11 +53,13 @@ class RegistrationMetadata(BaseModel):
     @model_validator(mode="after")
     def _can_be_stored(self) -> Self:
         check_storable(self.model_extra)
+        if self.instance_id is not None and self.deployment_id is None:
+            raise ValueError("instance_id needs a deployment_id")
         return self
 
     def facts(self) -> dict[str, Any]:
-        """All announced fields, known and unknown, as JSON values."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """All announced fields of the version, known and unknown, as JSON values."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"instance_id"})
 
 
 class RegisterAgentRequest(BaseModel):
@@ -77,6 +84,11 @@ class RegisterAgentRequest(BaseModel):
         """Id of the announced version; None for a legacy agent."""
         return self.registration_metadata.deployment_id if self.registration_metadata else None
 
+    @property
+    def instance_id(self) -> str | None:
+        """Id of the announced pod; None if it names none."""
+        return self.registration_metadata.instance_id if self.registration_metadata else None
+
 
 class RegisterAgent(RegisterAgentRequest):
     """A pod's announcement on the queue. Retries until the broker confirms it must keep the same `message_id`."""
@@ -98,3 +110,23 @@ class RegisterBuildRequest(BaseModel):
     acp_type: AcpType | None = None
     agent_input_type: InputType | None = None
     registration_metadata: Facts | None = None
+
+
+class DeregisterInstanceRequest(BaseModel):
+    """A pod's goodbye over HTTP: it gets no further calls. The server assigns its id and its time."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: AgentName
+    deployment_id: DeploymentId
+    instance_id: InstanceId
+
+
+class DeregisterInstance(DeregisterInstanceRequest):
+    """A pod's goodbye on the queue, with the routing key of its agent's announcements."""
+
+    kind: Literal["deregister"]
+    message_id: UUID
+    registered_at: Moment = Field(
+        description="Time of the goodbye by the pod's clock; the newest message of an instance wins."
+    )

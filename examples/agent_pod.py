@@ -1,22 +1,28 @@
 """An agent's pod: serves JSON-RPC and announces itself. Needs aio-pika and aiohttp, and PODIUM_AMQP_URL.
 
 AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://127.0.0.1 ACP_PORT=8001 python -m examples.agent_pod
+
+With AGENT_INSTANCE_ID, several pods of one version can run. Each says goodbye when it is stopped by SIGTERM.
 """
 
 import asyncio
 import json
 import os
+import signal
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from aio_pika import DeliveryMode, Message, connect
 from aio_pika.exceptions import AMQPError
 from aiohttp import web
 
+INSTANCE_ID = os.environ.get("AGENT_INSTANCE_ID")
+
 
 def announcement(name: str, deployment_id: str) -> Message:
     """The announcement of this version. Retries send the same message, with the same id."""
-    body = {
+    body: dict[str, Any] = {
         "name": name,
         "acp_url": f"{os.environ['ACP_URL']}:{os.environ['ACP_PORT']}",
         "description": "Says hello, and which version says it.",
@@ -24,10 +30,25 @@ def announcement(name: str, deployment_id: str) -> Message:
         "registered_at": datetime.now(UTC).isoformat(),
         "registration_metadata": {"deployment_id": deployment_id, "docker_image": f"registry/hello:{deployment_id}"},
     }
+    if INSTANCE_ID is not None:
+        body["registration_metadata"]["instance_id"] = INSTANCE_ID
     return Message(json.dumps(body).encode(), delivery_mode=DeliveryMode.PERSISTENT)
 
 
-async def announce(message: Message, name: str) -> None:
+def goodbye(name: str, deployment_id: str) -> Message:
+    """The goodbye of this instance: it gets no further calls."""
+    body = {
+        "kind": "deregister",
+        "name": name,
+        "deployment_id": deployment_id,
+        "instance_id": INSTANCE_ID,
+        "message_id": str(uuid4()),
+        "registered_at": datetime.now(UTC).isoformat(),
+    }
+    return Message(json.dumps(body).encode(), delivery_mode=DeliveryMode.PERSISTENT)
+
+
+async def publish(message: Message, name: str) -> None:
     """Publish until the broker confirms. `mandatory` turns a missing queue into an error."""
     while True:
         try:
@@ -58,8 +79,13 @@ async def main() -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", int(os.environ["ACP_PORT"])).start()
-    await announce(announcement(name, deployment_id), name)
-    await asyncio.Event().wait()
+    await publish(announcement(name, deployment_id), name)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    if INSTANCE_ID is not None:
+        await publish(goodbye(name, deployment_id), name)
+    await runner.cleanup()  # after the calls in flight
 
 
 if __name__ == "__main__":

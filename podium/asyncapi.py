@@ -18,7 +18,7 @@ from pydantic import BaseModel, create_model
 from contracts import topology
 from contracts.events import CONTENT_TYPE, EVENT_TYPES, CloudEvent, EventData, EventType
 from contracts.fields import AGENT_NAME_PATTERN, TRACEPARENT_PATTERN
-from contracts.messages import RegisterAgent
+from contracts.messages import DeregisterInstance, RegisterAgent
 
 DOCUMENT = "asyncapi.json"
 SCHEMAS = "schemas"
@@ -78,8 +78,8 @@ def contract_files() -> dict[str, str]:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """The JSON Schemas by name: the announcement, the event envelope, and the `data` of each event type."""
-    models: list[type[BaseModel]] = [RegisterAgent, CloudEvent, *EVENT_TYPES]
+    """The JSON Schemas by name: the messages of pods, the event envelope, and the `data` of each event type."""
+    models: list[type[BaseModel]] = [RegisterAgent, DeregisterInstance, CloudEvent, *EVENT_TYPES]
     return {model.__name__: {"$schema": DIALECT, **model.model_json_schema()} for model in models}
 
 
@@ -119,6 +119,16 @@ def _broker() -> RabbitBroker:
     async def register_agent(message: RegisterAgent) -> None:
         """Give the message its model; the registrar handles it."""
 
+    @broker.subscriber(
+        queue,
+        REGISTRATIONS,
+        title=DeregisterInstance.__name__,
+        description=f"{DeregisterInstance.__doc__} {REGISTRATIONS_DESCRIPTION}",
+        ack_policy=AckPolicy.MANUAL,
+    )
+    async def deregister_instance(message: DeregisterInstance) -> None:
+        """Give the message its model; the registrar handles it."""
+
     for data, event_type in EVENT_TYPES.items():
         broker.publisher(
             exchange=EVENTS,
@@ -145,10 +155,11 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         channel["servers"] = [{"$ref": "#/servers/rabbitmq"}]
     for operation in document["operations"].values():
         del operation["bindings"]["amqp"]["cc"]  # FastStream writes the routing key there, but this one is a template
-    registrations = document["channels"][RegisterAgent.__name__]
     events = document["channels"][next(iter(EVENT_TYPES)).__name__]
     exchange = {**events["bindings"]["amqp"]["exchange"], "name": topology.REGISTRATIONS_EXCHANGE}
-    registrations["bindings"]["amqp"] = {**events["bindings"]["amqp"], "exchange": exchange}
+    for model in (RegisterAgent, DeregisterInstance):
+        bindings = document["channels"][model.__name__]["bindings"]
+        bindings["amqp"] = {**events["bindings"]["amqp"], "exchange": exchange}
     messages = document["components"]["messages"]
     for name, message in messages.items():
         del message["correlationId"]

@@ -111,6 +111,13 @@ class ImageConflict(PodiumError):
     reason = "image-conflict"
 
 
+class TooManyInstances(PodiumError):
+    """The deployment has as many instances as PODIUM_INSTANCES_PER_DEPLOYMENT allows: let some say goodbye."""
+
+    status = 409
+    reason = "too-many-instances"
+
+
 class AgentDeletedError(PodiumError):
     """The agent was deleted: register its name again to create a new agent."""
 

@@ -147,6 +147,13 @@ class Settings(BaseSettings):
     publish_timeout: Timeout = Field(default=timedelta(seconds=10), description="Longest wait for a publisher confirm.")
     drain_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest time of a graceful stop.")
 
+    instances_per_deployment: int = Field(
+        default=100, ge=1, le=1000, description="Most instances of a deployment; further ones are refused."
+    )
+    instance_retention: Timeout = Field(
+        default=timedelta(minutes=10),
+        description="How long an instance may be Failed before it is removed; the last one of a deployment stays.",
+    )
     probe_interval: Duration = Field(
         default=timedelta(seconds=30), gt=timedelta(0), description="How often a deployment is probed."
     )

@@ -108,7 +108,7 @@ class Forward:
                 call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, buffered.content)
                 response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
                 del call
-                self._gateway.answered_calls.record(route.deployment_id, response.status)
+                self._gateway.answered_calls.record(route.deployment_id, "", response.status)
                 try:
                     await follow_session(self._gateway, scope["method"], key, route, response)
                     returned = self._answer_headers(response, route, scope, record)

@@ -1,5 +1,6 @@
 """Response bodies. Field names and status words are those of the existing client."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -13,7 +14,9 @@ from services.domain.state import (
     AgentState,
     AgentStatus,
     AutoPromote,
+    DeploymentState,
     DeploymentStatus,
+    InstanceState,
     OnFailure,
     serving,
 )
@@ -111,6 +114,44 @@ class PeriodAnswer(BaseModel):
     until: datetime | None = Field(description="Null while the deployment is in production.")
 
 
+class InstanceAnswer(BaseModel):
+    """One pod of a version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    instance_id: str | None = Field(description="Null for the pod that names no instance.")
+    acp_url: str
+    rpc_path: str
+    health_path: str
+    status: DeploymentStatus
+    status_reason: str | None
+    status_changed_at: datetime
+    registered_at: datetime | None
+    ready_at: datetime | None
+
+    @classmethod
+    def all_of(cls, view: DeploymentView) -> list[Self]:
+        """The pods of a deployment: its instances, or the only pod; none if it has no address."""
+        deployment = view.deployment
+        pods: Sequence[InstanceState | DeploymentState] = view.instances or ()
+        if not deployment.has_instances and deployment.acp_url is not None:
+            pods = [deployment]
+        return [
+            cls(
+                instance_id=pod.name if isinstance(pod, InstanceState) else None,
+                acp_url=pod.acp_url or "",
+                rpc_path=pod.rpc_path,
+                health_path=pod.health_path,
+                status=pod.status,
+                status_reason=pod.status_reason,
+                status_changed_at=pod.status_changed_at,
+                registered_at=pod.registered_at,
+                ready_at=pod.ready_at,
+            )
+            for pod in pods
+        ]
+
+
 class DeploymentAnswer(BaseModel):
     """One version of an agent."""
 
@@ -137,12 +178,13 @@ class DeploymentAnswer(BaseModel):
     production_periods: list[PeriodAnswer] = Field(
         description=f"The last {PERIODS_SHOWN} periods in production, newest first."
     )
+    instances: list[InstanceAnswer] | None = Field(description="Its pods and their health; null in lists.")
     expires_at: datetime | None = Field(description="When it was deleted; null if it is not deleted.")
     purged_at: datetime | None = Field(description="When its data were removed; the remaining fields are kept forever.")
 
     @classmethod
-    def of(cls, view: DeploymentView) -> Self:
-        """The answer for a deployment."""
+    def of(cls, view: DeploymentView, *, in_list: bool = False) -> Self:
+        """The answer for a deployment; without its pods if it is one of a list."""
         deployment = view.deployment
         return cls(
             id=deployment.id,
@@ -164,6 +206,7 @@ class DeploymentAnswer(BaseModel):
             ready_at=deployment.ready_at,
             promoted_at=deployment.promoted_at,
             production_periods=[PeriodAnswer.model_validate(period) for period in view.production_periods],
+            instances=None if in_list else InstanceAnswer.all_of(view),
             expires_at=deployment.expires_at,
             purged_at=deployment.purged_at,
         )

@@ -77,7 +77,7 @@ async def read_deployments(
     uuid = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
     views = await in_transaction(resources.reads, lambda session: list_deployments(session, uuid, page))
-    return [DeploymentAnswer.of(view) for view in views]
+    return [DeploymentAnswer.of(view, in_list=True) for view in views]
 
 
 @get(ITEM, operation_id="get_deployment", responses=documented(404))

@@ -16,12 +16,12 @@ from api.http.problems import documented
 from api.http.requests import JsonBody
 from api.http.responses import AgentAnswer, RegisteredAgentAnswer
 from api.resources import Injected, Resources
-from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
+from contracts.messages import DeregisterInstanceRequest, RegisterAgentRequest, RegisterBuildRequest
 from services.agents.queries import get_agent
 from services.api_keys import agent_api_key
 from services.domain.announcement import Announcement, Rejected
 from services.domain.state import AgentSnapshot
-from services.registration.batch import Incoming, register_batch
+from services.registration.batch import Incoming, Terms, register_batch
 from services.registration.inbox import InboxRow, Lifetime, recent_registrations
 from services.storage.database import in_transaction
 from services.storage.pages import Page
@@ -37,7 +37,8 @@ class RegistrationAnswer(BaseModel):
     deployment_id: str | None
     registered_at: datetime | None = Field(description="The time that the pod sent, as stored.")
     received_at: datetime
-    outcome: Literal["Registered", "Stale", "Shadowed", "Rejected", "Parked"]
+    instance_id: str | None = Field(description="The pod of the deployment; null if it names none.")
+    outcome: Literal["Registered", "Stale", "Shadowed", "Departed", "Rejected", "Parked"]
     reason: str | None = Field(description="Why it was rejected.")
     parked_id: UUID | None = Field(description="The id of the parked message, if only that is stored.")
     attempts: int = Field(description="How many messages were parked for this reason.")
@@ -46,6 +47,15 @@ class RegistrationAnswer(BaseModel):
     def of(cls, row: InboxRow) -> Self:
         """The answer for a row of the inbox."""
         return cls.model_validate(row)
+
+
+class DeregisteredAnswer(BaseModel):
+    """The instance that gets no further calls."""
+
+    model_config = ConfigDict(frozen=True)
+
+    deployment_id: str
+    instance_id: str
 
 
 @post(
@@ -70,6 +80,27 @@ async def register(
     key = agent_api_key(resources.settings.secret_key.get_secret_value(), state.agent.id)
     answer = RegisteredAgentAnswer.of_state(state, agent_api_key=key)
     return Response(answer, headers=generation_headers(answer.generation))
+
+
+@post(
+    "/agents/deregister",
+    status_code=200,
+    dto=JsonBody[DeregisterInstanceRequest],
+    return_dto=None,
+    opt=FOR_AGENTS,
+    security=AGENT_KEY,
+    operation_id="deregister_instance",
+    responses=documented(409, 413, 415),
+)
+async def deregister(
+    data: JSONBody[DeregisterInstanceRequest], request: AnyRequest, resources: Injected
+) -> DeregisteredAnswer:
+    """Say goodbye: an instance of a deployment gets no further calls. Idempotent.
+
+    An announcement of this instance that was published earlier does not bring it back.
+    """
+    await _decided(resources, data, traceparent(request))
+    return DeregisteredAnswer(deployment_id=data.deployment_id, instance_id=data.instance_id)
 
 
 @post(
@@ -113,20 +144,28 @@ async def read_registrations_of_agent(
     return [RegistrationAnswer.of(row) for row in await in_transaction(resources.reads, work)]
 
 
-REGISTER_ROUTES = [register, register_build]
+REGISTER_ROUTES = [register, deregister, register_build]
 ROUTES = [read_registrations, read_registrations_of_agent]
 
 
 async def _register(
     resources: Resources, request: RegisterAgentRequest | RegisterBuildRequest, trace: str | None
 ) -> AgentSnapshot:
-    """The agent after the registration. A rejection is raised after the commit, so that the inbox contains it."""
+    """The agent after the registration."""
+    state = await _decided(resources, request, trace)
+    assert state is not None  # only an unreadable message has none
+    return state
+
+
+async def _decided(
+    resources: Resources,
+    request: RegisterAgentRequest | RegisterBuildRequest | DeregisterInstanceRequest,
+    trace: str | None,
+) -> AgentSnapshot | None:
+    """The agent after the message. A rejection is raised after the commit, so that the inbox contains it."""
     incoming = Incoming(Announcement(request, uuid4(), None, trace))
-    proof = resources.settings.ready_requires_probe
-    [decided] = await resources.change(
-        request.name, lambda session: register_batch(session, [incoming], requires_probe=proof)
-    )
+    terms = Terms.of(resources.settings)
+    [decided] = await resources.change(request.name, lambda session: register_batch(session, [incoming], terms=terms))
     if isinstance(decided.outcome, Rejected):
         raise decided.outcome.error
-    assert decided.state is not None  # only Rejected has none
     return decided.state

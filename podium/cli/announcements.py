@@ -26,7 +26,7 @@ from pydantic_core import from_json
 from yarl import URL
 
 from contracts.fields import TRACEPARENT_PATTERN
-from contracts.messages import RegisterAgent
+from contracts.messages import DeregisterInstance, RegisterAgent
 from contracts.topology import REGISTRATIONS_EXCHANGE, registration_key
 from podium.cli.command import CommandContext
 from podium.cli.durations import format_duration
@@ -53,8 +53,9 @@ class Decision:
 
 # Waits this many seconds for the registrar's decision; None if no reply arrives.
 AwaitDecision = Callable[[float], Awaitable[Decision | None]]
-# Returns once the announcement is confirmed; raises `NotConfirmed` to be called again.
-Send = Callable[[RegisterAgent], Awaitable[AwaitDecision | None]]
+PodMessage = RegisterAgent | DeregisterInstance
+# Returns once the message is confirmed; raises `NotConfirmed` to be called again.
+Send = Callable[[PodMessage], Awaitable[AwaitDecision | None]]
 
 # The variable and the option for each field of the announcement.
 _SOURCES = {
@@ -64,6 +65,9 @@ _SOURCES = {
     "acp_type": "ACP_TYPE or --acp-type",
     "agent_input_type": "AGENT_INPUT_TYPE or --input-type",
     "registration_metadata.deployment_id": "AGENTEX_DEPLOYMENT_ID or --deployment",
+    "registration_metadata.instance_id": "AGENT_INSTANCE_ID or --instance",
+    "deployment_id": "AGENTEX_DEPLOYMENT_ID or --deployment",
+    "instance_id": "AGENT_INSTANCE_ID or --instance",
     "registration_metadata.docker_image": "AGENT_IMAGE or --image",
     "registration_metadata.rpc_path": "--rpc-path",
     "registration_metadata.health_path": "--health-path",
@@ -115,6 +119,26 @@ class Pod:
         """A new announcement: with the current time and a message id of its own."""
         return RegisterAgent.model_validate({**self.fields, "message_id": uuid4(), "registered_at": datetime.now(UTC)})
 
+    def goodbye(self) -> DeregisterInstance | None:
+        """A new goodbye of this pod; None if it names no instance."""
+        metadata = self.fields.get("registration_metadata", {})
+        if "instance_id" not in metadata:
+            return None
+        return goodbye_of(self.fields["name"], metadata["deployment_id"], metadata["instance_id"])
+
+
+def goodbye_of(name: str | None, deployment_id: str | None, instance_id: str | None) -> DeregisterInstance:
+    """A new goodbye of an instance. Raises `Failure` that names the variable to set."""
+    named = {"name": name, "deployment_id": deployment_id, "instance_id": instance_id}
+    for field, value in named.items():
+        if not value:
+            raise Failure(f"The pod's {field} is not set: set {_SOURCES[field]}.", ExitCode.USAGE)
+    fields = {**named, "kind": "deregister", "message_id": uuid4(), "registered_at": datetime.now(UTC)}
+    try:
+        return DeregisterInstance.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
 
 def parse_facts(pairs: Sequence[str]) -> dict[str, str]:
     """The facts of NAME=VALUE pairs. Raises `typer.BadParameter`."""
@@ -128,7 +152,7 @@ def parse_facts(pairs: Sequence[str]) -> dict[str, str]:
 
 
 async def send_until_confirmed(
-    send: Send, message: RegisterAgent, limit: timedelta | None, note: Callable[[str], None]
+    send: Send, message: PodMessage, limit: timedelta | None, note: Callable[[str], None]
 ) -> AwaitDecision | None:
     """Send the same message until it is confirmed. Returns a function that waits for the registrar's decision.
 
@@ -148,8 +172,9 @@ async def send_until_confirmed(
                     await asyncio.sleep(backoff(attempt))
     except TimeoutError:
         assert limit is not None  # without a limit there is no timeout here
+        done = "announced" if isinstance(message, RegisterAgent) else "deregistered"
         raise Failure(
-            f"{message.name} was not announced within {format_duration(limit)}. {cause}".rstrip(), ExitCode.TIMED_OUT
+            f"{message.name} was not {done} within {format_duration(limit)}. {cause}".rstrip(), ExitCode.TIMED_OUT
         ) from None
 
 
@@ -165,7 +190,7 @@ def publisher(environment: Mapping[str, str]) -> Send:
     if not re.match(r"amqps?://[^/]", url):
         raise Failure("PODIUM_AMQP_URL is not an address such as amqp://user:password@host:5672/.", ExitCode.USAGE)
 
-    async def publish(message: RegisterAgent) -> AwaitDecision:
+    async def publish(message: PodMessage) -> AwaitDecision:
         try:
             return await _publish(url, message)
         except CONNECTION_EXCEPTIONS as error:
@@ -181,11 +206,12 @@ def poster(context: CommandContext) -> Send:
     """
     key = os.environ.get("AGENT_API_KEY")
 
-    async def post(message: RegisterAgent) -> None:
+    async def post(message: PodMessage) -> None:
+        path = "/agents/register" if isinstance(message, RegisterAgent) else "/agents/deregister"
         body = message.model_dump(mode="json", exclude_unset=True)
         headers = {"x-agent-api-key": key} if key else {}
         try:
-            await context.api.call("POST", "/agents/register", json=body, headers=headers)
+            await context.api.call("POST", path, json=body, headers=headers)
         except Failure as failure:
             if failure.code != ExitCode.UNAVAILABLE:
                 raise
@@ -194,7 +220,7 @@ def poster(context: CommandContext) -> Send:
     return post
 
 
-async def _attempt(send: Send, message: RegisterAgent) -> AwaitDecision | None:
+async def _attempt(send: Send, message: PodMessage) -> AwaitDecision | None:
     try:
         with lost_as(NotConfirmed("The connection to the broker was lost.")):
             async with asyncio.timeout(ATTEMPT_SECONDS) as timeout:
@@ -205,7 +231,7 @@ async def _attempt(send: Send, message: RegisterAgent) -> AwaitDecision | None:
         raise NotConfirmed(f"No confirmation arrived within {ATTEMPT_SECONDS} s.") from None
 
 
-async def _publish(url: str, message: RegisterAgent) -> AwaitDecision:
+async def _publish(url: str, message: PodMessage) -> AwaitDecision:
     connection = await connect(url, timeout=CONNECT_SECONDS)
     try:
         # Without on_return_raises, the broker confirms a message that no queue takes, and the message is lost.
@@ -236,7 +262,7 @@ async def _decision(connection: AbstractConnection, replies: "asyncio.Queue[byte
     return Decision(reply["outcome"], reply["reason"], reply["message"])
 
 
-def _amqp_message(message: RegisterAgent) -> Message:
+def _amqp_message(message: PodMessage) -> Message:
     trace = os.environ.get("TRACEPARENT", "")
     return Message(
         message.model_dump_json(exclude_unset=True).encode(),

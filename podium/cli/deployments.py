@@ -121,6 +121,7 @@ def _details(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str
         ("role", role_of(deployment)),
         ("image", deployment["docker_image"]),
         ("address", deployment["acp_url"]),
+        *(("instance", _instance(each)) for each in deployment["instances"] or () if each["instance_id"] is not None),
         ("rpc path", deployment["rpc_path"]),
         ("health path", deployment["health_path"]),
         *((name, str(value)) for name, value in metadata.items() if name not in _SHOWN_ELSEWHERE),
@@ -131,6 +132,11 @@ def _details(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str
         ("deleted", local_time(deployment["expires_at"]) if deployment["expires_at"] else None),
         ("purged", local_time(deployment["purged_at"]) if deployment["purged_at"] else None),
     ]
+
+
+def _instance(instance: dict[str, Any]) -> str:
+    because = f": {instance['status_reason']}" if instance["status_reason"] else ""
+    return f"{instance['instance_id']} {instance['status']} at {instance['acp_url']}{because}"
 
 
 def _period(period: dict[str, Any]) -> str:

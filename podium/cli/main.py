@@ -20,7 +20,7 @@ from podium.cli.history import history
 from podium.cli.output import plain
 from podium.cli.parked import parked
 from podium.cli.promotions import promote, rollback
-from podium.cli.register import register
+from podium.cli.register import deregister, register
 from podium.cli.registrations import registrations
 from podium.cli.rpc import rpc
 from podium.servers import Purpose, ServersError, ensure_servers
@@ -47,6 +47,7 @@ ORDER = [
     "parked",
     "rpc",
     "register",
+    "deregister",
 ]
 
 
@@ -188,7 +189,7 @@ def worker(
 
 for group in (agents, deployments, parked):
     app.add_typer(group)
-for operator_command in (registrations, promote, rollback, history, events, rpc, register, doctor):
+for operator_command in (registrations, promote, rollback, history, events, rpc, register, deregister, doctor):
     app.command()(operator_command)
 
 

@@ -1,4 +1,4 @@
-"""`podium register`: announce a pod, once or repeatedly as a sidecar, from options and environment variables."""
+"""`podium register` and `podium deregister`: announce a pod, once or as a sidecar, and say goodbye for it."""
 
 import asyncio
 import signal
@@ -13,6 +13,7 @@ from podium.cli.durations import parse_duration
 from podium.cli.exits import ExitCode, Failure, code_of_reason
 
 if TYPE_CHECKING:
+    from contracts.messages import DeregisterInstance
     from podium.cli.announcements import Pod
 
 MIN_INTERVAL = timedelta(seconds=1)
@@ -23,7 +24,10 @@ OUTCOMES = {
     "Duplicate": "The announcement was decided before; nothing changed.",
     "Stale": "A newer announcement was applied before; nothing changed.",
     "Shadowed": "The address was stored, but production keeps the traffic.",
+    "Departed": "The instance gets no further calls.",
 }
+# Pods that stop have little time.
+GOODBYE_LIMIT = timedelta(seconds=5)
 
 Name = Annotated[str | None, typer.Option("--name", envvar="AGENT_NAME", help="Name of the agent.")]
 Url = Annotated[str | None, typer.Option("--acp-url", envvar="ACP_URL", help="Base address of the pod.")]
@@ -37,6 +41,14 @@ DeploymentId = Annotated[
         "--deployment",
         envvar="AGENTEX_DEPLOYMENT_ID",
         help="Id of the deployment. Without it, a legacy agent is announced.",
+    ),
+]
+InstanceId = Annotated[
+    str | None,
+    typer.Option(
+        "--instance",
+        envvar="AGENT_INSTANCE_ID",
+        help="Id of this pod among those of the deployment. Without it, a pod replaces the one before.",
     ),
 ]
 Description = Annotated[str | None, typer.Option(envvar="AGENT_DESCRIPTION", help="Description of the agent.")]
@@ -84,6 +96,7 @@ async def register(
     acp_url: Url = None,
     acp_port: Port = None,
     deployment: DeploymentId = None,
+    instance: InstanceId = None,
     description: Description = None,
     acp_type: AcpType = None,
     input_type: InputType = None,
@@ -103,7 +116,8 @@ async def register(
     """Announce a pod until the broker confirms the message.
 
     The environment variables are the same as those of pods that use the agentex SDK. The same message is sent until
-    the broker (with --http: the API) confirms it, so several attempts have one effect.
+    the broker (with --http: the API) confirms it, so several attempts have one effect. With --every and --instance,
+    SIGTERM also deregisters the instance.
     """
     from podium.cli.announcements import Pod, parse_facts  # noqa: PLC0415 - --help starts faster without it
 
@@ -120,6 +134,7 @@ async def register(
         metadata={
             **parse_facts(fact or []),
             "deployment_id": deployment,
+            "instance_id": instance,
             "docker_image": image,
             "commit_sha": commit,
             "branch": branch,
@@ -133,6 +148,48 @@ async def register(
         await _announce(context, pod, http=http, limit=timeout)
     else:
         await _run_until_sigterm(context, _repeat(context, pod, every, http=http, limit=timeout))
+        if (goodbye := pod.goodbye()) is not None:
+            await _say_goodbye(context, goodbye, http=http, limit=GOODBYE_LIMIT)
+
+
+@command
+async def deregister(
+    context: CommandContext,
+    *,
+    name: Name = None,
+    deployment: DeploymentId = None,
+    instance: InstanceId = None,
+    http: Http = False,
+    timeout: Timeout = None,  # noqa: ASYNC109 - an option of the command
+) -> None:
+    """Say goodbye for an instance, so that it gets no further calls.
+
+    Its last call may be in flight: stop the pod after that. An announcement made earlier does not bring it back.
+    """
+    from podium.cli.announcements import goodbye_of  # noqa: PLC0415 - --help starts faster without it
+
+    await _say_goodbye(context, goodbye_of(name, deployment, instance), http=http, limit=timeout)
+
+
+async def _say_goodbye(
+    context: CommandContext, message: "DeregisterInstance", *, http: bool, limit: timedelta | None
+) -> None:
+    """Send a goodbye, and print the outcome if the registrar's reply arrives in time. Raises `Failure`."""
+    from podium.cli.announcements import poster, publisher, send_until_confirmed  # noqa: PLC0415 - as in `register`
+
+    output, instance = context.output, f"{message.deployment_id} {message.instance_id}"
+    send = poster(context) if http else publisher(context.environment)
+    async with output.progress(f"Deregistering {instance}"):
+        await_decision = await send_until_confirmed(send, message, limit, output.note)
+        decision = await await_decision(DECISION_SECONDS) if await_decision is not None else None
+    if decision is not None and decision.outcome not in OUTCOMES:
+        raise Failure(f"The goodbye of {instance} was refused: {decision.message}", code_of_reason(decision.reason))
+    result = {
+        "confirmed_by": "api" if http else "broker",
+        "outcome": decision.outcome if decision else None,
+        "message": message.model_dump(mode="json"),
+    }
+    output.item(result, str(message.message_id), f"Deregistered {instance}.")
 
 
 async def _announce(

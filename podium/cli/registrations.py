@@ -20,6 +20,7 @@ REASONS = {
     "Registered": "applied",
     "Stale": "a newer announcement was applied before",
     "Shadowed": "address stored, but production keeps the traffic",
+    "Departed": "the instance gets no further calls",
 }
 
 

@@ -1,7 +1,7 @@
 """Reads of agents and deployments for the API."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -9,12 +9,12 @@ from sqlalchemy import ColumnElement, Row, Select, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from services.domain.state import AgentState, DeploymentState
+from services.domain.state import AgentState, DeploymentState, InstanceState
 from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
 from services.promotion.history import PERIODS, Period, periods_of
 from services.storage.models import Agent, Deployment
 from services.storage.pages import Page
-from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS, OWNER_GENERATION
+from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS, OWNER_GENERATION, load_instances
 
 AGENT_ORDER = {"id": Agent.id, "name": Agent.name, "created_at": Agent.created_at, "updated_at": Agent.updated_at}
 DEPLOYMENT_ORDER = {
@@ -47,6 +47,8 @@ class DeploymentView:
     deployment: DeploymentState
     production_periods: tuple[Period, ...]
     generation: int
+    instances: tuple[InstanceState, ...] | None = None
+    """Its pods, if it has instances; lists do not read them."""
 
 
 async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
@@ -83,7 +85,7 @@ async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: s
     if row is None:
         await _require_agent(session, agent_id)
         raise DeploymentNotFound
-    return _deployment_view(row)
+    return await _with_instances(session, _deployment_view(row))
 
 
 async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentView:
@@ -91,7 +93,7 @@ async def find_deployment(session: AsyncSession, deployment_id: str) -> Deployme
     row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
     if row is None:
         raise DeploymentNotFound("There is no deployment with this id: check it.")
-    return _deployment_view(row)
+    return await _with_instances(session, _deployment_view(row))
 
 
 async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentView]:
@@ -133,6 +135,13 @@ async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
         legacy = agent.legacy_acp_url if agent.deleted_at is None else None
         views.append(AgentView(agent, production_acp_url if agent.production_deployment_id is not None else legacy))
     return views
+
+
+async def _with_instances(session: AsyncSession, view: DeploymentView) -> DeploymentView:
+    if not view.deployment.has_instances:
+        return view
+    instances = await load_instances(session, [view.deployment])
+    return replace(view, instances=tuple(instances[view.deployment.id].values()))
 
 
 def _deployment_view(row: Row[Any]) -> DeploymentView:

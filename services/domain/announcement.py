@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
+from contracts.messages import DeregisterInstanceRequest, RegisterAgentRequest, RegisterBuildRequest
 from services.errors import PodiumError
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A valid registration, from the queue or over HTTP."""
+    """A valid registration, or the goodbye of an instance, from the queue or over HTTP."""
 
-    request: RegisterAgentRequest | RegisterBuildRequest
+    request: RegisterAgentRequest | RegisterBuildRequest | DeregisterInstanceRequest
     message_id: UUID
     registered_at: datetime | None  # None: the time of the decision, by the database's clock
     traceparent: str | None = None
@@ -21,13 +21,16 @@ class Announcement:
     """The name of the agent that it announces."""
     deployment_id: str | None = field(init=False)
     """The deployment that it announces; None for a legacy agent and for a build."""
+    instance_id: str | None = field(init=False)
+    """The pod of the deployment; None if it names none."""
 
     def __post_init__(self) -> None:
         # Fields rather than properties: a batch reads them many times for each message.
         request = self.request
-        deployment_id = request.deployment_id if isinstance(request, RegisterAgentRequest) else None
+        of_deployment = None if isinstance(request, RegisterBuildRequest) else request
         object.__setattr__(self, "name", request.name)
-        object.__setattr__(self, "deployment_id", deployment_id)
+        object.__setattr__(self, "deployment_id", of_deployment.deployment_id if of_deployment else None)
+        object.__setattr__(self, "instance_id", of_deployment.instance_id if of_deployment else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,15 @@ class Shadowed:
 
 
 @dataclass(frozen=True, slots=True)
+class Departed:
+    """The goodbye was applied: the instance gets no further calls."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The announcement was refused. Nothing changed."""
 
     error: PodiumError
 
 
-Outcome = Registered | Duplicate | Stale | Shadowed | Rejected
+Outcome = Registered | Duplicate | Stale | Shadowed | Departed | Rejected

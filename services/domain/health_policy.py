@@ -8,12 +8,12 @@ the count, too. Production needs the agreement of a second janitor if one runs.
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 from uuid import UUID
 
-from contracts.events import DeploymentFailed
 from contracts.fields import joined
-from services.domain.readiness import announce_ready, promote_first_time
+from services.domain.instances import announce_instance, fail_instance, settle
+from services.domain.readiness import set_failed, set_ready
 from services.domain.state import (
     NO_FAILURES,
     AgentSnapshot,
@@ -21,11 +21,12 @@ from services.domain.state import (
     DeploymentState,
     DeploymentStatus,
     FailedProbes,
+    InstanceState,
     OnFailure,
-    emit,
-    status_of_agent,
 )
 from services.settings import Settings
+
+P = TypeVar("P", bound=DeploymentState | InstanceState)
 
 # The next probe is due after 88 to 98 % of the interval: a janitor notices a due probe a little late, and the interval
 # must hold all the same. The jitter spreads deployments that became due together.
@@ -47,9 +48,13 @@ class ProbePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeTarget:
-    """A deployment that is due for a probe, as stored when it was claimed."""
+    """A pod that is due for a probe, as stored when it was claimed: an instance, or the only pod of a deployment.
+
+    `id` is the deployment's. The other fields are the instance's own, if the deployment has instances.
+    """
 
     id: str
+    instance_id: str = ""
     agent_id: UUID
     status: DeploymentStatus
     status_changed_at: datetime
@@ -132,68 +137,85 @@ def apply_probe(state: AgentSnapshot, result: ProbeResult, *, has_peer: bool = F
     Unchanged if the deployment was deleted or registered again after the claim: the result may be from another pod.
     """
     target, failure = result.target, result.failure
-    stored = state.deployments.get(target.id)
-    if stored is None or stored.expires_at is not None or not _is_unchanged(stored, target):
+    deployment = state.deployments.get(target.id)
+    if deployment is None or deployment.expires_at is not None:
+        return state
+    stored = _probed(state, deployment, target.instance_id)
+    if stored is None or not _is_unchanged(stored, target):
         return state
     threshold = target.policy.threshold
     if failure is None:
-        deployment = replace(
+        pod = replace(
             stored, probe_streak=_streak(stored.status, stored.probe_streak, None, threshold), failures=NO_FAILURES
         )
-        state = state.with_deployment(deployment)
-        return _set_ready(state, deployment) if _recovers(deployment, threshold) else state
-    deployment = _failed_once_more(stored, result, state.now)
-    if deployment.status != "Ready" or deployment.probe_streak > -threshold:
-        return state.with_deployment(deployment)
-    if deployment.is_production and has_peer and not deployment.failures.confirmed:
-        until = deployment.failures.opinion_until
+        return _set_ready(state, pod) if _recovers(pod, threshold) else _with(state, pod)
+    pod = _failed_once_more(stored, result, state.now)
+    if pod.status != "Ready" or pod.probe_streak > -threshold:
+        return _with(state, pod)
+    if deployment.is_production and has_peer and not pod.failures.confirmed:
+        until = pod.failures.opinion_until
         if until is None or state.now < until:
-            waiting = replace(deployment.failures, opinion_until=until or state.now + target.policy.interval)
-            return state.with_deployment(replace(deployment, failures=waiting))
-    return fail(
-        state.with_deployment(deployment), deployment, f"{threshold} probes in a row failed, the last one: {failure}"
-    )
+            waiting = replace(pod.failures, opinion_until=until or state.now + target.policy.interval)
+            return _with(state, replace(pod, failures=waiting))
+    return _set_failed(state, pod, f"{threshold} probes in a row failed, the last one: {failure}")
 
 
 def expire(state: AgentSnapshot, deployment_id: str, deadline: timedelta) -> AgentSnapshot:
-    """Set the deployment Failed if it has been Pending for longer than `deadline`; otherwise nothing changes."""
+    """Set the deployment, or its instances, Failed if Pending for longer than `deadline`; otherwise nothing changes."""
     deployment = state.deployments.get(deployment_id)
-    if deployment is None or deployment.status != "Pending" or deployment.expires_at is not None:
+    if deployment is None or deployment.expires_at is not None:
         return state
-    if state.now < deployment.status_changed_at + deadline:
+    unanswered = f"no probe was answered within {_in_words(deadline)}"
+    own = state.instances.get(deployment_id, {})
+    for instance in own.values():
+        if instance.status == "Pending" and state.now >= instance.status_changed_at + deadline:
+            state = fail_instance(state, instance, unanswered)
+    deployment = state.deployments[deployment_id]
+    waiting = any(each.status == "Pending" for each in state.instances.get(deployment_id, {}).values())
+    if deployment.status != "Pending" or waiting or state.now < deployment.status_changed_at + deadline:
         return state
-    missing = "its pod did not announce itself" if deployment.acp_url is None else "no probe was answered"
-    return fail(state, deployment, f"{missing} within {_in_words(deadline)}")
+    missing = f"its pod did not announce itself within {_in_words(deadline)}"
+    return set_failed(state, deployment, missing if deployment.acp_url is None else unanswered)
 
 
-def fail(state: AgentSnapshot, deployment: DeploymentState, reason: str) -> AgentSnapshot:
-    """Set this deployment Failed. If it is in production, it stays in production and the agent is Failed too."""
-    failed = replace(deployment, status="Failed", status_reason=reason, status_changed_at=state.now)
-    state = state.with_deployment(failed)
-    status, status_reason = status_of_agent(state)
-    state = replace(state, agent=replace(state.agent, status=status, status_reason=status_reason))
-    event = DeploymentFailed(
-        agent_id=str(state.agent.id),
-        agent_name=state.agent.name,
-        deployment_id=failed.id,
-        reason=reason,
-        is_production=failed.is_production,
+def _probed(
+    state: AgentSnapshot, deployment: DeploymentState, instance_id: str
+) -> DeploymentState | InstanceState | None:
+    """What a probe was made of: an instance, or the deployment if it has none; None if that is gone."""
+    if deployment.has_instances:
+        return state.instances.get(deployment.id, {}).get(instance_id)
+    return None if instance_id else deployment
+
+
+def _with(state: AgentSnapshot, pod: DeploymentState | InstanceState) -> AgentSnapshot:
+    return state.with_instance(pod) if isinstance(pod, InstanceState) else state.with_deployment(pod)
+
+
+def _set_ready(state: AgentSnapshot, pod: DeploymentState | InstanceState) -> AgentSnapshot:
+    if isinstance(pod, DeploymentState):
+        return set_ready(state, pod)
+    ready = replace(
+        pod,
+        status="Ready",
+        status_reason=None,
+        status_changed_at=state.now,
+        probe_streak=0,
+        ready_at=pod.ready_at or state.now,
     )
-    return emit(state, event, subject=failed.id)
+    state = announce_instance(state.with_instance(ready), pod, ready)
+    return settle(state, ready.deployment_id, "")
 
 
-def _set_ready(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:
-    ready = replace(deployment, status="Ready", status_reason=None, status_changed_at=state.now, probe_streak=0)
-    if deployment.ready_at is not None:
-        return announce_ready(state.with_deployment(ready), ready)
-    ready = replace(ready, ready_at=state.now)
-    return promote_first_time(announce_ready(state.with_deployment(ready), ready), ready)
+def _set_failed(state: AgentSnapshot, pod: DeploymentState | InstanceState, reason: str) -> AgentSnapshot:
+    if isinstance(pod, DeploymentState):
+        return set_failed(state, pod, reason)
+    return fail_instance(state, pod, reason)
 
 
-def _recovers(deployment: DeploymentState, threshold: int) -> bool:
-    if _awaits_probe(deployment.status, deployment.registered_at, deployment.status_changed_at):
+def _recovers(pod: DeploymentState | InstanceState, threshold: int) -> bool:
+    if _awaits_probe(pod.status, pod.registered_at, pod.status_changed_at):
         return True
-    return deployment.status == "Failed" and deployment.ready_at is not None and deployment.probe_streak >= threshold
+    return pod.status == "Failed" and pod.ready_at is not None and pod.probe_streak >= threshold
 
 
 def _awaits_probe(status: DeploymentStatus, registered_at: datetime | None, status_changed_at: datetime) -> bool:
@@ -203,8 +225,8 @@ def _awaits_probe(status: DeploymentStatus, registered_at: datetime | None, stat
     return status == "Pending"
 
 
-def _failed_once_more(stored: DeploymentState, result: ProbeResult, now: datetime) -> DeploymentState:
-    """The deployment with one more failed probe, counted from the last proof that it lives."""
+def _failed_once_more(stored: P, result: ProbeResult, now: datetime) -> P:
+    """The pod with one more failed probe, counted from the last proof that it lives."""
     before, failures = stored.probe_streak, stored.failures
     called = failures.last_call_at is not None and failures.since is not None and failures.last_call_at > failures.since
     if before >= 0 or (called and stored.status == "Ready" and not result.other_agent):
@@ -223,7 +245,7 @@ def _failed_once_more(stored: DeploymentState, result: ProbeResult, now: datetim
     return replace(stored, probe_streak=streak, failures=failures)
 
 
-def _is_unchanged(stored: DeploymentState, target: ProbeTarget) -> bool:
+def _is_unchanged(stored: DeploymentState | InstanceState, target: ProbeTarget) -> bool:
     return (stored.acp_url, stored.registered_at) == (target.acp_url, target.registered_at)
 
 

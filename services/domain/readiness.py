@@ -1,13 +1,44 @@
-"""Readiness: the event of a deployment that is Ready, and automatic promotion when it is so for the first time."""
+"""Readiness: deployments that become Ready or Failed, with their events, and automatic promotion the first time."""
 
 from dataclasses import replace
 
-from contracts.events import DeploymentReady
+from contracts.events import DeploymentFailed, DeploymentReady
 from contracts.fields import Cause
 from services.domain.cutover import cutover
 from services.domain.state import AgentSnapshot, DeploymentState, emit, serving, status_of_agent
 
 AUTOMATION = "podium"
+UNPROVEN = "its pod has registered but has not answered a probe yet"
+
+
+def set_ready(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:
+    """Set this deployment Ready; the first time, put it into production if the agent's policy says so."""
+    ready = replace(
+        deployment,
+        status="Ready",
+        status_reason=None,
+        status_changed_at=state.now,
+        probe_streak=0,
+        ready_at=deployment.ready_at or state.now,
+    )
+    state = announce_ready(state.with_deployment(ready), ready)
+    return state if deployment.ready_at is not None else promote_first_time(state, ready)
+
+
+def set_failed(state: AgentSnapshot, deployment: DeploymentState, reason: str) -> AgentSnapshot:
+    """Set this deployment Failed. If it is in production, it stays in production and the agent is Failed too."""
+    failed = replace(deployment, status="Failed", status_reason=reason, status_changed_at=state.now)
+    state = state.with_deployment(failed)
+    status, status_reason = status_of_agent(state)
+    state = replace(state, agent=replace(state.agent, status=status, status_reason=status_reason))
+    event = DeploymentFailed(
+        agent_id=str(state.agent.id),
+        agent_name=state.agent.name,
+        deployment_id=failed.id,
+        reason=reason,
+        is_production=failed.is_production,
+    )
+    return emit(state, event, subject=failed.id)
 
 
 def announce_ready(state: AgentSnapshot, deployment: DeploymentState) -> AgentSnapshot:

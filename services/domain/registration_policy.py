@@ -9,24 +9,55 @@ from typing import Any
 
 from contracts.events import AgentRegistered, DeploymentCreated
 from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH
-from contracts.messages import RegisterAgentRequest, RegisterBuildRequest, RegistrationMetadata
-from services.domain.announcement import Announcement, Duplicate, Outcome, Registered, Rejected, Shadowed, Stale
+from contracts.messages import (
+    DeregisterInstanceRequest,
+    RegisterAgentRequest,
+    RegisterBuildRequest,
+    RegistrationMetadata,
+)
+from services.domain.announcement import (
+    Announcement,
+    Departed,
+    Duplicate,
+    Outcome,
+    Registered,
+    Rejected,
+    Shadowed,
+    Stale,
+)
 from services.domain.cutover import cutover
-from services.domain.readiness import announce_ready, promote_first_time
-from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Precedence, emit, serving
+from services.domain.instances import (
+    GOODBYE,
+    announce_instance,
+    at_address_of,
+    departed,
+    remove_instance,
+    settle,
+    with_unnamed,
+)
+from services.domain.readiness import UNPROVEN, announce_ready, promote_first_time
+from services.domain.state import (
+    AgentSnapshot,
+    AgentState,
+    DeploymentState,
+    InstanceState,
+    Precedence,
+    emit,
+    serving,
+)
 from services.errors import (
     AgentIdMismatch,
     DeploymentDeletedError,
     DeploymentOfAnotherAgent,
     ImageConflict,
     PodiumError,
+    TooManyInstances,
 )
 
 # How far a pod's clock may be ahead. Beyond that, the message gets the database's time.
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
 POD = "pod"
-UNPROVEN = "its pod has registered but has not answered a probe yet"
 
 
 def effective_time(registered_at: datetime | None, now: datetime) -> datetime:
@@ -44,13 +75,10 @@ def decide(state: AgentSnapshot, announcement: Announcement, *, known: bool = Fa
         return state, Stale()
     if isinstance(request, RegisterBuildRequest):
         return _build(state, request), Registered()
-    if request.agent_id is not None and request.agent_id != str(state.agent.id):
-        return state, Rejected(AgentIdMismatch())
     precedence = (at, announcement.message_id)
-    metadata = request.registration_metadata or RegistrationMetadata()
-    if metadata.deployment_id is None:
-        return _legacy(state, request, metadata, precedence)
-    return _deployment(state, request, metadata, precedence)
+    if isinstance(request, DeregisterInstanceRequest):
+        return _goodbye(state, request, precedence)
+    return _registration(state, request, precedence)
 
 
 def refusal(agent: AgentState, stored: DeploymentState | None, image: str | None) -> PodiumError | None:
@@ -65,6 +93,17 @@ def refusal(agent: AgentState, stored: DeploymentState | None, image: str | None
     if image is not None and stored.docker_image is not None and image != stored.docker_image:
         return ImageConflict()
     return None
+
+
+def _registration(
+    state: AgentSnapshot, request: RegisterAgentRequest, precedence: Precedence
+) -> tuple[AgentSnapshot, Outcome]:
+    if request.agent_id is not None and request.agent_id != str(state.agent.id):
+        return state, Rejected(AgentIdMismatch())
+    metadata = request.registration_metadata or RegistrationMetadata()
+    if metadata.deployment_id is None:
+        return _legacy(state, request, metadata, precedence)
+    return _deployment(state, request, metadata, precedence)
 
 
 def _build(state: AgentSnapshot, request: RegisterBuildRequest) -> AgentSnapshot:
@@ -117,6 +156,8 @@ def _deployment(
     error = refusal(agent, stored, metadata.docker_image)
     if error is not None:
         return state, Rejected(error)
+    if metadata.instance_id is not None or (stored is not None and stored.has_instances):
+        return _instance(state, request, metadata, precedence)
     if stored is not None and stored.newest is not None and precedence <= stored.newest:
         return state, Stale()
     if agent.event_seq == 0:
@@ -137,6 +178,140 @@ def _deployment(
     return state, Registered()
 
 
+def _instance(
+    state: AgentSnapshot, request: RegisterAgentRequest, metadata: RegistrationMetadata, precedence: Precedence
+) -> tuple[AgentSnapshot, Outcome]:
+    """The announcement of one of several pods; of the one with the empty id if it names none."""
+    agent = state.agent
+    deployment_id, instance_id = metadata.deployment_id or "", metadata.instance_id or ""
+    stored = state.deployments.get(deployment_id)
+    if stored is not None and not stored.has_instances:
+        state = with_unnamed(state, stored)
+    own = state.instances.get(deployment_id, {})
+    before = own.get(instance_id)
+    newest = before.newest if before is not None else state.departed.get((deployment_id, instance_id))
+    if newest is not None and precedence <= newest:
+        return state, Stale()
+    if before is None and len(own) >= state.instances_max:
+        return state, Rejected(TooManyInstances())
+    if agent.event_seq == 0:
+        state = _announce_agent(state, _described(agent, request))
+    version = _version(state, stored, metadata, precedence)
+    instance = _announced_instance(state, before, request, metadata, precedence)
+    if version.acp_url is None:
+        version = at_address_of(version, instance)
+    if version.status == "Pending":
+        version = replace(version, status_reason=UNPROVEN)
+    state = state.with_deployment(version).with_instance(instance)
+    if stored is None:
+        created = DeploymentCreated(
+            agent_id=str(agent.id),
+            agent_name=agent.name,
+            deployment_id=deployment_id,
+            docker_image=version.docker_image,
+        )
+        state = emit(state, created, subject=deployment_id)
+    state = announce_instance(state, before, instance)
+    return settle(state, deployment_id, UNPROVEN), Registered()
+
+
+def _version(
+    state: AgentSnapshot, stored: DeploymentState | None, metadata: RegistrationMetadata, precedence: Precedence
+) -> DeploymentState:
+    """The deployment with what the announcement of one of its instances says about the version."""
+    base = stored or _new_deployment(state, metadata)
+    is_newest = base.newest is None or precedence > base.newest
+    facts = metadata.facts()
+    older, newer = (base.registration_metadata, facts) if is_newest else (facts, base.registration_metadata)
+    changed = replace(
+        base,
+        has_instances=True,
+        docker_image=base.docker_image or metadata.docker_image or state.agent.docker_image,
+        registration_metadata=_merged(older, newer),
+        first_registered_at=base.first_registered_at or precedence[0],
+    )
+    if not is_newest:
+        return changed
+    error_style = metadata.error_style or "http"
+    return replace(changed, error_style=error_style, registered_at=precedence[0], registered_message_id=precedence[1])
+
+
+def _announced_instance(
+    state: AgentSnapshot,
+    before: InstanceState | None,
+    request: RegisterAgentRequest,
+    metadata: RegistrationMetadata,
+    precedence: Precedence,
+) -> InstanceState:
+    """The instance after this announcement."""
+    now = state.now
+    announced = InstanceState(
+        deployment_id=metadata.deployment_id or "",
+        instance_id=metadata.instance_id or "",
+        agent_id=state.agent.id,
+        acp_url=request.acp_url,
+        rpc_path=metadata.rpc_path or DEFAULT_RPC_PATH,
+        health_path=metadata.health_path or DEFAULT_HEALTH_PATH,
+        status="Pending",
+        status_reason=UNPROVEN,
+        status_changed_at=now,
+        registered_at=precedence[0],
+        registered_message_id=precedence[1],
+        created_at=now,
+    )
+    if before is not None:
+        moved = (before.acp_url, before.health_path) != (announced.acp_url, announced.health_path)
+        announced = replace(
+            announced,
+            status=before.status,
+            status_reason=before.status_reason,
+            status_changed_at=before.status_changed_at,
+            created_at=before.created_at,
+            ready_at=before.ready_at,
+            probe_streak=0 if moved else before.probe_streak,
+        )
+        if before.status == "Ready" or (before.status == "Failed" and precedence[0] <= before.status_changed_at):
+            return announced
+        announced = replace(announced, probe_streak=0)
+    if state.ready_requires_probe:
+        if announced.ready_at is not None or announced.status == "Pending":
+            return announced
+        return replace(announced, status="Pending", status_reason=UNPROVEN, status_changed_at=now)
+    return replace(
+        announced, status="Ready", status_reason=None, status_changed_at=now, ready_at=announced.ready_at or now
+    )
+
+
+def _goodbye(
+    state: AgentSnapshot, request: DeregisterInstanceRequest, precedence: Precedence
+) -> tuple[AgentSnapshot, Outcome]:
+    """The goodbye of an instance. One that arrives before the announcement is remembered."""
+    key = (request.deployment_id, request.instance_id)
+    stored = state.deployments.get(request.deployment_id)
+    error = refusal(state.agent, stored, None)
+    if error is not None:
+        # The pods of a deleted deployment say goodbye as well.
+        return (state, Departed()) if isinstance(error, DeploymentDeletedError) else (state, Rejected(error))
+    instance = state.instances.get(request.deployment_id, {}).get(request.instance_id)
+    newest = instance.newest if instance is not None else state.departed.get(key)
+    if newest is not None and precedence <= newest:
+        return state, Stale()
+    if instance is None:
+        return departed(state, *key, precedence), Departed()
+    return remove_instance(state, *key, GOODBYE, precedence), Departed()
+
+
+def _new_deployment(state: AgentSnapshot, metadata: RegistrationMetadata) -> DeploymentState:
+    return DeploymentState(
+        id=metadata.deployment_id or "",
+        agent_id=state.agent.id,
+        agent_name=state.agent.name,
+        status="Pending",
+        status_changed_at=state.now,
+        created_at=state.now,
+    )
+
+
 def _announced(
     state: AgentSnapshot,
     stored: DeploymentState | None,
@@ -146,14 +321,7 @@ def _announced(
 ) -> DeploymentState:
     """The deployment after this announcement."""
     now = state.now
-    base = stored or DeploymentState(
-        id=metadata.deployment_id or "",
-        agent_id=state.agent.id,
-        agent_name=state.agent.name,
-        status="Pending",
-        status_changed_at=now,
-        created_at=now,
-    )
+    base = stored or _new_deployment(state, metadata)
     announced = replace(
         base,
         docker_image=base.docker_image or metadata.docker_image or state.agent.docker_image,

@@ -98,6 +98,7 @@ class DeploymentState:
     promoted_at: datetime | None = None
     expires_at: datetime | None = None
     purged_at: datetime | None = None
+    has_instances: bool = False  # its pods are instances, and the address is that of one of them
     probe_streak: int = 0  # positive: answered probes in a row while not Ready; negative: failed probes in a row
     failures: FailedProbes = NO_FAILURES
 
@@ -105,6 +106,41 @@ class DeploymentState:
     def newest(self) -> Precedence | None:
         """The precedence of the newest announcement that was applied."""
         return _precedence(self.registered_at, self.registered_message_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceState:
+    """One row of `instances`, and the results of its last probes. The id is empty for the pod that names none."""
+
+    deployment_id: str
+    instance_id: str
+    agent_id: UUID
+    acp_url: str
+    rpc_path: str
+    health_path: str
+    status: DeploymentStatus
+    status_changed_at: datetime
+    registered_at: datetime
+    registered_message_id: UUID
+    created_at: datetime
+    status_reason: str | None = None
+    ready_at: datetime | None = None
+    probe_streak: int = 0  # as of a deployment
+    failures: FailedProbes = NO_FAILURES
+
+    @property
+    def newest(self) -> Precedence:
+        """The precedence of the newest announcement that was applied."""
+        return self.registered_at, self.registered_message_id
+
+    @property
+    def name(self) -> str | None:
+        """Its id; None if it names none."""
+        return self.instance_id or None
+
+
+# By deployment id, then by instance id.
+Instances = Mapping[str, Mapping[str, InstanceState]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +182,9 @@ class AgentSnapshot:
     agent: AgentState
     now: datetime  # the database's clock, read after the agent was locked
     deployments: Mapping[str, DeploymentState] = field(default_factory=dict)
+    instances: Instances = field(default_factory=dict)  # of those deployments that have any
+    departed: Mapping[tuple[str, str], Precedence] = field(default_factory=dict)  # by deployment and instance id
+    instances_max: int = 100  # of one deployment
     last_cutover_at: datetime | None = None
     name_deleted_at: datetime | None = None  # the newest deletion of an earlier agent of this name
     traceparent: str | None = None  # W3C trace context of the request or message
@@ -162,6 +201,16 @@ class AgentSnapshot:
     def with_deployment(self, deployment: DeploymentState) -> "AgentSnapshot":
         """The snapshot with this deployment in place of the stored one."""
         return replace(self, deployments={**self.deployments, deployment.id: deployment})
+
+    def with_instance(self, instance: InstanceState) -> "AgentSnapshot":
+        """The snapshot with this instance in place of the stored one."""
+        own = {**self.instances.get(instance.deployment_id, {}), instance.instance_id: instance}
+        return replace(self, instances={**self.instances, instance.deployment_id: own})
+
+    def without_instance(self, deployment_id: str, instance_id: str) -> "AgentSnapshot":
+        """The snapshot without this instance."""
+        own = {id_: each for id_, each in self.instances.get(deployment_id, {}).items() if id_ != instance_id}
+        return replace(self, instances={**self.instances, deployment_id: own})
 
 
 def serving(state: AgentSnapshot) -> Serving | None:

@@ -18,8 +18,10 @@ from services.cancellation import background_task
 from services.storage.database import Sessions, in_transaction
 
 STORE_EVERY = timedelta(seconds=1)
-# Of how many deployments one process remembers an answer between two writes.
-MOST_DEPLOYMENTS = 1000
+# Of how many pods one process remembers an answer between two writes.
+MOST_PODS = 1000
+# Deployment id, and instance id; that is empty for the only pod of a deployment.
+PodKey = tuple[str, str]
 # A server error may come from a proxy in front of the pod.
 SERVER_ERRORS = 500
 
@@ -27,14 +29,14 @@ SERVER_ERRORS = 500
 # neither this statement nor a verdict waits for the other.
 _STORE = text("""
 WITH failing AS MATERIALIZED (
-    SELECT p.deployment_id, clock_timestamp() - make_interval(secs => r.age) AS answered_at
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, age double precision)
-    JOIN probes AS p ON p.deployment_id = r.id
+    SELECT p.deployment_id, p.instance_id, clock_timestamp() - make_interval(secs => r.age) AS answered_at
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, instance_id text, age double precision)
+    JOIN probes AS p ON p.deployment_id = r.id AND p.instance_id = r.instance_id
     WHERE p.streak < 0
     FOR NO KEY UPDATE OF p SKIP LOCKED
 )
 UPDATE probes AS p SET last_call_at = greatest(p.last_call_at, failing.answered_at)
-FROM failing WHERE p.deployment_id = failing.deployment_id
+FROM failing WHERE p.deployment_id = failing.deployment_id AND p.instance_id = failing.instance_id
 """)
 
 
@@ -42,19 +44,20 @@ class AnsweredCalls:
     """The deployments that have answered a call since the last write."""
 
     def __init__(self) -> None:
-        self._answered_at: dict[str, float] = {}
+        self._answered_at: dict[PodKey, float] = {}
 
-    def record(self, deployment_id: str | None, status: int) -> None:
-        """Remember that the deployment has answered now. Server errors and legacy addresses (None) do not count."""
+    def record(self, deployment_id: str | None, instance_id: str, status: int) -> None:
+        """Remember that this pod has answered now. Server errors and legacy addresses (None) do not count."""
         if deployment_id is None or status >= SERVER_ERRORS:
             return
-        if deployment_id in self._answered_at or len(self._answered_at) < MOST_DEPLOYMENTS:
-            self._answered_at[deployment_id] = monotonic()
+        pod = (deployment_id, instance_id)
+        if pod in self._answered_at or len(self._answered_at) < MOST_PODS:
+            self._answered_at[pod] = monotonic()
 
-    def take(self) -> dict[str, float]:
-        """By deployment, how many seconds ago it has answered; forgets them."""
+    def take(self) -> dict[PodKey, float]:
+        """By pod, how many seconds ago it has answered; forgets them."""
         now, answered_at, self._answered_at = monotonic(), self._answered_at, {}
-        return {deployment_id: now - at for deployment_id, at in answered_at.items()}
+        return {pod: now - at for pod, at in answered_at.items()}
 
 
 @asynccontextmanager
@@ -74,7 +77,7 @@ async def open_answered_calls(sessions: Sessions) -> AsyncGenerator[AnsweredCall
         yield calls
 
 
-async def store_answered(session: AsyncSession, ages: dict[str, float]) -> None:
-    """Store the answers of those deployments whose last probe failed; verdicts see them after the commit."""
-    rows = [{"id": deployment_id, "age": age} for deployment_id, age in sorted(ages.items())]
+async def store_answered(session: AsyncSession, ages: dict[PodKey, float]) -> None:
+    """Store the answers of those pods whose last probe failed; verdicts see them after the commit."""
+    rows = [{"id": id_, "instance_id": instance_id, "age": age} for (id_, instance_id), age in sorted(ages.items())]
     await session.execute(_STORE, {"rows": to_json(rows).decode()})

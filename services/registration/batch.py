@@ -1,7 +1,7 @@
 """Decides a batch of announcements in one transaction: agents, deployments, promotions, events and the inbox."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from uuid import UUID
 
@@ -9,15 +9,36 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from contracts.messages import REGISTRATION_MAX_BYTES, RegisterAgent
+from contracts.messages import REGISTRATION_MAX_BYTES, DeregisterInstance, RegisterAgent
 from contracts.topology import agent_of_key, registration_key
 from services.domain.announcement import Announcement, Duplicate, Outcome, Rejected
 from services.domain.registration_policy import decide, effective_time
-from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
+from services.domain.state import (
+    AgentSnapshot,
+    AgentState,
+    DeploymentState,
+    Event,
+    Instances,
+    InstanceState,
+    LedgerRow,
+    Precedence,
+)
 from services.errors import KeyMismatch, LostRace, Malformed, MessageTooLarge, PodiumError
 from services.registration.parked import Envelope, Refusal, park
+from services.settings import Settings
 from services.storage import statements
-from services.storage.store import load_deployments, load_facts, lock_living, save
+from services.storage.store import (
+    load_departed,
+    load_deployments,
+    load_facts,
+    load_instances,
+    lock_living,
+    save,
+    save_departed,
+)
+
+# Agent name, deployment id and instance id.
+InstanceKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +49,7 @@ class Unreadable:
     message_id: UUID | None = None
     name: str | None = None
     deployment_id: None = None
+    instance_id: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +75,7 @@ def read_message(envelope: Envelope, *, traceparent: str | None = None) -> Incom
         too_large = MessageTooLarge(f"The message is larger than {REGISTRATION_MAX_BYTES} bytes: shorten it.")
         return Incoming(Unreadable(too_large, name=name_in_key), envelope)
     try:
-        request = RegisterAgent.model_validate_json(envelope.body)
+        request = _parsed(envelope.body)
     except ValidationError as exc:
         unreadable = Unreadable(Malformed(_first_problem(exc)), _message_id(envelope.body), name_in_key)
         return Incoming(unreadable, envelope)
@@ -66,12 +88,26 @@ def read_message(envelope: Envelope, *, traceparent: str | None = None) -> Incom
     return Incoming(Announcement(request, request.message_id, request.registered_at, traceparent), envelope)
 
 
-async def register_batch(
-    session: AsyncSession, batch: Sequence[Incoming], *, requires_probe: bool = False
-) -> list[Decided]:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the settings say about registrations.
+
+    With `requires_probe`, what is registered becomes Ready only after it has answered a probe of the janitor.
+    """
+
+    requires_probe: bool = False
+    instances_max: int = 100
+    """How many instances a deployment may have."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Terms":
+        """The terms that these settings say."""
+        return cls(settings.ready_requires_probe, settings.instances_per_deployment)
+
+
+async def register_batch(session: AsyncSession, batch: Sequence[Incoming], *, terms: Terms = Terms()) -> list[Decided]:
     """Decide the messages in the given order; returns the outcome of each.
 
-    With `requires_probe`, a registered deployment becomes Ready only after it has answered a probe of the janitor.
     Raises `LostRace` if another transaction created or deleted one of the agents or deployments meanwhile: run this
     one again. Others see the effects once the transaction is committed.
     """
@@ -80,11 +116,11 @@ async def register_batch(
     agents = await lock_living(session, names)
     if len(agents) < len(names):
         raise LostRace
-    return await _decide(session, batch, _Locked(agents, inserted), requires_probe=requires_probe)
+    return await _decide(session, batch, _Locked(agents, inserted), terms)
 
 
 async def register_unlocked(
-    session: AsyncSession, batch: Sequence[Incoming], *, requires_probe: bool = False
+    session: AsyncSession, batch: Sequence[Incoming], *, terms: Terms = Terms()
 ) -> list[Decided | None]:
     """Like `register_batch`, but does not wait for locked agents; returns None for each of their messages.
 
@@ -95,9 +131,7 @@ async def register_unlocked(
     inserted = await _insert_missing(session, names)
     agents = await lock_living(session, names, skip_locked=True)
     ours = [not isinstance(incoming.content, Announcement) or incoming.content.name in agents for incoming in batch]
-    decided = iter(
-        await _decide(session, list(compress(batch, ours)), _Locked(agents, inserted), requires_probe=requires_probe)
-    )
+    decided = iter(await _decide(session, list(compress(batch, ours)), _Locked(agents, inserted), terms))
     return [next(decided) if is_ours else None for is_ours in ours]
 
 
@@ -117,13 +151,11 @@ def _announcements(batch: Sequence[Incoming]) -> list[Announcement]:
     return [incoming.content for incoming in batch if isinstance(incoming.content, Announcement)]
 
 
-async def _decide(
-    session: AsyncSession, batch: Sequence[Incoming], locked: _Locked, *, requires_probe: bool
-) -> list[Decided]:
+async def _decide(session: AsyncSession, batch: Sequence[Incoming], locked: _Locked, terms: Terms) -> list[Decided]:
     agents = locked.agents
     ids = [incoming.content.message_id for incoming in batch if incoming.content.message_id is not None]
     known = set((await session.scalars(statements.KNOWN_MESSAGES, {"ids": ids})).all()) if ids else set()
-    fold = await _load(session, agents, _announcements(batch), set(known), requires_probe=requires_probe)
+    fold = await _load(session, agents, _announcements(batch), set(known), terms)
     decided = [fold.decide(incoming) for incoming in batch]
     empty = [agent.id for agent in fold.agents() if agent.id in locked.inserted and agent.event_seq == 0]
     await save(
@@ -132,7 +164,9 @@ async def _decide(
         deployments=[(fold.loaded.get(each.id), each) for each in fold.deployments.values()],
         ledger=fold.ledger(),
         events=fold.events(),
+        instances=(fold.loaded_instances, fold.instances),
     )
+    await save_departed(session, fold.gone)
     await _record(session, batch, decided, known)
     if empty:
         await session.execute(statements.DELETE_EMPTY_AGENTS, {"ids": empty})
@@ -147,6 +181,11 @@ class _Fold:
     loaded: dict[str, DeploymentState]
     deployments: dict[str, DeploymentState]
     known: set[UUID]
+    loaded_instances: Instances = field(default_factory=dict)
+    instances: dict[str, Mapping[str, InstanceState]] = field(default_factory=dict)
+    departed: dict[InstanceKey, Precedence] = field(default_factory=dict)
+    gone: dict[InstanceKey, Precedence] = field(default_factory=dict)
+    """The instances that departed in this batch."""
 
     def decide(self, incoming: Incoming) -> Decided:
         """Apply the next message."""
@@ -159,10 +198,33 @@ class _Fold:
         ids = (content.deployment_id, state.agent.production_deployment_id)
         deployments = {id_: self.deployments[id_] for id_ in ids if id_ is not None and id_ in self.deployments}
         state = replace(state, deployments=deployments, traceparent=content.traceparent)
+        if content.instance_id is not None or content.deployment_id in self.instances:
+            return self._decide_instance(content, state)
         state, outcome = decide(state, content, known=content.message_id in self.known)
         self.known.add(content.message_id)
         self.deployments.update(state.deployments)
         self.states[content.name] = state
+        return Decided(outcome, state)
+
+    def _decide_instance(self, content: Announcement, state: AgentSnapshot) -> Decided:
+        """Apply a message of one of several pods of a deployment."""
+        deployment_id, instance_id = content.deployment_id or "", content.instance_id or ""
+        key = (content.name, deployment_id, instance_id)
+        own = self.instances.get(deployment_id)
+        before = self.departed.get(key)
+        state = replace(
+            state,
+            instances={} if own is None else {deployment_id: own},
+            departed={} if before is None else {(deployment_id, instance_id): before},
+        )
+        state, outcome = decide(state, content, known=content.message_id in self.known)
+        self.known.add(content.message_id)
+        self.deployments.update(state.deployments)
+        self.instances.update(state.instances)
+        after = state.departed.get((deployment_id, instance_id))
+        if after is not None and after != before:
+            self.departed[key] = self.gone[key] = after
+        self.states[content.name] = replace(state, instances={}, departed={})
         return Decided(outcome, state)
 
     def agents(self) -> list[AgentState]:
@@ -180,8 +242,7 @@ async def _load(
     agents: dict[str, AgentState],
     announcements: list[Announcement],
     known: set[UUID],
-    *,
-    requires_probe: bool,
+    terms: Terms,
 ) -> _Fold:
     if not agents:
         return _Fold({}, {}, {}, known)
@@ -195,11 +256,19 @@ async def _load(
             now=facts[agent.id].now,
             last_cutover_at=facts[agent.id].last_cutover_at,
             name_deleted_at=facts[agent.id].name_deleted_at,
-            ready_requires_probe=requires_probe,
+            ready_requires_probe=terms.requires_probe,
+            instances_max=terms.instances_max,
         )
         for name, agent in agents.items()
     }
-    return _Fold(states, deployments, dict(deployments), known)
+    instances = await load_instances(session, deployments.values())
+    keys = {
+        (each.name, each.deployment_id, each.instance_id or "")
+        for each in announcements
+        if each.deployment_id is not None and (each.instance_id is not None or each.deployment_id in instances)
+    }
+    departed = await load_departed(session, keys)
+    return _Fold(states, deployments, dict(deployments), known, instances, dict(instances), departed)
 
 
 async def _record(
@@ -238,9 +307,26 @@ def _entry(content: Announcement | Unreadable, decided: Decided) -> dict[str, ob
         "deployment_id": content.deployment_id,
         "registered_at": registered_at,
         "dated_at": dated_at,
+        "instance_id": content.instance_id,
         "outcome": type(outcome).__name__,
         "reason": outcome.error.message if isinstance(outcome, Rejected) else None,
     }
+
+
+def _parsed(body: bytes) -> RegisterAgent | DeregisterInstance:
+    """The message in a body. Raises `ValidationError`."""
+    # Most bodies are announcements; those are parsed once.
+    if b'"deregister"' in body and _kind_of(body) == "deregister":
+        return DeregisterInstance.model_validate_json(body)
+    return RegisterAgent.model_validate_json(body)
+
+
+def _kind_of(body: bytes) -> object:
+    try:
+        content = from_json(body)
+    except ValueError:
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
 
 
 def _refusal(content: Announcement | Unreadable, envelope: Envelope, outcome: Rejected) -> Refusal:

@@ -30,8 +30,21 @@ WITH old AS (
         r.outcome = 'Rejected' OR dated.at IS NULL OR dated.at <= r.received_at
         OR EXISTS (
             SELECT FROM deployments AS d
-            WHERE d.id = r.deployment_id
-                AND (d.expires_at IS NOT NULL OR (d.registered_at, d.registered_message_id) >= (dated.at, r.message_id))
+            WHERE d.id = r.deployment_id AND (
+                d.expires_at IS NOT NULL OR r.instance_id IS NULL AND NOT d.has_instances
+                    AND (d.registered_at, d.registered_message_id) >= (dated.at, r.message_id)
+            )
+        )
+        OR EXISTS (
+            SELECT FROM instances AS i
+            WHERE i.deployment_id = r.deployment_id AND i.instance_id = coalesce(r.instance_id, '')
+                AND (i.registered_at, i.registered_message_id) >= (dated.at, r.message_id)
+        )
+        OR EXISTS (
+            SELECT FROM departed_instances AS gone
+            WHERE gone.agent_name = r.agent_name AND gone.deployment_id = r.deployment_id
+                AND gone.instance_id = coalesce(r.instance_id, '')
+                AND (gone.registered_at, gone.message_id) >= (dated.at, r.message_id)
         )
         OR r.deployment_id IS NULL AND EXISTS (
             SELECT FROM agents AS a
@@ -58,6 +71,7 @@ class InboxRow:
     message_id: UUID | None
     agent_name: str | None
     deployment_id: str | None
+    instance_id: str | None
     registered_at: datetime | None
     received_at: datetime
     outcome: str
@@ -109,6 +123,7 @@ def _decided(lifetime: Lifetime) -> Select[tuple[object, ...]]:
         Registration.message_id,
         Registration.agent_name,
         Registration.deployment_id,
+        Registration.instance_id,
         Registration.registered_at,
         Registration.received_at,
         Registration.outcome,
@@ -130,6 +145,7 @@ def _parked(lifetime: Lifetime) -> Select[tuple[object, ...]]:
         Parked.message_id,
         Parked.agent_name,
         Parked.deployment_id,
+        cast(null(), Text).label("instance_id"),
         cast(null(), Registration.registered_at.type).label("registered_at"),
         Parked.received_at,
         cast(literal(PARKED), Text).label("outcome"),

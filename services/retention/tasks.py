@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.events.log import remove_published
 from services.registration.inbox import remove_decided
 from services.registration.parked import remove_parked
+from services.retention.instances import forget_departed, remove_failed_instances
 from services.retention.versions import START, Cursor, StepLimits, TaskStep, delete_old_previews, purge_deleted
 from services.routing.sessions import remove_unseen
 from services.settings import Settings
@@ -35,6 +36,8 @@ class RetentionTask(IntEnum):
     DECIDED_ANNOUNCEMENTS = 4
     PARKED_MESSAGES = 5
     UNSEEN_SESSIONS = 6
+    FAILED_INSTANCES = 7
+    DEPARTED_INSTANCES = 8
 
 
 NOTHING = TaskStep(0, None)
@@ -49,6 +52,8 @@ def retention_of(task: RetentionTask, settings: Settings) -> timedelta | None:
         RetentionTask.DECIDED_ANNOUNCEMENTS: settings.inbox_retention,
         RetentionTask.PARKED_MESSAGES: settings.parked_retention,
         RetentionTask.UNSEEN_SESSIONS: settings.session_retention,
+        RetentionTask.FAILED_INSTANCES: settings.instance_retention,
+        RetentionTask.DEPARTED_INSTANCES: settings.inbox_retention,
     }[task]
 
 
@@ -91,4 +96,6 @@ _REMOVALS: dict[RetentionTask, Callable[[AsyncSession, datetime, int], Awaitable
     RetentionTask.DECIDED_ANNOUNCEMENTS: remove_decided,
     RetentionTask.PARKED_MESSAGES: remove_parked,
     RetentionTask.UNSEEN_SESSIONS: remove_unseen,
+    RetentionTask.FAILED_INSTANCES: remove_failed_instances,
+    RetentionTask.DEPARTED_INSTANCES: forget_departed,
 }

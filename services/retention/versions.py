@@ -61,6 +61,7 @@ LIMIT :limit
 
 # The tombstone still describes the version and reserves its id for ever.
 _PURGE = text(f"""
+WITH purged AS (
 UPDATE deployments AS d SET
     purged_at = clock_timestamp(),
     registration_metadata = NULL,
@@ -74,6 +75,10 @@ UPDATE deployments AS d SET
 FROM unnest(CAST(:ids AS text[])) AS target(id)
 WHERE d.id = target.id AND d.agent_id = ANY(CAST(:agent_ids AS uuid[])) AND {_DELETED_LONG_AGO}
 RETURNING d.id, d.agent_id, d.purged_at AS at
+), gone AS (
+    DELETE FROM instances AS i USING purged WHERE i.deployment_id = purged.id
+)
+SELECT id, agent_id, at FROM purged
 """)  # noqa: S608 - built from constants only
 
 

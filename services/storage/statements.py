@@ -20,9 +20,9 @@ def _types(columns: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {sql_type}" for name, sql_type in columns.items())
 
 
-def _assignments(columns: Iterable[str]) -> str:
+def _assignments(columns: Iterable[str], source: str = "r") -> str:
     """`a = r.a, b = r.b`, one on a line."""
-    return ",\n    ".join(f"{name} = r.{name}" for name in columns)
+    return ",\n    ".join(f"{name} = {source}.{name}" for name in columns)
 
 
 # The columns of a deployment that a registration or a verdict may change.
@@ -40,6 +40,7 @@ ANNOUNCED_COLUMNS: dict[str, str] = {
     "registered_message_id": "uuid",
     "first_registered_at": "timestamptz",
     "ready_at": "timestamptz",
+    "has_instances": "boolean",
 }
 # The columns that a new deployment is inserted with.
 _NEW_DEPLOYMENT_COLUMNS: dict[str, str] = {
@@ -61,6 +62,7 @@ _NEW_DEPLOYMENT_COLUMNS: dict[str, str] = {
     "first_registered_at": "timestamptz",
     "created_at": "timestamptz",
     "ready_at": "timestamptz",
+    "has_instances": "boolean",
     "is_production": "boolean",
     "promoted_at": "timestamptz",
 }
@@ -93,6 +95,25 @@ DESCRIBED_COLUMNS: dict[str, str] = {
     "probe_interval_seconds": "double precision",
     "probe_threshold": "integer",
     "probe_timeout_seconds": "double precision",
+}
+# The columns of an instance that an announcement or a verdict may change.
+INSTANCE_COLUMNS: dict[str, str] = {
+    "acp_url": "text",
+    "rpc_path": "text",
+    "health_path": "text",
+    "status": "text",
+    "status_reason": "text",
+    "status_changed_at": "timestamptz",
+    "registered_at": "timestamptz",
+    "registered_message_id": "uuid",
+    "ready_at": "timestamptz",
+}
+_NEW_INSTANCE_COLUMNS: dict[str, str] = {
+    "deployment_id": "text",
+    "instance_id": "text",
+    "agent_id": "uuid",
+    "created_at": "timestamptz",
+    **INSTANCE_COLUMNS,
 }
 _LEDGER_COLUMNS: dict[str, str] = {
     "agent_id": "uuid",
@@ -128,6 +149,7 @@ _INBOX_COLUMNS: dict[str, str] = {
     "dated_at": "timestamptz",
     "outcome": "text",
     "reason": "text",
+    "instance_id": "text",
 }
 
 INSERT_DEPLOYMENTS = text(
@@ -153,12 +175,54 @@ WHERE d.id = r.id
 """  # noqa: S608 - composed of the constants above
 )
 
+# All under the lock of their agent, so no other transaction writes these rows.
+SAVE_INSTANCES = text(
+    f"""
+INSERT INTO instances AS i ({_names(_NEW_INSTANCE_COLUMNS)})
+SELECT {_names(_NEW_INSTANCE_COLUMNS)}
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+    {_types(_NEW_INSTANCE_COLUMNS)})
+ORDER BY deployment_id, instance_id
+ON CONFLICT (deployment_id, instance_id) DO UPDATE SET
+    {_assignments(INSTANCE_COLUMNS, "excluded")}
+"""  # noqa: S608 - composed of the constants above
+)
+
+REMOVE_INSTANCES = text("""
+WITH gone AS (
+    SELECT deployment_id, instance_id
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(deployment_id text, instance_id text)
+), probed AS (
+    DELETE FROM probes AS p USING gone
+    WHERE p.deployment_id = gone.deployment_id AND p.instance_id = gone.instance_id
+)
+DELETE FROM instances AS i USING gone
+WHERE i.deployment_id = gone.deployment_id AND i.instance_id = gone.instance_id
+""")
+
+SAVE_DEPARTED = text("""
+INSERT INTO departed_instances AS d (agent_name, deployment_id, instance_id, registered_at, message_id)
+SELECT agent_name, deployment_id, instance_id, registered_at, message_id
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+    agent_name text, deployment_id text, instance_id text, registered_at timestamptz, message_id uuid)
+ORDER BY agent_name, deployment_id, instance_id
+ON CONFLICT (agent_name, deployment_id, instance_id) DO UPDATE
+SET registered_at = excluded.registered_at, message_id = excluded.message_id, departed_at = excluded.departed_at
+""")
+
+DEPARTED = text("""
+SELECT d.agent_name, d.deployment_id, d.instance_id, d.registered_at, d.message_id
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(agent_name text, deployment_id text, instance_id text)
+JOIN departed_instances AS d USING (agent_name, deployment_id, instance_id)
+""")
+
 # A new announcement that restarts the streak is probed at once.
 SCHEDULE_PROBES = text("""
-INSERT INTO probes AS p (deployment_id, is_production, streak)
-SELECT id, is_production, probe_streak
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, is_production boolean, probe_streak integer)
-ORDER BY id
+INSERT INTO probes AS p (deployment_id, instance_id, is_production, streak)
+SELECT id, instance_id, is_production, probe_streak
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+    id text, instance_id text, is_production boolean, probe_streak integer)
+ORDER BY id, instance_id
 ON CONFLICT (deployment_id, instance_id) DO UPDATE
 SET due_at = excluded.due_at, streak = 0, failing_since = NULL, failed_by = NULL, confirmed = false,
     opinion_until = NULL, last_call_at = NULL

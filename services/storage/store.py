@@ -4,7 +4,7 @@ Each statement is set-based and writes its own columns only. The agent's row is 
 alone: a lock inside a join or CTE would return rows as they were before the wait.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from operator import attrgetter
@@ -17,21 +17,32 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Text, Uuid
 
-from services.domain.state import AgentSnapshot, AgentState, DeploymentState, Event, LedgerRow
+from services.domain.state import (
+    AgentSnapshot,
+    AgentState,
+    DeploymentState,
+    Event,
+    Instances,
+    InstanceState,
+    LedgerRow,
+    Precedence,
+)
 from services.errors import AgentNotFound, LostRace
 from services.storage import statements
 from services.storage.database import mark_events_written
-from services.storage.models import Agent, Deployment, Probe, Promotion
+from services.storage.models import Agent, Deployment, Instance, Probe, Promotion
 
 _AGENT_FIELDS = [field.name for field in fields(AgentState)]
 # The health checks load the failures themselves.
 _DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState) if field.name != "failures"]
+_INSTANCE_FIELDS = [field.name for field in fields(InstanceState) if field.name != "failures"]
 
 # Tables, not models: for a query of one row, the work of the ORM takes longer than the query.
 _agents = Agent.__table__
 _deployments = Deployment.__table__
 _promotions = Promotion.__table__
 _probes = Probe.__table__
+_instances = Instance.__table__
 _owners = _agents.alias("owners")
 _earlier = _agents.alias("earlier")
 
@@ -40,6 +51,8 @@ _ELSEWHERE = {
     "agent_name": _owners.c.name.label("agent_name"),
     "probe_streak": func.coalesce(_probes.c.streak, 0).label("probe_streak"),
 }
+# The probes of the only pod of a deployment.
+_OWN_PROBE = (_probes.c.deployment_id == _deployments.c.id) & (_probes.c.instance_id == "")
 DEPLOYMENT_COLUMNS = [_ELSEWHERE[name] if name in _ELSEWHERE else _deployments.c[name] for name in _DEPLOYMENT_FIELDS]
 
 _NAMES = bindparam("names", type_=ARRAY(Text))
@@ -80,22 +93,39 @@ _FACTS_AND_NAMED = (
         _agents.outerjoin(_promotions, _LAST_CUTOVER)
         .outerjoin(_deployments, _deployments.c.id == any_(_DEPLOYMENT_IDS))
         .outerjoin(_owners, _owners.c.id == _deployments.c.agent_id)
-        .outerjoin(_probes, _probes.c.deployment_id == _deployments.c.id)
+        .outerjoin(_probes, _OWN_PROBE)
     )
     .where(_agents.c.id == bindparam("agent_id"))
 )
 # The generation of the deployment's agent, for queries that extend DEPLOYMENTS.
 OWNER_GENERATION = _owners.c.generation
 DEPLOYMENTS = select(*DEPLOYMENT_COLUMNS).select_from(
-    _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id).outerjoin(
-        _probes, _probes.c.deployment_id == _deployments.c.id
-    )
+    _deployments.join(_owners, _owners.c.id == _deployments.c.agent_id).outerjoin(_probes, _OWN_PROBE)
 )
 _NAMED = DEPLOYMENTS.where(_deployments.c.id == any_(_DEPLOYMENT_IDS))
+
+_INSTANCES = (
+    select(
+        *(
+            func.coalesce(_probes.c.streak, 0) if name == "probe_streak" else _instances.c[name]
+            for name in _INSTANCE_FIELDS
+        )
+    )
+    .select_from(
+        _instances.outerjoin(
+            _probes,
+            (_probes.c.deployment_id == _instances.c.deployment_id)
+            & (_probes.c.instance_id == _instances.c.instance_id),
+        )
+    )
+    .where(_instances.c.deployment_id == any_(_DEPLOYMENT_IDS))
+    .order_by(_instances.c.deployment_id, _instances.c.instance_id)
+)
 
 _announced = attrgetter(*statements.ANNOUNCED_COLUMNS)
 _serving = attrgetter(*statements.SERVING_COLUMNS)
 _described = attrgetter(*statements.DESCRIBED_COLUMNS)
+_stored_instance = attrgetter(*statements.INSTANCE_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +176,43 @@ async def load_deployments(session: AsyncSession, ids: Iterable[str]) -> dict[st
     return {each.id: each for each in map(_deployment, rows.all())}
 
 
+async def load_instances(session: AsyncSession, deployments: Iterable[DeploymentState]) -> Instances:
+    """The instances of those of these deployments that have any. Call it after the lock of their agents."""
+    ids = sorted({each.id for each in deployments if each.has_instances})
+    loaded: dict[str, dict[str, InstanceState]] = {id_: {} for id_ in ids}
+    if ids:
+        for row in (await session.execute(_INSTANCES, {"deployment_ids": ids})).all():
+            instance = InstanceState(**dict(zip(_INSTANCE_FIELDS, row, strict=True)))
+            loaded[instance.deployment_id][instance.instance_id] = instance
+    return loaded
+
+
+async def load_departed(
+    session: AsyncSession, keys: Collection[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], Precedence]:
+    """Of these instances (agent name, deployment and instance id) those that are gone, and since which message."""
+    if not keys:
+        return {}
+    names = ("agent_name", "deployment_id", "instance_id")
+    rows = await session.execute(
+        statements.DEPARTED, {"rows": _as_json([dict(zip(names, key, strict=True)) for key in sorted(keys)])}
+    )
+    return {
+        (row.agent_name, row.deployment_id, row.instance_id): (row.registered_at, row.message_id) for row in rows.all()
+    }
+
+
 async def lock_state(session: AsyncSession, agent_id: UUID, *deployment_ids: str) -> AgentSnapshot:
     """The agent, locked, with its production deployment and the given ones. Raises `AgentNotFound`."""
     agent = await lock_agent(session, agent_id)
     pointer = agent.production_deployment_id
     ids = [*deployment_ids, pointer] if pointer is not None else list(deployment_ids)
     rows = (await session.execute(_FACTS_AND_NAMED, {"agent_id": agent_id, "deployment_ids": ids})).all()
+    deployments = {each.id: each for each in (_deployment(row[2:]) for row in rows if row.id is not None)}
     return AgentSnapshot(
         agent=agent,
-        deployments={each.id: each for each in (_deployment(row[2:]) for row in rows if row.id is not None)},
+        deployments=deployments,
+        instances=await load_instances(session, deployments.values()),
         now=rows[0].now,
         last_cutover_at=rows[0].last_cutover_at,
     )
@@ -168,6 +226,7 @@ async def save_state(session: AsyncSession, before: AgentSnapshot, after: AgentS
         deployments=[(before.deployments.get(each.id), each) for each in after.deployments.values()],
         ledger=after.ledger,
         events=after.events,
+        instances=(before.instances, after.instances),
     )
 
 
@@ -178,13 +237,17 @@ async def save(
     deployments: Iterable[tuple[DeploymentState | None, DeploymentState]],
     ledger: Iterable[LedgerRow],
     events: Iterable[Event],
+    instances: tuple[Instances, Instances] = ({}, {}),
 ) -> None:
     """Write the changes between each (before, after) pair, with one statement per table and purpose.
+
+    `instances` are those of all deployments that have any, before and after.
 
     Raises `LostRace` if another transaction created one of the new deployments meanwhile. Others see the changes once
     the transaction is committed.
     """
     changed_agents = [(before, after) for before, after in agents if before != after]
+    deployments = list(deployments)
     changed = sorted(((b, a) for b, a in deployments if b != a), key=lambda pair: pair[1].id)
     new = [after for before, after in changed if before is None]
     known = [(before, after) for before, after in changed if before is not None]
@@ -192,7 +255,10 @@ async def save(
     if new and await _write(session, statements.INSERT_DEPLOYMENTS, new) < len(new):
         raise LostRace
     await _write(session, statements.UPDATE_DEPLOYMENTS, [a for b, a in known if _announced(b) != _announced(a)])
-    announced = [_schedule_row(a) for b, a in known if a.registered_message_id != b.registered_message_id]
+    announced = [
+        _schedule_row(a) for b, a in known if a.registered_message_id != b.registered_message_id and not a.has_instances
+    ]
+    announced += await _save_instances(session, *instances, {a.id: a.is_production for _, a in deployments})
     await _write(session, statements.SCHEDULE_PROBES, announced)
     await _write(
         session, statements.UPDATE_AGENTS_DESCRIBED, [a for b, a in changed_agents if _described(b) != _described(a)]
@@ -230,8 +296,51 @@ def _as_json(rows: object) -> str:
     return to_json(rows).decode()
 
 
+async def _save_instances(
+    session: AsyncSession, before: Instances, after: Instances, is_production: Mapping[str, bool]
+) -> list[dict[str, object]]:
+    """Write the instances that have changed; returns the schedule of those that have announced themselves."""
+    if before == after:
+        return []
+    earlier, now = _flat(before), _flat(after)
+    gone = [{"deployment_id": key[0], "instance_id": key[1]} for key in sorted(earlier.keys() - now.keys())]
+    changed = [
+        each
+        for key, each in now.items()
+        if (known := earlier.get(key)) is None or _stored_instance(known) != _stored_instance(each)
+    ]
+    await _write(session, statements.REMOVE_INSTANCES, gone)
+    await _write(session, statements.SAVE_INSTANCES, changed)
+    return [
+        {
+            "id": each.deployment_id,
+            "instance_id": each.instance_id,
+            "is_production": is_production.get(each.deployment_id, False),
+            "probe_streak": each.probe_streak,
+        }
+        for each in changed
+        if (known := earlier.get((each.deployment_id, each.instance_id))) is None or known.newest != each.newest
+    ]
+
+
+def _flat(instances: Instances) -> dict[tuple[str, str], InstanceState]:
+    return {(id_, each.instance_id): each for id_, own in instances.items() for each in own.values()}
+
+
+async def save_departed(session: AsyncSession, departed: Mapping[tuple[str, str, str], Precedence]) -> None:
+    """Remember that these instances (agent name, deployment and instance id) are gone, since which message."""
+    names = ("agent_name", "deployment_id", "instance_id", "registered_at", "message_id")
+    rows = [dict(zip(names, (*key, *at), strict=True)) for key, at in departed.items()]
+    await _write(session, statements.SAVE_DEPARTED, rows)
+
+
 def _schedule_row(deployment: DeploymentState) -> dict[str, object]:
-    return {"id": deployment.id, "is_production": deployment.is_production, "probe_streak": deployment.probe_streak}
+    return {
+        "id": deployment.id,
+        "instance_id": "",
+        "is_production": deployment.is_production,
+        "probe_streak": deployment.probe_streak,
+    }
 
 
 def _ledger_row(entry: LedgerRow) -> dict[str, object]:

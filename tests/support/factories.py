@@ -22,7 +22,7 @@ AGENT_ID = UUID("00000000-0000-4000-8000-00000000000a")
 
 def a_body(name: str = "support-bot", *, deployment_id: str | None = None, **fields: Any) -> dict[str, Any]:
     """A registration's JSON; keywords of the metadata go into it, and None omits a field."""
-    metadata_names = {"docker_image", "rpc_path", "health_path", "error_style"}
+    metadata_names = {"docker_image", "rpc_path", "health_path", "error_style", "instance_id"}
     metadata = {key: fields.pop(key) for key in metadata_names & fields.keys()}
     if deployment_id is not None:
         metadata["deployment_id"] = deployment_id
@@ -45,6 +45,22 @@ def a_registration(name: str = "support-bot", **fields: Any) -> RegisterAgent:
 def incoming(name: str = "support-bot", *, key: str | None = None, **fields: Any) -> Incoming:
     """The message as the registrar reads it from the queue."""
     return read_message(Envelope(key or registration_key(name), to_json(a_body(name, **fields))))
+
+
+def a_goodbye(
+    deployment_id: str, instance_id: str, name: str = "support-bot", *, key: str | None = None, **fields: Any
+) -> Incoming:
+    """The goodbye of an instance as the registrar reads it from the queue."""
+    body = {
+        "kind": "deregister",
+        "name": name,
+        "deployment_id": deployment_id,
+        "instance_id": instance_id,
+        "message_id": str(uuid4()),
+        "registered_at": datetime.now(UTC).isoformat(),
+        **fields,
+    }
+    return read_message(Envelope(key or registration_key(name), to_json(body)))
 
 
 def ago(seconds: float) -> str:

@@ -9,11 +9,12 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from contracts.messages import RegisterAgent
+from contracts.messages import RegisterAgent, RegisterBuildRequest
 from contracts.topology import registration_key
+from services.domain.announcement import Announcement
 from services.registration.batch import Incoming, read_message
 from services.registration.parked import Envelope
-from tests.support.factories import a_body
+from tests.support.factories import a_body, a_goodbye
 from tests.support.reference_model.registrations import Message
 
 FRESH_SEED = int(os.environ["FRESH_SEED"])
@@ -47,6 +48,18 @@ class Shuffle:
         self.messages[message.message_id] = message
         self.incoming.append(read_message(Envelope(registration_key(name), to_json(body))))
 
+    def say_goodbye(self, name: str, deployment_id: str, instance_id: str) -> None:
+        """Add the goodbye of an instance, published at a random time."""
+        moment = self.now + timedelta(seconds=self.rng.uniform(-3600, -60))
+        message_id = UUID(int=self.rng.getrandbits(128), version=4)
+        goodbye = a_goodbye(
+            deployment_id, instance_id, name, message_id=str(message_id), registered_at=moment.isoformat()
+        )
+        assert isinstance(goodbye.content, Announcement)
+        assert not isinstance(goodbye.content.request, RegisterBuildRequest)
+        self.messages[message_id] = goodbye.content.request
+        self.incoming.append(goodbye)
+
     def fill(self) -> None:
         """Add at least five deployments per agent, each announced several times; and legacy and invalid messages."""
         for name in POLICIES:
@@ -60,6 +73,7 @@ class Shuffle:
                         description=self.rng.choice([None, f"Described by {number}."]),
                         registration_metadata={f"fact-{self.rng.randrange(3)}": turn},
                     )
+            self._add_instances(name)
             self.add(name, deployment_id=f"{self.rng.choice(sorted(POLICIES))}.0", docker_image="changed:1")
             self.add(name, agent_id="somebody else's", deployment_id=f"{name}.0")
         for name in ("bot-legacy", "bot-legacy", "bot-legacy", "bot-always", "bot-built"):
@@ -67,6 +81,18 @@ class Shuffle:
                 self.add(name, description=self.rng.choice([None, "Described by legacy."]), docker_image=None)
         for victim in POLICIES:
             self.add("bot-thief", deployment_id=f"{victim}.{self.rng.randrange(DEPLOYMENTS)}")
+
+    def _add_instances(self, name: str) -> None:
+        """Two deployments whose pods name themselves, among pods that do not, and goodbyes of some of them."""
+        for number in range(DEPLOYMENTS, DEPLOYMENTS + 2):
+            deployment_id = f"{name}.{number}"
+            for _ in range(8):
+                instance_id = self.rng.choice([None, "pod-0", "pod-1", "pod-2"])
+                facts = {f"fact-{self.rng.randrange(3)}": self.rng.randrange(9)}
+                self.add(name, deployment_id=deployment_id, instance_id=instance_id, registration_metadata=facts)
+            for _ in range(4):
+                self.say_goodbye(name, deployment_id, self.rng.choice(["pod-0", "pod-1", "pod-2", "pod-3"]))
+        self.say_goodbye(name, f"{self.rng.choice(sorted(POLICIES))}.{DEPLOYMENTS}", "pod-1")
 
     def deliveries(self) -> list[list[Incoming]]:
         """Every message one to three times, in random order, in batches of random size."""

@@ -5,9 +5,8 @@ from uuid import UUID
 import pytest
 import typer
 
-from contracts.messages import RegisterAgent
 from podium.cli import announcements
-from podium.cli.announcements import NotConfirmed, Pod, parse_facts, send_until_confirmed
+from podium.cli.announcements import NotConfirmed, Pod, PodMessage, parse_facts, send_until_confirmed
 from podium.cli.exits import ExitCode, Failure
 
 
@@ -71,7 +70,7 @@ async def test_the_same_message_is_sent_until_it_is_confirmed(monkeypatch: pytes
     sent: list[UUID] = []
     notes: list[str] = []
 
-    async def send(message: RegisterAgent) -> None:
+    async def send(message: PodMessage) -> None:
         sent.append(message.message_id)
         if (reason := next(outcomes)) is not None:
             raise NotConfirmed(reason)
@@ -85,7 +84,7 @@ async def test_the_same_message_is_sent_until_it_is_confirmed(monkeypatch: pytes
 async def test_an_announcement_fails_after_its_time_limit() -> None:
     """The error has the cause of the last attempt."""
 
-    async def send(_: RegisterAgent) -> None:
+    async def send(_: PodMessage) -> None:
         raise NotConfirmed("The broker is away.")
 
     with pytest.raises(Failure, match="The broker is away") as raised:
@@ -101,7 +100,7 @@ async def test_an_attempt_that_hangs_is_repeated(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(announcements, "backoff", lambda _: 0.001)
     attempts = 0
 
-    async def send(_: RegisterAgent) -> None:
+    async def send(_: PodMessage) -> None:
         nonlocal attempts
         attempts += 1
         if attempts == 1:
@@ -114,7 +113,7 @@ async def test_an_attempt_that_hangs_is_repeated(monkeypatch: pytest.MonkeyPatch
 async def test_a_refusal_is_not_repeated() -> None:
     """A refusal by the API ends the command."""
 
-    async def send(_: RegisterAgent) -> None:
+    async def send(_: PodMessage) -> None:
         raise Failure("Another image.", ExitCode.CONFLICT)
 
     with pytest.raises(Failure, match="Another image"):

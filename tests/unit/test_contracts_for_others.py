@@ -66,14 +66,16 @@ def test_every_key_of_the_document_is_one_that_the_specification_allows() -> Non
 
 
 def test_the_document_says_where_pods_publish_their_announcements() -> None:
-    """Podium receives one message, on the exchange and under the keys that pods use."""
+    """Podium receives two kinds of messages, on the exchange and under the keys that pods use."""
     described = document()
     received = [each for each in described["operations"].values() if each["action"] == "receive"]
-    assert [each["channel"]["$ref"] for each in received] == ["#/channels/RegisterAgent"]
-    channel = described["channels"]["RegisterAgent"]
-    assert channel["address"] == "agent.{agent}"
-    assert channel["bindings"]["amqp"]["exchange"]["name"] == REGISTRATIONS_EXCHANGE
-    assert described["components"]["messages"]["RegisterAgent"]["contentType"] == "application/json"
+    names = ["DeregisterInstance", "RegisterAgent"]
+    assert sorted(each["channel"]["$ref"] for each in received) == [f"#/channels/{name}" for name in names]
+    for name in names:
+        channel = described["channels"][name]
+        assert channel["address"] == "agent.{agent}"
+        assert channel["bindings"]["amqp"]["exchange"]["name"] == REGISTRATIONS_EXCHANGE
+        assert described["components"]["messages"][name]["contentType"] == "application/json"
 
 
 @pytest.mark.parametrize("data", EVENT_TYPES, ids=lambda data: data.__name__)

@@ -21,11 +21,14 @@ from contracts.events import (
     DeploymentPurged,
     DeploymentReady,
     EventData,
+    InstanceFailed,
+    InstanceGone,
+    InstanceReady,
     Serving,
     event_sequence,
     event_source,
 )
-from contracts.messages import RegisterAgent, RegisterAgentRequest, RegisterBuildRequest
+from contracts.messages import DeregisterInstance, RegisterAgent, RegisterAgentRequest, RegisterBuildRequest
 from tests.support.factories import ADDRESS, AGENT_ID, NOW
 
 SNAPSHOTS = Path(__file__).parent.parent / "snapshots"
@@ -62,6 +65,9 @@ EXAMPLES: list[EventData] = [
     ),
     DeploymentDeleted(**OF_DEPLOYMENT, expires_at=NOW),
     DeploymentPurged(**OF_DEPLOYMENT, purged_at=NOW),
+    InstanceReady(**OF_DEPLOYMENT, instance_id="pod-1", acp_url=ADDRESS, is_production=True),
+    InstanceFailed(**OF_DEPLOYMENT, instance_id="pod-1", reason="Three probes failed.", is_production=True),
+    InstanceGone(**OF_DEPLOYMENT, instance_id=None, reason="it said goodbye", is_production=False),
 ]
 
 
@@ -107,7 +113,9 @@ def renew() -> bool:
     return EXTERNAL.get(RENEW) == "1"
 
 
-@pytest.mark.parametrize("model", [RegisterAgent, RegisterAgentRequest, RegisterBuildRequest, CloudEvent])
+@pytest.mark.parametrize(
+    "model", [RegisterAgent, RegisterAgentRequest, RegisterBuildRequest, DeregisterInstance, CloudEvent]
+)
 def test_message_schemas_match_their_snapshots(model: type[BaseModel], *, renew: bool) -> None:
     """The JSON schema of each message and of the envelope equals the committed one."""
     matches_snapshot(f"schema.{model.__name__}", model.model_json_schema(), renew=renew)

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from contracts.events import EVENT_TYPES, CloudEvent, DeploymentPromoted, event_source
-from contracts.messages import RegisterAgent, RegistrationMetadata
+from contracts.messages import DeregisterInstance, RegisterAgent, RegistrationMetadata
 from podium.cli.exits import MEANINGS
 from podium.cli.main import app
 from services.settings import Settings
@@ -171,8 +171,9 @@ def test_the_contracts_guide_names_every_event_and_every_field() -> None:
 
 
 def test_what_the_contracts_guide_shows_is_valid() -> None:
-    """Whoever copies its announcement is understood, and its event is one that Podium could send."""
-    announcement, event = blocks(CONTRACTS, "json")
+    """Whoever copies its messages is understood, and its event is one that Podium could send."""
+    announcement, goodbye, event = blocks(CONTRACTS, "json")
+    assert DeregisterInstance.model_validate_json(goodbye).kind == "deregister"
     assert RegisterAgent.model_validate_json(announcement).deployment_id
     shown = CloudEvent.model_validate_json(event)
     assert shown.source == event_source(str(shown.data["agent_id"]))

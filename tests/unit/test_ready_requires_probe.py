@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from services.domain.health_policy import INTERVAL_SHARE, ProbeResult, apply_probe, wait_before_next
-from services.domain.registration_policy import UNPROVEN, decide
+from services.domain.readiness import UNPROVEN
+from services.domain.registration_policy import decide
 from services.domain.state import AgentSnapshot
 from tests.support.factories import (
     NOW,

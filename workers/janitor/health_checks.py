@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from contracts.events import DeploymentFailed, DeploymentReady, InstanceFailed, InstanceReady
 from services.domain.health_policy import ProbeResult, ProbeTarget, changes_nothing
 from services.domain.state import AgentSnapshot, DeploymentState
 from services.errors import Unavailable
@@ -60,7 +61,7 @@ class HealthChecker:
         try:
             failed = await self._apply(result)
             if failed and target.is_production and target.on_failure == "rollback":
-                await self._roll_back(target)
+                await self._roll_back(target.agent_id, target.id, target.policy.timeout)
         except Exception as error:  # noqa: BLE001 - nothing was committed, and the next probe retries
             _log_not_stored(target.id, error)
 
@@ -88,13 +89,19 @@ class HealthChecker:
             status = deployment.status if deployment is not None else "Pending"
         return result.failure is not None and status == "Failed"
 
-    async def _roll_back(self, target: ProbeTarget) -> None:
+    async def roll_back_abandoned(self, agent_id: UUID, deployment_id: str, time_limit: timedelta) -> None:
+        """Roll back a production that has failed because its last instance said goodbye, so that no probe fails."""
+        try:
+            await self._roll_back(agent_id, deployment_id, time_limit)
+        except Exception as error:  # noqa: BLE001 - as above
+            _log_not_stored(deployment_id, error)
+
+    async def _roll_back(self, agent_id: UUID, failed_id: str, time_limit: timedelta) -> None:
         """Roll back to the newest candidate that answers a probe; if none does, the next failed probe retries."""
-        agent_id, failed_id = target.agent_id, target.id
         candidates = await self._in_transaction(lambda session: rollback_candidates(session, agent_id, failed_id))
         if not candidates:
             return
-        probes = (self._prober.ask(candidate.url, agent_id, target.policy.timeout) for candidate in candidates)
+        probes = (self._prober.ask(candidate.url, agent_id, time_limit) for candidate in candidates)
         failures = await asyncio.gather(*probes)
         healthy = (candidate for candidate, failure in zip(candidates, failures, strict=True) if failure is None)
         candidate = next(healthy, None)
@@ -117,16 +124,22 @@ class HealthChecker:
             )
 
     def _changed(self, after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
-        """Log and count the deployment's new status if a verdict has changed it; returns the deployment."""
-        deployment = after.deployments.get(deployment_id)
-        if deployment is not None and after.events:
-            self._metrics.verdicts.labels(deployment.status).inc()
-            ids = {"agent": after.agent.name, "deployment": deployment.id, "production": deployment.is_production}
-            if deployment.status == "Failed":
-                log.warning("A deployment has failed.", action="janitor.failed", why=deployment.status_reason, **ids)
-            else:
-                log.info("A deployment is Ready.", action="janitor.ready", **ids)
-        return deployment
+        """Log and count each new status that a verdict has set; returns the deployment."""
+        for event in after.events:
+            data = event.data
+            if isinstance(data, DeploymentFailed):
+                self._metrics.verdicts.labels("Failed").inc()
+                log.warning("A deployment has failed.", action="janitor.failed", why=data.reason, **_ids(data))
+            elif isinstance(data, DeploymentReady):
+                self._metrics.verdicts.labels("Ready").inc()
+                log.info("A deployment is Ready.", action="janitor.ready", **_ids(data))
+            elif isinstance(data, InstanceFailed):
+                ids = _ids(data) | {"instance": data.instance_id}
+                log.warning("An instance has failed.", action="janitor.instance_failed", why=data.reason, **ids)
+            elif isinstance(data, InstanceReady):
+                ids = _ids(data) | {"instance": data.instance_id}
+                log.info("An instance is Ready.", action="janitor.instance_ready", **ids)
+        return after.deployments.get(deployment_id)
 
     async def _in_transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """The result of a transaction; waits while `SINGLE_TRANSACTIONS` others run."""
@@ -176,6 +189,10 @@ class ResultBatcher:
             return [error] * len(results)
         except Exception:  # noqa: BLE001 - each result is then applied alone, which shows the one at fault
             return [None] * len(results)
+
+
+def _ids(data: DeploymentFailed | DeploymentReady | InstanceFailed | InstanceReady) -> dict[str, object]:
+    return {"agent": data.agent_name, "deployment": data.deployment_id, "production": data.is_production}
 
 
 def _log_not_stored(deployment_id: str, error: Exception) -> None:

@@ -22,6 +22,9 @@ from workers.metrics import WorkerMetrics
 # While probes cannot be made, the log says so this often.
 UNKNOWN_LOGGED_EVERY_SECONDS = 60.0
 
+# Deployment id and instance id.
+PodKey = tuple[str, str]
+
 log = structlog.get_logger(__name__)
 
 
@@ -45,9 +48,9 @@ class ProbeMonitor:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._last: dict[str, _Last] = {}  # the oldest first
-        self._failing: set[str] = set()
-        self._unknown: set[str] = set()
+        self._last: dict[PodKey, _Last] = {}  # the oldest first
+        self._failing: set[PodKey] = set()
+        self._unknown: set[PodKey] = set()
         self._unknown_logged_at: float | None = None
         self.panic_since: datetime | None = None
         """When the present panic began."""
@@ -57,14 +60,15 @@ class ProbeMonitor:
     def record(self, target: ProbeTarget, outcome: ProbeOutcome) -> bool:
         """Count this outcome; returns whether it may change the state of its deployment."""
         self._metrics.probes.labels(outcome.kind).inc()
-        self._forget(target.id)
+        pod = (target.id, target.instance_id)
+        self._forget(pod)
         if target.status == "Ready" or outcome.kind == "unknown":
             last = _Last(self._clock(), target.agent_id, urlsplit(target.url).netloc, outcome)
-            self._last[target.id] = last
+            self._last[pod] = last
             if outcome.kind == "failed":
-                self._failing.add(target.id)
+                self._failing.add(pod)
             elif outcome.kind == "unknown":
-                self._unknown.add(target.id)
+                self._unknown.add(pod)
                 self._log_unknown(target, outcome)
         self.refresh()
         return outcome.kind == "answered" or (outcome.kind == "failed" and self.panic_since is None)
@@ -73,10 +77,10 @@ class ProbeMonitor:
         """Forget the probes before the window, and begin or end a panic."""
         oldest = self._clock() - max(self._settings.panic_window, self._settings.probe_interval).total_seconds()
         while self._last:
-            deployment_id, last = next(iter(self._last.items()))
+            pod, last = next(iter(self._last.items()))
             if last.at >= oldest:
                 break
-            self._forget(deployment_id)
+            self._forget(pod)
         if self.panic_since is None and self._too_many_fail():
             self.panic_since = datetime.now(UTC)
             self.panic_changed.set()
@@ -127,10 +131,10 @@ class ProbeMonitor:
         distinct = min(len({each.agent_id for each in failing}), len({each.address for each in failing}))
         return distinct >= self._settings.panic_agents
 
-    def _forget(self, deployment_id: str) -> None:
-        self._last.pop(deployment_id, None)
-        self._failing.discard(deployment_id)
-        self._unknown.discard(deployment_id)
+    def _forget(self, pod: PodKey) -> None:
+        self._last.pop(pod, None)
+        self._failing.discard(pod)
+        self._unknown.discard(pod)
 
     def _log_unknown(self, target: ProbeTarget, outcome: ProbeOutcome) -> None:
         now = self._clock()

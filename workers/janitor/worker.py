@@ -15,7 +15,7 @@ from uuid import uuid4
 from services.domain.health_policy import ProbeTarget
 from services.health.janitors import REPORT_EVERY, report_janitor, retire_janitor
 from services.health.prober import open_prober
-from services.health.probes import claim, overdue
+from services.health.probes import abandoned, claim, overdue
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from workers.janitor.health_checks import SINGLE_TRANSACTIONS, HealthChecker, ResultBatcher
@@ -127,10 +127,15 @@ class Janitor:
         await at_most(RETIRE_SECONDS, in_transaction(self._sessions, lambda session: retire_janitor(session, self._id)))
 
     async def _expire_overdue(self, checker: HealthChecker) -> bool:
-        """Set deployments Failed that have been Pending for too long; returns whether there may be more of them."""
+        """Set Failed what has been Pending for too long, and roll back what has lost its last instance.
+
+        Returns whether there may be more that is Pending.
+        """
         deadline = self._settings.pending_deadline
         late = await in_transaction(self._sessions, lambda session: overdue(session, deadline, OVERDUE_PER_QUERY))
         expired = [await checker.expire(agent_id, deployment_id, deadline) for agent_id, deployment_id in late]
+        for agent_id, deployment_id in await in_transaction(self._sessions, abandoned):
+            await checker.roll_back_abandoned(agent_id, deployment_id, self._settings.probe_timeout)
         return len(late) == OVERDUE_PER_QUERY and any(expired)
 
     async def _cancel_probes(self) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.domain.announcement import Announcement
 from services.errors import Busy, Unprocessable
-from services.registration.batch import Decided, Incoming, Unreadable, register_batch, register_unlocked
+from services.registration.batch import Decided, Incoming, Terms, Unreadable, register_batch, register_unlocked
 from services.storage.database import Sessions, in_transaction
 from workers.fault import Fault, cannot_park, fault_of, has_no_schema
 from workers.retry import Outage, pause
@@ -33,9 +33,9 @@ class DryRun(Exception):
 class Decider:
     """Decides the batches of one registrar, each in its own transaction."""
 
-    def __init__(self, sessions: Sessions, *, requires_probe: bool) -> None:
+    def __init__(self, sessions: Sessions, terms: Terms) -> None:
         self._sessions = sessions
-        self._requires_probe = requires_probe
+        self._terms = terms
         self._outage = Outage(failure_action="registrar.database_away", recovery_action="registrar.database_back")
 
     async def decide(self, batch: list[Incoming], stop: asyncio.Event) -> Outcomes | None:
@@ -75,10 +75,10 @@ class Decider:
     async def _register(self, batch: list[Incoming]) -> Sequence[Decided | None]:
         """Decide all messages, or those whose agents are not locked. Raises `Busy` if another lock is not free."""
         try:
-            work = partial(register_batch, batch=batch, requires_probe=self._requires_probe)
+            work = partial(register_batch, batch=batch, terms=self._terms)
             return await in_transaction(self._sessions, work)
         except Busy:
-            without_locked = partial(register_unlocked, batch=batch, requires_probe=self._requires_probe)
+            without_locked = partial(register_unlocked, batch=batch, terms=self._terms)
             return await in_transaction(self._sessions, without_locked)
 
     async def _halve(self, batch: list[Incoming], stop: asyncio.Event) -> Outcomes | None:

@@ -14,6 +14,7 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError
 
+from services.registration.batch import Terms
 from services.settings import Settings
 from services.storage.database import Sessions
 from workers.amqp.buffer import DeliveryBuffer
@@ -48,8 +49,8 @@ class Registrar:
         """`sessions` must have a lock timeout of at most `LOCK_TIMEOUT`."""
         self._settings = settings
         self._metrics = metrics or WorkerMetrics()
-        self._decider = Decider(sessions, requires_probe=settings.ready_requires_probe)
-        self._decider_of_deferred = Decider(sessions, requires_probe=settings.ready_requires_probe)
+        self._decider = Decider(sessions, Terms.of(settings))
+        self._decider_of_deferred = Decider(sessions, Terms.of(settings))
         self._records = Records(Acknowledgements(), self._metrics)
         self._outage = Outage(failure_action="registrar.disconnected", recovery_action="registrar.connected")
         self._metrics.watch("registrar", self._outage)

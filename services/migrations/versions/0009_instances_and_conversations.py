@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS instances (
 ) WITH (fillfactor = 70)
 """,
     """
-CREATE INDEX IF NOT EXISTS instances_failed_since_idx ON instances (status_changed_at) WHERE status = 'Failed'
+CREATE INDEX IF NOT EXISTS instances_not_ready_since_idx ON instances (status_changed_at) WHERE status <> 'Ready'
 """,
     """
 CREATE TABLE IF NOT EXISTS departed_instances (
@@ -98,13 +98,14 @@ ALTER TABLE probes
     DROP CONSTRAINT probes_pkey,
     ADD CONSTRAINT probes_pkey PRIMARY KEY USING INDEX probes_new_pkey
 """
+# By the name of the constraint: it is valid before and after the key is replaced.
 TRIGGER_FUNCTIONS = (
     """
 CREATE OR REPLACE FUNCTION schedule_first_probes() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO probes (deployment_id, is_production)
     SELECT id, is_production FROM inserted WHERE acp_url IS NOT NULL AND expires_at IS NULL AND NOT has_instances
-    ON CONFLICT (deployment_id, instance_id) DO UPDATE SET due_at = excluded.due_at, streak = 0, failing_since = NULL,
+    ON CONFLICT ON CONSTRAINT probes_pkey DO UPDATE SET due_at = excluded.due_at, streak = 0, failing_since = NULL,
         failed_by = NULL, confirmed = false, opinion_until = NULL, last_call_at = NULL;
     RETURN NULL;
 END
@@ -115,7 +116,7 @@ CREATE OR REPLACE FUNCTION copy_probe_schedule() RETURNS trigger LANGUAGE plpgsq
 BEGIN
     INSERT INTO probes AS p (deployment_id, is_production, due_at, streak)
     VALUES (NEW.id, NEW.is_production, NEW.probe_due_at, NEW.probe_streak)
-    ON CONFLICT (deployment_id, instance_id) DO UPDATE SET due_at = excluded.due_at, streak = excluded.streak,
+    ON CONFLICT ON CONSTRAINT probes_pkey DO UPDATE SET due_at = excluded.due_at, streak = excluded.streak,
         failing_since = NULL, failed_by = NULL, confirmed = false, opinion_until = NULL;
     RETURN NULL;
 END
@@ -147,11 +148,12 @@ def upgrade() -> None:
         with op.get_context().autocommit_block():
             op.execute(statement)
     with op.get_context().autocommit_block():
-        for statement in VALIDATIONS:
+        for statement in (*VALIDATIONS, *TRIGGER_FUNCTIONS):
             op.execute(statement)
     create_index("deployments_draining_since_idx", "ON deployments (draining_since) WHERE draining_since IS NOT NULL")
     create_index("mcp_sessions_deployment_id_idx", "ON mcp_sessions (deployment_id, last_seen_at)")
+    # Building it waits for all transactions in which the earlier functions may run.
     create_index("probes_new_pkey", "ON probes (deployment_id, instance_id)", unique=True)
-    for statement in (PROBES_KEY, *TRIGGER_FUNCTIONS, *CONVERSATIONS):
+    for statement in (PROBES_KEY, *CONVERSATIONS):
         op.execute(statement)
     op.execute("ALTER INDEX mcp_sessions_deployment_id_idx RENAME TO conversations_deployment_id_idx")

@@ -41,7 +41,7 @@ class Instance(Base):
             ["deployments.id", "deployments.agent_id"],
             name="instances_of_own_deployment",
         ),
-        Index("instances_failed_since_idx", "status_changed_at", postgresql_where=text("status = 'Failed'")),
+        Index("instances_not_ready_since_idx", "status_changed_at", postgresql_where=text("status <> 'Ready'")),
         {"postgresql_with": {"fillfactor": "70"}},
     )
 

@@ -69,7 +69,7 @@ CREATE OR REPLACE FUNCTION schedule_first_probes() RETURNS trigger LANGUAGE plpg
 BEGIN
     INSERT INTO probes (deployment_id, is_production)
     SELECT id, is_production FROM inserted WHERE acp_url IS NOT NULL AND expires_at IS NULL AND NOT has_instances
-    ON CONFLICT (deployment_id, instance_id) DO UPDATE SET due_at = excluded.due_at, streak = 0, failing_since = NULL,
+    ON CONFLICT ON CONSTRAINT probes_pkey DO UPDATE SET due_at = excluded.due_at, streak = 0, failing_since = NULL,
         failed_by = NULL, confirmed = false, opinion_until = NULL, last_call_at = NULL;
     RETURN NULL;
 END
@@ -86,7 +86,7 @@ CREATE OR REPLACE FUNCTION copy_probe_schedule() RETURNS trigger LANGUAGE plpgsq
 BEGIN
     INSERT INTO probes AS p (deployment_id, is_production, due_at, streak)
     VALUES (NEW.id, NEW.is_production, NEW.probe_due_at, NEW.probe_streak)
-    ON CONFLICT (deployment_id, instance_id) DO UPDATE SET due_at = excluded.due_at, streak = excluded.streak,
+    ON CONFLICT ON CONSTRAINT probes_pkey DO UPDATE SET due_at = excluded.due_at, streak = excluded.streak,
         failing_since = NULL, failed_by = NULL, confirmed = false, opinion_until = NULL;
     RETURN NULL;
 END

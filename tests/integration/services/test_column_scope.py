@@ -24,6 +24,7 @@ ANNOUNCED = {
     "registered_message_id",
     "first_registered_at",
     "ready_at",
+    "has_instances",
 }
 SERVING = {
     "production_deployment_id",

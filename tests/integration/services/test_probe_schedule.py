@@ -159,7 +159,7 @@ async def test_an_answered_call_is_stored_only_for_a_deployment_whose_probes_fai
     stored = "SELECT deployment_id FROM probes WHERE last_call_at IS NOT NULL"
 
     async def store(deployment_id: str, status: int = 200, age: float = 0.0) -> None:
-        calls.record(deployment_id, status)
+        calls.record(deployment_id, "", status)
         ages = dict.fromkeys(calls.take(), age)
         await world.do(lambda session: store_answered(session, ages))
 

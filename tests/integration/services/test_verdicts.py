@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from services.domain.health_policy import ProbeResult, ProbeTarget
 from services.health.probes import claim, give_verdict, give_verdicts
-from services.registration.batch import register_batch
+from services.registration.batch import Terms, register_batch
 from services.settings import Settings
 from tests.integration.services.world import World
 from tests.support.factories import incoming
@@ -80,7 +80,7 @@ async def test_verdicts_do_not_wait_for_locks(world: World) -> None:
 async def test_of_two_first_answers_in_one_batch_one_goes_to_production(world: World) -> None:
     """Each decision sees the effect of the one before it."""
     messages = [incoming(deployment_id=name) for name in ("v1", "v2")]
-    await world.do(lambda session: register_batch(session, messages, requires_probe=True))
+    await world.do(lambda session: register_batch(session, messages, terms=Terms(requires_probe=True)))
     assert await world.production() is None
     results = [ProbeResult(each, None) for each in sorted(await claimed(world), key=lambda each: each.id)]
     await world.do(lambda session: give_verdicts(session, results))

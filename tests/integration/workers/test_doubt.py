@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.testing import capture_logs
 
 from contracts import topology
-from services.registration.batch import Decided, Incoming, register_batch, register_unlocked
+from services.registration.batch import Decided, Incoming, Terms, register_batch, register_unlocked
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.workers.conftest import working
@@ -102,7 +102,7 @@ async def test_an_error_that_ends_after_the_last_attempt_parks_nothing(
         await session.execute(text("CREATE SCHEMA broken"))
     attempts = 0
 
-    async def repaired_after_last_attempt(session: AsyncSession, batch: list[Incoming], **more: bool) -> list[Decided]:
+    async def repaired_after_last_attempt(session: AsyncSession, batch: list[Incoming], **more: Terms) -> list[Decided]:
         nonlocal attempts
         try:
             return await register_batch(session, batch, **more)
@@ -127,7 +127,7 @@ async def test_a_message_whose_agent_is_busy_is_kept(
     """However long another transaction locks the agent, the message is not parked or requeued, and is applied later."""
     attempts = 0
 
-    async def counted(session: AsyncSession, batch: list[Incoming], **more: bool) -> list[Decided | None]:
+    async def counted(session: AsyncSession, batch: list[Incoming], **more: Terms) -> list[Decided | None]:
         nonlocal attempts
         attempts += 1
         return await register_unlocked(session, batch, **more)

@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from contracts.messages import RegisterAgentRequest
-from services.storage.models import Agent, Deployment, OutboxEvent, Promotion, Registration
+from contracts.messages import DeregisterInstanceRequest, RegisterAgentRequest
+from services.storage.models import Agent, Deployment, Instance, OutboxEvent, Promotion, Registration
 from tests.support.reference_model.registrations import (
     LEGACY,
     Address,
@@ -64,10 +64,19 @@ async def assert_matches(session: AsyncSession, messages: Messages) -> Model:
         own_events = [event for event in events if event.agent_id == agent.id]
         _same_history([row for row in ledger if row.agent_id == agent.id], own_events, model.services[agent.name])
     deployments = {each.id: each for each in await session.scalars(select(Deployment))}
+    instances: dict[str, dict[str, tuple[Address, Pair]]] = {}
+    for row in await session.scalars(select(Instance)):
+        assert row.status == "Ready"
+        address = (row.acp_url, row.rpc_path, row.health_path, model.versions[row.deployment_id].address[3])
+        pair = (row.registered_at, row.registered_message_id)
+        instances.setdefault(row.deployment_id, {})[row.instance_id] = (address, pair)
     assert deployments.keys() == model.versions.keys()
     for each in deployments.values():
         _same_deployment(each, agents[each.agent_id].name, model)
+        _same_instances(each, instances.get(each.id, {}), model.versions[each.id])
     _addresses_are_the_newest(rows, messages, agents.values(), deployments)
+    owners = {each.id: agents[each.agent_id].name for each in deployments.values()}
+    _instances_are_the_newest(rows, messages, owners, instances)
     return model
 
 
@@ -110,7 +119,7 @@ def _same_history(ledger: Sequence[Promotion], events: Sequence[Row[*tuple[Any, 
     emitted = [
         (
             event.type.removeprefix("podium.").removesuffix(".v1"),
-            event.subject if ".deployment." in event.type else None,
+            event.subject if ".agent." not in event.type else None,
             event.generation,
         )
         for event in events
@@ -120,7 +129,7 @@ def _same_history(ledger: Sequence[Promotion], events: Sequence[Row[*tuple[Any, 
 
 def _same_deployment(stored: Deployment, agent_name: str, model: Model) -> None:
     version = model.versions[stored.id]
-    assert stored.status == "Ready"
+    assert stored.status == ("Ready" if version.ready else "Failed")
     actual = Version(
         agent_name,
         stored.docker_image,
@@ -128,9 +137,20 @@ def _same_deployment(stored: Deployment, agent_name: str, model: Model) -> None:
         (stored.acp_url or "", stored.rpc_path, stored.health_path, stored.error_style),
         _pair(stored.registered_at, stored.registered_message_id) or version.pair,
         stored.first_registered_at or version.first_registered_at,
+        version.instances,
+        version.ready,
     )
     assert actual == version, f"deployment {stored.id}"
     assert stored.is_production == (model.services[agent_name].production == stored.id), f"flag of {stored.id}"
+
+
+def _same_instances(stored: Deployment, instances: Mapping[str, tuple[Address, Pair]], version: Version) -> None:
+    assert stored.has_instances == (version.instances is not None), f"mode of {stored.id}"
+    expected = {
+        instance_id: ((*address[:3], version.address[3]), pair)
+        for instance_id, (address, pair) in (version.instances or {}).items()
+    }
+    assert instances == expected, f"instances of {stored.id}"
 
 
 def _addresses_are_the_newest(
@@ -139,7 +159,10 @@ def _addresses_are_the_newest(
     agents: Iterable[Agent],
     deployments: Mapping[str, Deployment],
 ) -> None:
-    """G3: in any order, the stored address is that of the newest message that was not refused."""
+    """G3: in any order, the stored address is that of the newest message that was not refused.
+
+    Of deployments with instances, `_same_instances` compares the address of each.
+    """
     newest: dict[tuple[str, str | None], tuple[Pair, Address]] = {}
     for row in rows:
         message = messages.get(row.message_id)
@@ -152,10 +175,37 @@ def _addresses_are_the_newest(
     for (name, deployment_id), (_, address) in newest.items():
         if deployment_id is None:
             assert _legacy_address(by_name[name]) == address, f"legacy address of {name}"
-        else:
-            each = deployments[deployment_id]
+        elif not (each := deployments[deployment_id]).has_instances:
             stored = (each.acp_url, each.rpc_path, each.health_path, each.error_style)
             assert stored == address, f"address of {deployment_id}"
+
+
+def _instances_are_the_newest(
+    rows: Sequence[Registration],
+    messages: Messages,
+    owners: Mapping[str, str],
+    instances: Mapping[str, Mapping[str, tuple[Address, Pair]]],
+) -> None:
+    """In any order, an instance is there unless its newest message is a goodbye, and where its newest message says."""
+    newest: dict[tuple[str, str], tuple[Pair, str | None]] = {}
+    for row in rows:
+        message = messages.get(row.message_id)
+        if row.outcome == "Rejected" or row.instance_id is None or row.deployment_id is None:
+            continue
+        # A goodbye for a deployment that another agent creates later has no effect on it.
+        if owners.get(row.deployment_id) != row.agent_name:
+            continue
+        assert row.registered_at is not None
+        url = message.acp_url if isinstance(message, RegisterAgentRequest) else None
+        entry = ((row.registered_at, row.message_id), url)
+        key = (row.deployment_id, row.instance_id)
+        newest[key] = max(newest.get(key, entry), entry)
+    assert any(url is None for _, url in newest.values()) == any(
+        isinstance(each, DeregisterInstanceRequest) for each in messages.values()
+    )
+    for (deployment_id, instance_id), (_, url) in newest.items():
+        stored = instances.get(deployment_id, {}).get(instance_id)
+        assert (stored[0][0] if stored else None) == url, f"instance {instance_id} of {deployment_id}"
 
 
 def _legacy_address(agent: Agent) -> Address | None:

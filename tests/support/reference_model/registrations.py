@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
+from contracts.messages import DeregisterInstanceRequest, RegisterAgentRequest, RegisterBuildRequest
 
 LEGACY = "legacy"
 
-Message = RegisterAgentRequest | RegisterBuildRequest
+Message = RegisterAgentRequest | RegisterBuildRequest | DeregisterInstanceRequest
 Messages = Mapping[UUID, Message]
 Pair = tuple[datetime, UUID]
 Address = tuple[str, str, str, str]  # acp_url, rpc_path, health_path, error_style
@@ -38,6 +38,8 @@ class Version:
     address: Address
     pair: Pair
     first_registered_at: datetime
+    instances: dict[str, tuple[Address, Pair]] | None = None  # of those that have any
+    ready: bool = True
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Service:
         """The facts of `agent.registered`; the event is emitted if they change."""
         return (self.description, self.acp_type, self.input_type, self.image, {**self.metadata}, self.legacy)
 
-    def describe(self, message: Message) -> None:
+    def describe(self, message: RegisterAgentRequest | RegisterBuildRequest) -> None:
         """Store what the message says about the agent itself."""
         self.description = self.description if message.description is None else message.description
         self.acp_type = message.acp_type or self.acp_type
@@ -83,6 +85,7 @@ class Model:
     observed: Observed = field(default_factory=Observed)
     services: dict[str, Service] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
+    gone: dict[tuple[str, str, str], Pair] = field(default_factory=dict)  # agent name, deployment, instance
 
     def feed(self, message: Message, pair: Pair) -> str:
         """The outcome of the next message, published at `pair` (its time as stored after G4)."""
@@ -95,6 +98,8 @@ class Model:
     def _apply(self, service: Service, message: Message, pair: Pair) -> str:
         if isinstance(message, RegisterBuildRequest):
             return self._build(service, message)
+        if isinstance(message, DeregisterInstanceRequest):
+            return self._goodbye(service, message, pair)
         if message.agent_id is not None and message.agent_id != self.observed.ids.get(service.name):
             return "Rejected"
         if message.deployment_id is None:
@@ -145,6 +150,9 @@ class Model:
             return "Rejected"
         if version is not None and image is not None and version.image is not None and image != version.image:
             return "Rejected"
+        instance = metadata.pop("instance_id", None)
+        if instance is not None or (version is not None and version.instances is not None):
+            return self._instance(service, message, deployment, instance or "", pair)
         if version is not None and pair <= version.pair:
             return "Stale"
         if not service.events:
@@ -163,13 +171,79 @@ class Model:
             service.name, image or service.image, metadata, address, pair, first_registered_at=pair[0]
         )
         service.emit("deployment.created", deployment)
+        self._first_ready(service, deployment, pair)
+        return "Registered"
+
+    def _instance(
+        self, service: Service, message: RegisterAgentRequest, deployment: str, instance: str, pair: Pair
+    ) -> str:
+        """G59, G60: each pod by its own pair; the version's facts by the newest, older ones only where none are."""
+        version, metadata, address = self.versions.get(deployment), _metadata_of(message), address_of(message)
+        metadata.pop("instance_id", None)
+        own = {} if version is None else version.instances
+        if own is None:  # the first pod that names itself
+            assert version is not None
+            own = {"": (version.address, version.pair)}
+        newest = own[instance][1] if instance in own else self.gone.get((service.name, deployment, instance))
+        if newest is not None and pair <= newest:
+            return "Stale"
+        if not service.events:
+            service.describe(message)
+            service.emit("agent.registered")
+        new = version is None
+        if version is None:
+            version = self.versions[deployment] = Version(
+                service.name, None, {}, address, pair, first_registered_at=pair[0], ready=False
+            )
+            service.emit("deployment.created", deployment)
+        version.image = version.image or metadata.get("docker_image") or service.image
+        is_newest = new or pair > version.pair
+        version.metadata = version.metadata | metadata if is_newest else metadata | version.metadata
+        error_style = address[3] if is_newest else version.address[3]
+        version.pair = max(pair, version.pair)
+        moved = instance not in own or own[instance][0][:2] != address[:2]
+        own[instance] = (address, pair)
+        version.instances = own
+        if moved:
+            service.emit("instance.ready", deployment)
+        version.address = (*own[min(own)][0][:3], error_style)
+        if not version.ready:
+            version.ready = True
+            if new:
+                self._first_ready(service, deployment, pair)
+            else:
+                service.emit("deployment.ready", deployment)
+        return "Registered"
+
+    def _goodbye(self, service: Service, message: DeregisterInstanceRequest, pair: Pair) -> str:
+        """G60."""
+        version = self.versions.get(message.deployment_id)
+        if version is not None and version.agent != service.name:
+            return "Rejected"
+        key = (service.name, message.deployment_id, message.instance_id)
+        own = (version.instances if version is not None else None) or {}
+        known = own.get(message.instance_id)
+        newest = known[1] if known is not None else self.gone.get(key)
+        if newest is not None and pair <= newest:
+            return "Stale"
+        self.gone[key] = pair
+        if version is not None and known is not None:
+            del own[message.instance_id]
+            service.emit("instance.gone", message.deployment_id)
+            if own:
+                version.address = (*own[min(own)][0][:3], version.address[3])
+            else:
+                version.ready = False
+                service.emit("deployment.failed", message.deployment_id)
+        return "Departed"
+
+    def _first_ready(self, service: Service, deployment: str, pair: Pair) -> None:
         service.emit("deployment.ready", deployment)
         policy = self.observed.policies.get(service.name, "first")
         production = self.versions[service.production] if service.production else None
         newest = production is None or pair[0] > production.first_registered_at
         if (policy == "first" and service.serves is None) or (policy == "always" and newest):
             self._cut_over(service, policy, service.serves, deployment)
-        return "Registered"
 
     def _cut_over(self, service: Service, cause: str, served: str | None, to: str | None) -> None:
         before, service.production = service.production, to
