@@ -255,12 +255,19 @@ class Settings(BaseSettings):
         description="How long a caller's idle connection stays open. Load balancers must close theirs earlier.",
     )
     calls_per_deployment: int = Field(
-        default=2000, ge=1, description="Concurrent RPC calls per deployment and API process."
+        default=2000,
+        ge=1,
+        description="Concurrent RPC calls per API process and deployment, or instance where pods name theirs.",
+    )
+    instance_warm_up: Duration = Field(
+        default=timedelta(seconds=10),
+        description="A named instance that became Ready more recently gets fewer calls than its siblings.",
     )
     breaker_failures: int = Field(
         default=5,
         ge=1,
-        description="Calls in a row without a connection or a response that open a deployment's circuit breaker.",
+        description="Calls in a row without a connection or a response that open the circuit breaker of a deployment, "
+        "or instance.",
     )
     breaker_pause: Duration = Field(
         default=timedelta(seconds=5), description="How long an open circuit breaker waits before it lets one call try."

@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json
 
 from api.gateway.gateway import Gateway
 from api.gateway.headers import REQUEST_ID_HEADER, request_headers, route_headers
-from api.gateway.upstream import Call, call_agent
+from api.gateway.upstream import Call
 from api.http.jsonrpc import ForwardingFailure
 from api.http.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
 from api.http.problems import documented
@@ -130,7 +130,7 @@ async def _answer(request: AnyRequest, gateway: Gateway, key: RouteKey, base_pat
     route = await gateway.routes.find(key)
     try:
         async with asyncio.timeout(gateway.settings.card_timeout.total_seconds()):
-            found = await _fetched(request, gateway, route)
+            found, route = await _fetched(request, gateway, route)
     except TimeoutError as exc:
         raise AgentCardTimeout from exc
     # A promote can change the card at any time.
@@ -153,18 +153,23 @@ def _public_url(request: AnyRequest, gateway: Gateway) -> str:
         raise InvalidRequest(message, field="Host") from exc
 
 
-async def _fetched(request: AnyRequest, gateway: Gateway, route: Route) -> bytes:
-    """The card as the agent serves it. Raises `AgentCardMissing`, `AgentCardInvalid`, and the errors of any call."""
+async def _fetched(request: AnyRequest, gateway: Gateway, route: Route) -> tuple[bytes, Route]:
+    """The card as the agent serves it, and the route to the instance that did.
+
+    Raises `AgentCardMissing`, `AgentCardInvalid`, and the errors of any call.
+    """
     headers: CIMultiDict[str] = CIMultiDict({"accept": "application/json"})
     forwarded, _ = request_headers(request.scope["headers"])
     headers.extend((name, value) for name, value in forwarded.items() if _FORWARDED.fullmatch(name))
-    parts = urlsplit(route.acp_url)
-    url = f"{parts.scheme}://{parts.netloc}{CARD_PATH}"
-    call = Call(method="GET", url=url, query=b"", headers=headers, body=b"")
-    with gateway.breakers.enter(route) as permit:
-        response = await permit.watch(call_agent(gateway.upstream, call, gateway.settings))
+
+    def call_to(instance: Route) -> Call:
+        parts = urlsplit(instance.acp_url)
+        return Call("GET", f"{parts.scheme}://{parts.netloc}{CARD_PATH}", b"", headers, b"")
+
+    with gateway.balancer.enter(route) as call:
+        response = await call.answer(call_to)
         try:
-            return await _content(response)
+            return await _content(response), call.route
         finally:
             response.close()
 

@@ -1,4 +1,7 @@
-"""Isolation between agents: per process, each deployment has a circuit breaker and a limit on calls in flight."""
+"""Isolation between agents: per process, each deployment has a circuit breaker and a limit on calls in flight.
+
+Where pods name their instance, each instance has its own.
+"""
 
 import asyncio
 import math
@@ -13,16 +16,16 @@ import structlog
 
 from api.http.jsonrpc import ForwardingFailure
 from services.errors import Unavailable
-from services.routing.routes import Route
+from services.routing.routes import Instance, Route
 from services.settings import Settings
 
-# Deployments without calls in flight are remembered only after failures; each takes a few hundred bytes.
+# Deployments and instances without calls in flight are remembered only after failures; each takes a few hundred bytes.
 REMEMBERED = 10_000
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Key = tuple[UUID, str | None]
+Key = tuple[UUID, str | None, str | None]
 
 
 class BreakerOpen(Unavailable):
@@ -40,7 +43,7 @@ class TooManyCalls(Unavailable):
 
 @dataclass(slots=True)
 class CircuitBreaker:
-    """The state of one deployment."""
+    """The state of one deployment or instance."""
 
     key: Key
     registered: tuple[str, datetime | None]
@@ -92,14 +95,17 @@ class Permit:
         breaker.failures, breaker.retry_at = 0, None
         breaker.known_since = self._breakers.now()
 
-    def failed(self) -> None:
-        """Count a failure: the agent could not be reached, or did not start to answer in time."""
+    def failed(self, *, final: bool = False) -> None:
+        """Count a failure: the agent could not be reached, or did not start to answer in time.
+
+        A `final` one opens the breaker at once.
+        """
         if self._probe or self._began >= self._breaker.known_since:
-            self._breakers.count_failure(self._breaker)
+            self._breakers.count_failure(self._breaker, final=final)
 
 
 class CircuitBreakers:
-    """The breakers of all deployments that this process is calling, or whose last calls failed."""
+    """The breakers of all deployments and instances that this process is calling, or whose last calls failed."""
 
     def __init__(self, settings: Settings) -> None:
         self._failures = settings.breaker_failures
@@ -112,19 +118,24 @@ class CircuitBreakers:
         """The clock of all breakers, in seconds."""
         return asyncio.get_running_loop().time()
 
-    def check(self, route: Route) -> None:
-        """Raise `TooManyCalls` or `BreakerOpen` if `enter` would; nothing is counted."""
-        breaker = self._breakers.get((route.agent_id, route.deployment_id))
-        if breaker is None or breaker.registered != _registered(route):
-            return
+    def check(self, route: Route, instance: Instance | None = None) -> int:
+        """The calls in flight at the route's address, or at this instance of it; nothing is counted.
+
+        Raises `TooManyCalls` or `BreakerOpen` if `enter` would.
+        """
+        at = instance or route
+        breaker = self._breakers.get((route.agent_id, route.deployment_id, at.instance_id))
+        if breaker is None:
+            return 0
         if breaker.in_flight >= self._max_in_flight:
             raise TooManyCalls
-        if breaker.retry_at is not None:
+        if breaker.retry_at is not None and breaker.registered == _registered(at):
             self._check_pause(breaker)
+        return breaker.in_flight
 
     def enter(self, route: Route) -> Permit:
-        """A permit for one call to the deployment. Raises `TooManyCalls`, `BreakerOpen`."""
-        key = (route.agent_id, route.deployment_id)
+        """A permit for one call to the deployment or instance. Raises `TooManyCalls`, `BreakerOpen`."""
+        key = (route.agent_id, route.deployment_id, route.instance_id)
         registered = _registered(route)
         breaker = self._breakers.get(key)
         if breaker is None:
@@ -143,14 +154,14 @@ class CircuitBreakers:
         return Permit(self, breaker, probe=probe)
 
     def leave(self, breaker: CircuitBreaker) -> None:
-        """End one call; forget the deployment if that was its last call in flight and it has no failures."""
+        """End one call; forget the breaker if that was its last call in flight and it has no failures."""
         breaker.in_flight -= 1
         if not breaker.in_flight and not breaker.failures and breaker.retry_at is None:
             self._breakers.pop(breaker.key, None)
 
-    def count_failure(self, breaker: CircuitBreaker) -> None:
-        """Count one more failure in a row; enough of them open the breaker, or keep it open."""
-        breaker.failures += 1
+    def count_failure(self, breaker: CircuitBreaker, *, final: bool = False) -> None:
+        """Count one more failure in a row; enough of them, or a `final` one, open the breaker or keep it open."""
+        breaker.failures = max(breaker.failures + 1, self._failures if final else 0)
         if breaker.failures < self._failures:
             return
         if breaker.retry_at is None:
@@ -160,16 +171,16 @@ class CircuitBreakers:
 
     @property
     def in_flight(self) -> int:
-        """Calls in flight now, over all deployments."""
+        """Calls in flight now, over all breakers."""
         return sum(each.in_flight for each in self._breakers.values())
 
     @property
     def open(self) -> int:
-        """Deployments whose breaker is open, including those that the next call tests."""
+        """Breakers that are open, including those whose agent the next call tests."""
         return sum(each.retry_at is not None for each in self._breakers.values())
 
     def __len__(self) -> int:
-        """How many deployments are remembered."""
+        """How many breakers are remembered."""
         return len(self._breakers)
 
     def _evict_if_full(self) -> None:
@@ -187,10 +198,11 @@ class CircuitBreakers:
             raise error
 
 
-def _registered(route: Route) -> tuple[str, datetime | None]:
-    return route.acp_url, route.registered_at
+def _registered(at: Route | Instance) -> tuple[str, datetime | None]:
+    return at.acp_url, at.registered_at
 
 
 def _names(breaker: CircuitBreaker) -> dict[str, str | None]:
-    agent_id, deployment_id = breaker.key
-    return {"agent_id": str(agent_id), "deployment_id": deployment_id}
+    agent_id, deployment_id, instance_id = breaker.key
+    names = {"agent_id": str(agent_id), "deployment_id": deployment_id}
+    return {**names, "instance_id": instance_id} if instance_id else names

@@ -21,7 +21,7 @@ from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.sessions import follow_session, session_of
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
-from api.gateway.upstream import Call, call_agent
+from api.gateway.upstream import Call
 from api.http.jsonrpc import error_response, request_id
 from api.http.problems import refusal_headers
 from api.http.request_body import ClientDisconnected, check_headers, read_body, until_disconnect
@@ -90,7 +90,7 @@ class Forward:
                 checked = True
                 route = await self._gateway.routes.find(self._key)
                 self._gateway.error_styles.learn(scope["path"], route.error_style)
-                self._gateway.breakers.check(route)
+                self._gateway.balancer.check(route)
 
         return await read_body(scope, receive, settings.rpc_max_bytes, settings.body_timeout, admit)
 
@@ -103,12 +103,16 @@ class Forward:
             route = record.route = await self._gateway.routes.find(key)
             style = route.error_style
             self._gateway.error_styles.learn(scope["path"], style)
-            with self._gateway.breakers.enter(route) as permit:
+            with self._gateway.balancer.enter(route) as call:
                 record.request_bytes = len(buffered.content)
-                call = Call(scope["method"], route.rpc_url, scope["query_string"], headers, buffered.content)
-                response = await permit.watch(call_agent(self._gateway.upstream, call, self._gateway.settings))
-                del call
-                self._gateway.answered_calls.record(route.deployment_id, "", response.status)
+                try:
+                    response = await call.answer(
+                        lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], headers, buffered.content)
+                    )
+                finally:
+                    route = record.route = call.route
+                    record.failovers = call.failovers
+                self._gateway.answered_calls.record(route.deployment_id, route.instance_id or "", response.status)
                 try:
                     await follow_session(self._gateway, scope["method"], key, route, response)
                     returned = self._answer_headers(response, route, scope, record)

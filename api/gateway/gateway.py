@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-import aiohttp
 from prometheus_client import CollectorRegistry
 
+from api.gateway.balancer import Balancer
 from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.request_buffer import RequestBuffer
 from api.gateway.telemetry import RpcMetrics
@@ -55,8 +55,7 @@ class Gateway:
     settings: Settings
     sessions: Sessions
     routes: RouteResolver
-    upstream: aiohttp.ClientSession
-    breakers: CircuitBreakers
+    balancer: Balancer
     metrics: RpcMetrics
     request_buffer: RequestBuffer
     answered_calls: AnsweredCalls
@@ -79,8 +78,7 @@ async def open_gateway(
             settings=settings,
             sessions=sessions,
             routes=routes,
-            upstream=upstream,
-            breakers=breakers,
+            balancer=Balancer(settings, breakers, upstream, metrics.failovers),
             metrics=metrics,
             request_buffer=RequestBuffer(settings),
             answered_calls=answered_calls,

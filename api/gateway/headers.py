@@ -17,6 +17,7 @@ from api.http.preconditions import GENERATION_HEADER
 from services.routing.routes import Route
 
 DEPLOYMENT_HEADER = "x-podium-deployment-id"
+INSTANCE_HEADER = "x-podium-instance-id"
 REQUEST_ID_HEADER = "x-request-id"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -152,7 +153,7 @@ def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
 
 
 def response_headers(given: RawHeaders, route: Route) -> list[tuple[bytes, bytes]]:
-    """The agent's headers that the caller receives, in their order, followed by which deployment answered.
+    """The agent's headers that the caller receives, in their order, followed by which deployment and instance answered.
 
     Without `Location`, which depends on the status. Raises `AgentProtocolError` for characters that no header may
     contain.
@@ -172,10 +173,12 @@ def response_headers(given: RawHeaders, route: Route) -> list[tuple[bytes, bytes
 
 
 def route_headers(route: Route) -> dict[str, str]:
-    """The generation that answered, and the deployment id unless the legacy address answered."""
+    """The generation that answered, the deployment id unless the legacy address answered, and the instance's name."""
     headers = {GENERATION_HEADER: str(route.generation)}
     if route.deployment_id is not None:
         headers[DEPLOYMENT_HEADER] = route.deployment_id
+    if route.instance_id:
+        headers[INSTANCE_HEADER] = route.instance_id
     return headers
 
 

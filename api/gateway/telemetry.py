@@ -52,8 +52,16 @@ class RpcMetrics:
         self.bytes = Counter(
             "podium_rpc_bytes", "Bytes of bodies: to agents, and from them.", ["direction"], registry=registry
         )
+        self.failovers = Counter(
+            "podium_rpc_failovers",
+            "RPC calls that moved on to another instance before anything was sent, by cause.",
+            ["cause"],
+            registry=registry,
+        )
         self._in_flight = Gauge("podium_rpc_under_way", "RPC calls in flight.", registry=registry)
-        self._open = Gauge("podium_rpc_breakers_open", "Deployments with an open circuit breaker.", registry=registry)
+        self._open = Gauge(
+            "podium_rpc_breakers_open", "Deployments and instances with an open circuit breaker.", registry=registry
+        )
         # Looked up once, so that calls do not pay for the lookup.
         self.to_agents, self.from_agents = self.bytes.labels("request"), self.bytes.labels("response")
 
@@ -79,6 +87,7 @@ class CallRecord:
     span_id: str
     began: float
     route: Route | None = None
+    failovers: int = 0
     status: int | None = None
     outcome: str = DEFECT
     detail: str | None = None
@@ -107,7 +116,9 @@ class CallRecord:
         fields: dict[str, object | None] = {
             "agent_id": str(route.agent_id) if route else None,
             "deployment_id": route.deployment_id if route else None,
+            "instance_id": (route.instance_id or None) if route else None,
             "generation": route.generation if route else None,
+            "failovers": self.failovers or None,
             "method": self.method,
             "status": self.status,
             "outcome": self.outcome,

@@ -81,6 +81,12 @@ class Call:
         return URL(f"{self.url}{query}", encoded=True)
 
 
+def connection_refused(error: PodiumError) -> bool:
+    """Whether the pod's machine refused the connection: nothing listens at the address."""
+    cause = error.__cause__
+    return isinstance(cause, aiohttp.ClientConnectorError) and cause.os_error.errno == errno.ECONNREFUSED
+
+
 @asynccontextmanager
 async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The HTTP client session of a process: it adds no headers, follows no redirects and stores no cookies."""
@@ -101,21 +107,23 @@ async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientS
         yield session
 
 
-async def call_agent(session: aiohttp.ClientSession, call: Call, settings: Settings) -> aiohttp.ClientResponse:
+async def call_agent(
+    session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float, *, retry: bool = True
+) -> aiohttp.ClientResponse:
     """The agent's answer, read up to its headers; the caller closes it.
 
-    A refused connection is retried at most three times within the connect timeout. Raises `ForwardingFailure`,
-    `DestinationDenied`.
+    A refused connection is retried at most three times within `connect_seconds`, unless `retry` is false. Raises
+    `ForwardingFailure`, `DestinationDenied`.
     """
     if settings.dial_hosts:
         EgressRules.of(settings).check_host(call.target.raw_host or "")
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + settings.connect_timeout.total_seconds()
-    for pause in RETRY_PAUSES_SECONDS:
+    deadline = loop.time() + connect_seconds
+    for pause in RETRY_PAUSES_SECONDS if retry else ():
         try:
             return await _attempt(session, call, settings, deadline - loop.time())
         except AgentUnreachable as exc:
-            if not _connection_refused(exc.__cause__) or loop.time() + pause >= deadline:
+            if not connection_refused(exc) or loop.time() + pause >= deadline:
                 raise
         await asyncio.sleep(pause)
     return await _attempt(session, call, settings, deadline - loop.time())
@@ -172,7 +180,3 @@ def _failure(error: Exception) -> PodiumError:
     if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
         return AgentHungUp()
     return AgentProtocolError()
-
-
-def _connection_refused(error: BaseException | None) -> bool:
-    return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED

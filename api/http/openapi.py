@@ -63,6 +63,10 @@ _RPC_ANSWER = {
             "description": "The deployment that answered; missing if a legacy agent answered.",
             "schema": {"type": "string"},
         },
+        "x-podium-instance-id": {
+            "description": "The instance that answered; missing if its pod names none.",
+            "schema": {"type": "string"},
+        },
     },
     "content": {"*/*": {"schema": {}}},
 }

@@ -2,9 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
+
+from pydantic_core import from_json
 
 from contracts.fields import ErrorStyle, joined
 from services.errors import (
@@ -18,6 +21,9 @@ from services.errors import (
 from services.routing.sessions import ISSUER_KEEPS, SEEN_EVERY
 
 Row = Mapping[str, Any]
+
+# Of how many deployments the process keeps the instances in parsed form. They change when a pod comes, goes or fails.
+_PARSED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +42,23 @@ class RouteKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Instance:
+    """A Ready instance of a deployment, which a call can go to."""
+
+    instance_id: str
+    """Empty for the pod that names none."""
+    acp_url: str
+    rpc_path: str
+    registered_at: datetime
+    ready_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """The upstream address of a call: a deployment's, or a legacy agent's (`deployment_id` is None)."""
+    """The upstream address of a call: a deployment's, or a legacy agent's (`deployment_id` is None).
+
+    If the deployment has `instances`, a call goes to one of them (`at`), and the address is one of theirs.
+    """
 
     agent_id: UUID
     generation: int
@@ -51,20 +72,47 @@ class Route:
     """Whether this deployment issued the session in the key."""
     session_unseen: bool = False
     """Whether `last_seen_at` of the session is due for an update."""
+    instances: tuple[Instance, ...] = ()
+    """The Ready instances; empty for a deployment whose pods have never named one."""
+    read_at: datetime | None = None
+    """When the instances were read, by the clock that `ready_at` is from."""
+    instance_id: str | None = None
+    """The instance at the address, once one is chosen."""
 
     @property
     def rpc_url(self) -> str:
         """The URL of the JSON-RPC endpoint."""
         return joined(self.acp_url, self.rpc_path)
 
+    def at(self, instance: Instance) -> "Route":
+        """The route to this instance."""
+        return replace(
+            self,
+            acp_url=instance.acp_url,
+            rpc_path=instance.rpc_path,
+            registered_at=instance.registered_at,
+            instance_id=instance.instance_id,
+        )
+
+    def ready_for(self, instance: Instance) -> timedelta:
+        """How long the instance had been Ready when the route was read."""
+        assert self.read_at is not None
+        return self.read_at - instance.ready_at
+
 
 # Reads any number of routes in one statement, and so in one snapshot. $1: agent ids; $3: names; $5 and $6: pairs of
 # agent and deployment ids. $2, $4 and $7 hold the session digest of each, or NULL. Each row found carries its key.
+# The subquery in CASE runs only for deployments whose pods name their instance.
 _READ = """
 SELECT found.by_id, found.by_name, found.by_deployment, found.by_session, found.id AS agent_id,
        found.name AS agent_name, found.deleted_at, found.generation, found.legacy_acp_url, found.legacy_rpc_path,
        found.legacy_error_style, found.registered_at AS legacy_registered_at, d.id AS deployment_id, d.status,
-       d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at, {of_session}
+       d.status_reason, d.expires_at, d.acp_url, d.rpc_path, d.error_style, d.registered_at,
+       CASE WHEN d.has_instances THEN (
+           SELECT json_agg(json_build_array(i.instance_id, i.acp_url, i.rpc_path, i.registered_at, i.ready_at))
+           FROM instances i WHERE i.deployment_id = d.id AND i.status = 'Ready'
+       ) END AS instances,
+       CASE WHEN d.has_instances THEN clock_timestamp() END AS read_at, {of_session}
 FROM (
     SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, lookup.session AS by_session,
            a.production_deployment_id AS target, a.*
@@ -171,4 +219,18 @@ def _of_deployment(row: Row) -> Route:
         row["registered_at"],
         row["session_known"],
         row["session_unseen"],
+        # Without a Ready instance the deployment's own address is left: that of its last one.
+        _instances(row["instances"]) if row["instances"] else (),
+        row["read_at"],
+    )
+
+
+@lru_cache(_PARSED)
+def _instances(read: str) -> tuple[Instance, ...]:
+    """The instances as the database returns them."""
+    return tuple(
+        Instance(
+            instance_id, acp_url, rpc_path, datetime.fromisoformat(registered_at), datetime.fromisoformat(ready_at)
+        )
+        for instance_id, acp_url, rpc_path, registered_at, ready_at in from_json(read)
     )

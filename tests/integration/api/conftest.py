@@ -2,11 +2,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from services.settings import Settings
+from services.storage.database import Sessions
 from tests.integration.api.client import Api, running_api
 from tests.integration.api.pods import Pod, running_pod
+from tests.support.instances import Instances
 
 Serve = Callable[..., Awaitable[Api]]
 
@@ -33,3 +36,9 @@ async def pod() -> AsyncIterator[Pod]:
     """A pod with the same answer to every request."""
     async with running_pod() as pod:
         yield pod
+
+
+@pytest.fixture
+def instances(sessions: Sessions) -> Instances:
+    """Writes instances into this test's database."""
+    return Instances(sessions)

@@ -54,8 +54,8 @@ def pausing(first: bytes, resume: asyncio.Event, rest: bytes) -> Handler:
 
 
 @asynccontextmanager
-async def running_pod(handler: Handler = plain_answer) -> AsyncIterator[Pod]:
-    """A pod that answers every path with this handler."""
+async def running_pod(handler: Handler = plain_answer, *, port: int = 0) -> AsyncIterator[Pod]:
+    """A pod that answers every path with this handler; on a free port if `port` is 0."""
     pod = Pod("")
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -65,10 +65,10 @@ async def running_pod(handler: Handler = plain_answer) -> AsyncIterator[Pod]:
 
     runner = web.ServerRunner(web.Server(handle, handler_cancellation=True), shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
-    host, port = runner.addresses[0]
-    pod.url = f"http://{host}:{port}"
+    host, bound = runner.addresses[0]
+    pod.url = f"http://{host}:{bound}"
     try:
         yield pod
     finally:
