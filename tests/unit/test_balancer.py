@@ -93,7 +93,7 @@ def test_calls_in_flight_are_even(balancer: Balancer, calls: ExitStack) -> None:
 
 
 def test_equal_instances_get_equal_shares(balancer: Balancer) -> None:
-    """G65: also of calls that come one after another, when none is in flight."""
+    """G62: also of calls that come one after another, when none is in flight."""
     found = Counter(instance_of(balancer, a_route("a", "b", "c", "d")) for _ in range(10_000))
     assert all(abs(count / 10_000 - 0.25) < 0.03 for count in found.values()), found
 
@@ -102,21 +102,21 @@ def test_equal_instances_get_equal_shares(balancer: Balancer) -> None:
 def test_a_loaded_instance_gets_no_call_while_another_has_fewer(
     balancer: Balancer, calls: ExitStack, count: int
 ) -> None:
-    """G65: calls that hang at one instance keep further calls away from it."""
+    """G62: calls that hang at one instance keep further calls away from it."""
     route = a_route(*"abcde"[:count])
     held(calls, balancer, route, 5, preferred="a")
     assert all(instance_of(balancer, route) != "a" for _ in range(100))
 
 
 def test_a_fresh_instance_counts_as_more_loaded(balancer: Balancer, calls: ExitStack) -> None:
-    """G66: half-way through its warm-up an instance has about half of its sibling's calls in flight, then as many."""
+    """G63: half-way through its warm-up an instance has about half of its sibling's calls in flight, then as many."""
     found = held(calls, balancer, a_route("old", an_instance("new", ready_for=WARM / 2)), 18)
     assert found == {"old": 12, "new": 6}
     assert held(calls, balancer, a_route("old", an_instance("new", ready_for=WARM)), 12)["new"] == 9
 
 
 def test_the_coldest_instance_gets_some_calls(balancer: Balancer, calls: ExitStack) -> None:
-    """G66: one that has just become Ready takes part, so a flood does not depend on the others alone."""
+    """G63: one that has just become Ready takes part, so a flood does not depend on the others alone."""
     found = held(calls, balancer, a_route("old", an_instance("new", ready_for=timedelta(0))), 20)
     assert found == {"old": 19, "new": 1}
 
@@ -129,7 +129,7 @@ def test_without_a_warm_up_all_are_equal(breakers: CircuitBreakers, calls: ExitS
 
 
 def test_an_open_breaker_leaves_the_siblings(balancer: Balancer, breakers: CircuitBreakers) -> None:
-    """G68: calls go to the others; those of another agent or deployment with the same instance ids are not affected."""
+    """G65: calls go to the others; those of another agent or deployment with the same instance ids are not affected."""
     route = a_route("a", "b", "c", "d", "e")
     fail(breakers, route, "a", "b", "c")
     assert {instance_of(balancer, route) for _ in range(100)} == {"d", "e"}
@@ -139,7 +139,7 @@ def test_an_open_breaker_leaves_the_siblings(balancer: Balancer, breakers: Circu
 
 
 def test_when_all_breakers_are_open_the_call_is_refused(balancer: Balancer, breakers: CircuitBreakers) -> None:
-    """G68: with the shortest time after which one of them takes a call; the check before a large body agrees."""
+    """G65: with the shortest time after which one of them takes a call; the check before a large body agrees."""
     route = a_route("a", "b")
     fail(breakers, route, "a")
     balancer.check(route)
@@ -151,7 +151,7 @@ def test_when_all_breakers_are_open_the_call_is_refused(balancer: Balancer, brea
 
 
 def test_calls_in_flight_are_limited_per_instance(balancer: Balancer, calls: ExitStack) -> None:
-    """G68: a full instance leaves calls to the others; when all are full the call is refused."""
+    """G65: a full instance leaves calls to the others; when all are full the call is refused."""
     route = a_route("a", "b")
     held(calls, balancer, route, MOST, preferred="a")
     assert held(calls, balancer, route, MOST) == {"b": MOST}
@@ -163,7 +163,7 @@ def test_calls_in_flight_are_limited_per_instance(balancer: Balancer, calls: Exi
 def test_a_full_instance_among_dead_ones_is_the_reason(
     balancer: Balancer, breakers: CircuitBreakers, calls: ExitStack
 ) -> None:
-    """G68: its calls end before the breakers of the others close."""
+    """G65: its calls end before the breakers of the others close."""
     route = a_route("a", "b", "c")
     fail(breakers, route, "a", "c")
     held(calls, balancer, route, MOST)
@@ -174,7 +174,7 @@ def test_a_full_instance_among_dead_ones_is_the_reason(
 def test_a_new_announcement_closes_the_breaker_of_its_instance_only(
     balancer: Balancer, breakers: CircuitBreakers
 ) -> None:
-    """G68: at the same address or another one."""
+    """G65: at the same address or another one."""
     fail(breakers, a_route("a", "b"), "a", "b")
     again = an_instance("a", registered_at=NOW)
     assert {instance_of(balancer, a_route(again, "b")) for _ in range(20)} == {"a"}

@@ -1,10 +1,9 @@
 """Calls to a deployment with several instances: where each goes, and what happens when some cannot be reached."""
 
 import asyncio
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from time import perf_counter
 
@@ -18,6 +17,7 @@ from tests.integration.api.pods import Pod, raw_pod, refused_address, running_po
 from tests.integration.api.test_cards import CARD, a_card, serving
 from tests.integration.api.test_rpc_records import lines
 from tests.support.instances import Instances
+from tests.support.unreachable import full_backlog
 
 RPC = "/agents/name/bot/rpc"
 NAMED = "x-podium-instance-id"
@@ -52,20 +52,6 @@ async def answers(api: Api, count: int) -> Counter[tuple[int, str | None]]:
     return found
 
 
-@contextmanager
-def full_backlog() -> Iterator[str]:
-    """The address of a socket that listens but whose queue is full: packets that open connections are dropped."""
-    with ExitStack() as stack:
-        listening = stack.enter_context(socket.socket())
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        for _ in range(3):
-            waiting = stack.enter_context(socket.socket())
-            waiting.settimeout(0)
-            waiting.connect_ex(listening.getsockname())
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
 async def test_each_answer_names_its_instance(api: Api, pods: dict[str, Pod], instances: Instances) -> None:
     """All Ready instances get calls, each on its own path; a Failed one gets none from the next call on."""
     await deployed(api, instances, urls(pods))
@@ -98,7 +84,7 @@ async def test_without_a_ready_instance_the_last_address_is_left(
 
 
 async def test_a_refused_connection_moves_on(serve: Serve, pods: dict[str, Pod], instances: Instances) -> None:
-    """G67: no call fails, and the first refusal keeps all calls of the next seconds away from the dead instance."""
+    """G64: no call fails, and the first refusal keeps all calls of the next seconds away from the dead instance."""
     api = await serve(breaker_pause=LONG)
     async with refused_address() as nowhere:
         await deployed(api, instances, {**urls(pods), "dead": nowhere})
@@ -116,7 +102,7 @@ async def test_a_refused_connection_moves_on(serve: Serve, pods: dict[str, Pod],
 
 
 async def test_many_dead_instances_cost_one_call_each(serve: Serve, pods: dict[str, Pod], instances: Instances) -> None:
-    """G67: one call tries them all if it must, within the time for connecting."""
+    """G64: one call tries them all if it must, within the time for connecting."""
     api = await serve(breaker_pause=LONG)
     async with refused_address() as nowhere:
         await deployed(api, instances, {"a": pods["a"].url} | {f"dead-{number}": nowhere for number in range(20)})
@@ -126,7 +112,7 @@ async def test_many_dead_instances_cost_one_call_each(serve: Serve, pods: dict[s
 async def test_an_unreachable_machine_takes_its_share_of_the_time(
     serve: Serve, pods: dict[str, Pod], instances: Instances
 ) -> None:
-    """G67: two of three instances drop all packets: each call is answered within the time for connecting."""
+    """G64: two of three instances drop all packets: each call is answered within the time for connecting."""
     api = await serve(connect_timeout=CONNECT, breaker_failures=1000)
     with full_backlog() as first, full_backlog() as second:
         await deployed(api, instances, {"a": pods["a"].url, "far": first, "away": second})
@@ -137,7 +123,7 @@ async def test_an_unreachable_machine_takes_its_share_of_the_time(
 
 
 async def test_a_denied_address_moves_on(serve: Serve, pods: dict[str, Pod], instances: Instances) -> None:
-    """G67: an instance that may not be dialled costs its siblings nothing."""
+    """G64: an instance that may not be dialled costs its siblings nothing."""
     api = await serve(breaker_pause=LONG)
     await deployed(api, instances, {"a": pods["a"].url, "denied": "http://169.254.169.254"})
     assert await answers(api, 20) == {(200, "a"): 20}
@@ -145,7 +131,7 @@ async def test_a_denied_address_moves_on(serve: Serve, pods: dict[str, Pod], ins
 
 
 async def test_a_call_that_was_sent_is_not_sent_again(serve: Serve, pods: dict[str, Pod], instances: Instances) -> None:
-    """G67: an instance that took the call may have acted on it."""
+    """G64: an instance that took the call may have acted on it."""
     api = await serve(first_byte_timeout=timedelta(milliseconds=200), breaker_failures=1000)
     async with raw_pod(b"") as rude, raw_pod(None, close=False) as silent:
         await deployed(api, instances, {"rude": rude.url, "silent": silent.url})
@@ -160,7 +146,7 @@ async def test_a_call_that_was_sent_is_not_sent_again(serve: Serve, pods: dict[s
 
 
 async def test_when_all_are_dead_the_call_is_refused_with_the_reason(serve: Serve, instances: Instances) -> None:
-    """G68: 502 with the last one's reason, then 503 as soon as all breakers are open; a new pod is called at once."""
+    """G65: 502 with the last one's reason, then 503 as soon as all breakers are open; a new pod is called at once."""
     api = await serve(breaker_failures=3, breaker_pause=LONG)
     async with refused_address() as nowhere, running_pod() as pod:
         await deployed(api, instances, dict.fromkeys(("a", "b", "c"), nowhere))
@@ -174,7 +160,7 @@ async def test_when_all_are_dead_the_call_is_refused_with_the_reason(serve: Serv
 
 
 async def test_when_all_are_away_the_call_times_out(serve: Serve, instances: Instances) -> None:
-    """G68: 504 within the time for connecting, which all attempts share."""
+    """G65: 504 within the time for connecting, which all attempts share."""
     api = await serve(connect_timeout=CONNECT)
     with full_backlog() as first, full_backlog() as second:
         await deployed(api, instances, {"far": first, "away": second})
@@ -197,7 +183,7 @@ async def test_a_restarting_last_instance_is_waited_for(serve: Serve, instances:
 
 @pytest.mark.parametrize("dead", [False, True], ids=["all", "one-dead"])
 async def test_a_card_comes_from_an_instance_that_answers(api: Api, instances: Instances, *, dead: bool) -> None:
-    """G67: with the headers of that instance."""
+    """G64: with the headers of that instance."""
     async with refused_address() as nowhere, AsyncExitStack() as stack:
         pod = await stack.enter_async_context(running_pod(serving(a_card())))
         await deployed(api, instances, {"a": pod.url, "b": nowhere if dead else pod.url})

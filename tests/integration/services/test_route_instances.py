@@ -26,7 +26,7 @@ async def reads(settings: Settings) -> AsyncIterator[RouteResolver]:
 
 
 async def test_a_route_carries_all_ready_instances(world: World, sessions: Sessions, reads: RouteResolver) -> None:
-    """G69: with their addresses and ages; by name, by id, by deployment and in a session alike."""
+    """G66: with their addresses and ages; by name, by id, by deployment and in a session alike."""
     await world.register(incoming(deployment_id="v1"), incoming(deployment_id="v2"))
     agent_id, instances = await world.agent_id(), Instances(sessions)
     await instances.add("v1", {**TWO, "gone": "http://10.0.0.3"}, ready_for=timedelta(seconds=3))
@@ -47,7 +47,7 @@ async def test_a_route_carries_all_ready_instances(world: World, sessions: Sessi
 
 
 async def test_each_read_sees_the_instances_of_its_time(world: World, sessions: Sessions, reads: RouteResolver) -> None:
-    """G69: what is kept in parsed form is never older than the read."""
+    """G66: what is kept in parsed form is never older than the read."""
     await world.register(incoming(deployment_id="v1"))
     instances = Instances(sessions)
     assert (await reads.find(BY_NAME)).instances == ()
@@ -67,7 +67,7 @@ async def test_each_read_sees_the_instances_of_its_time(world: World, sessions: 
 
 
 async def test_without_named_instances_their_table_is_not_read(world: World, reads: RouteResolver) -> None:
-    """G69: calls of other deployments do not pay for instances."""
+    """G66: calls of other deployments do not pay for instances."""
     await world.register(incoming(deployment_id="v1"))
     agent_id = await world.agent_id()
     await reads.find(BY_NAME)
