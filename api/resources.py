@@ -19,6 +19,7 @@ from api.gateway.gateway import Gateway, open_gateway
 from services.errors import Busy, Unavailable
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
+from services.routing.conversations import ConversationTerms
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
 
@@ -44,6 +45,11 @@ class Resources:
     gateway: Gateway
     prober: Prober
     events: FanOut
+
+    @property
+    def terms(self) -> ConversationTerms:
+        """How long conversations stay open, where their agent does not say."""
+        return ConversationTerms.of(self.settings)
 
     @property
     def actor(self) -> str:

@@ -68,6 +68,16 @@ class DeploymentFailed(EventData):
     is_production: bool
 
 
+class DeploymentDrained(EventData):
+    """No conversation is left with a version that has stopped serving; sent once for each time it stopped."""
+
+    deployment_id: str
+    reason: Literal["conversations-ended", "deadline"]
+    moved: int = Field(description="Conversations that were open at the deadline; their next calls go to what serves.")
+    draining_since: datetime
+    drained_at: datetime
+
+
 class InstanceReady(EventData):
     """A pod of a version with several became reachable, or moved to a new address."""
 
@@ -155,6 +165,7 @@ EventType = Literal[
     "podium.deployment.demoted.v1",
     "podium.deployment.deleted.v1",
     "podium.deployment.purged.v1",
+    "podium.deployment.drained.v1",
     "podium.instance.ready.v1",
     "podium.instance.failed.v1",
     "podium.instance.gone.v1",
@@ -170,6 +181,7 @@ EVENT_TYPES: dict[type[EventData], EventType] = {
     DeploymentDemoted: "podium.deployment.demoted.v1",
     DeploymentDeleted: "podium.deployment.deleted.v1",
     DeploymentPurged: "podium.deployment.purged.v1",
+    DeploymentDrained: "podium.deployment.drained.v1",
     InstanceReady: "podium.instance.ready.v1",
     InstanceFailed: "podium.instance.failed.v1",
     InstanceGone: "podium.instance.gone.v1",

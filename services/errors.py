@@ -76,6 +76,13 @@ class ProductionCannotBeDeleted(PodiumError):
     reason = "production-cannot-be-deleted"
 
 
+class ConversationsOpen(PodiumError):
+    """Conversations with this deployment are open: wait until they have ended, or send force."""
+
+    status = 409
+    reason = "conversations-open"
+
+
 class NothingToRollBackTo(PodiumError):
     """No earlier version of this agent can serve: promote a Ready deployment instead."""
 

@@ -63,7 +63,10 @@ Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, B
 
 PREFIX = "PODIUM_"
 # Earlier names of settings, which still work, and the field that each sets.
-EARLIER_NAMES = {f"{PREFIX}READY_WITH_PROOF": "ready_requires_probe"}
+EARLIER_NAMES = {
+    f"{PREFIX}READY_WITH_PROOF": "ready_requires_probe",
+    f"{PREFIX}SESSION_RETENTION": "conversation_idle",
+}
 
 
 def variable_of(field: str) -> str:
@@ -210,10 +213,21 @@ class Settings(BaseSettings):
     parked_retention: Duration = Field(
         default=timedelta(days=30), description="How long parked messages are kept unless an operator drops them."
     )
-    session_retention: Duration = Field(
+    conversation_idle: Duration = Field(
         default=timedelta(days=7),
-        gt=timedelta(hours=1),
-        description="How long an MCP session is kept after its last call; more than an hour.",
+        gt=timedelta(0),
+        validation_alias=AliasChoices(f"{PREFIX}CONVERSATION_IDLE", f"{PREFIX}SESSION_RETENTION"),
+        description="How long a conversation stays open after its last call.",
+    )
+    conversation_max_age: Duration = Field(
+        default=timedelta(days=30),
+        gt=timedelta(0),
+        description="How long a conversation stays open after its first call.",
+    )
+    drain_deadline: Duration = Field(
+        default=timedelta(days=7),
+        gt=timedelta(0),
+        description="How long conversations stay with a deployment that has stopped serving.",
     )
     sweep_interval: Duration = Field(
         default=timedelta(seconds=60),

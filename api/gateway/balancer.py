@@ -8,10 +8,10 @@ https://www.eecs.harvard.edu/~michaelm/postscripts/handbook2001.pdf
 import asyncio
 import math
 import random
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from prometheus_client import Counter
@@ -60,15 +60,17 @@ class BalancedCall:
 
         `call_to` makes the call for the address of an instance. Connecting takes at most the connect timeout in total.
         """
-        clock = asyncio.get_running_loop().time
         seconds = self._balancer.connect_seconds
+        if not self._route.instances:
+            return await self._permit.watch(self._balancer.call(call_to(self.route), seconds))
+        clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
         while True:
             last = not self._balancer.has_other(self._route, self._tried)
             left = max(deadline - clock(), _SHORTEST_SECONDS)
             share = left if last else min(left, seconds * CONNECT_SHARE)
             try:
-                return await self._permit.watch(self._balancer.call(call_to(self.route), share, last=last))
+                return await self._permit.watch(self._balancer.call(call_to(self.route), share, retry=last))
             except _NOT_SENT as exc:
                 if last or clock() >= deadline:
                     raise
@@ -128,9 +130,11 @@ class Balancer:
         found = self._less_loaded(route, _two_of(left)) or self._less_loaded(route, random.sample(left, len(left)))
         return None if found is None else self._enter(route, found)
 
-    async def call(self, call: Call, connect_seconds: float, *, last: bool) -> aiohttp.ClientResponse:
-        """The answer to the call, as `call_agent` returns and raises it. Only the last instance is dialled again."""
-        return await call_agent(self._upstream, call, self._settings, connect_seconds, retry=last)
+    def call(
+        self, call: Call, connect_seconds: float, *, retry: bool = True
+    ) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
+        """The answer to the call, as `call_agent` returns and raises it."""
+        return call_agent(self._upstream, call, self._settings, connect_seconds, retry=retry)
 
     def _enter(self, route: Route, instance: Instance) -> tuple[Route, Permit]:
         chosen = route.at(instance)
@@ -175,4 +179,9 @@ class Balancer:
 
 def _two_of(instances: Sequence[Instance]) -> Sequence[Instance]:
     """Two of them at random, in random order; all if there are fewer."""
-    return random.sample(instances, 2) if len(instances) > 1 else instances
+    count = len(instances)
+    if count < 2:  # noqa: PLR2004 - two
+        return instances
+    first = int(random.random() * count)  # noqa: S311 - a share of the load, not a secret
+    second = first + 1 + int(random.random() * (count - 1))  # noqa: S311
+    return instances[first], instances[second % count]

@@ -6,6 +6,7 @@ after it has received the call, so that a promote applies to every call sent aft
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -15,13 +16,24 @@ from litestar.enums import ScopeType
 from litestar.types import HTTPScope, Receive, Scope, Send
 from multidict import CIMultiDict
 
+from api.gateway.balancer import BalancedCall
+from api.gateway.conversation_ids import ids_of_answer, needs_more
+from api.gateway.conversations import (
+    ATTEMPTS,
+    MOVED_HEADER,
+    ConversationNotPinned,
+    RoutedCall,
+    begin_conversation,
+    follow_conversation,
+    keep_issued_ids,
+    route_call,
+)
 from api.gateway.gateway import Gateway
 from api.gateway.headers import REQUEST_ID_HEADER, RawHeaders, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
-from api.gateway.sessions import follow_session, session_of
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
-from api.gateway.upstream import Call
+from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
 from api.http.problems import refusal_headers
 from api.http.request_body import ClientDisconnected, check_headers, read_body, until_disconnect
@@ -34,6 +46,18 @@ _REQUEST_ID = REQUEST_ID_HEADER.encode()
 
 class UpstreamResponseBroken(Exception):
     """The agent's answer ended early. The server closes the caller's connection and adds no ending to the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A call that has its route: what it came with, and its record."""
+
+    scope: HTTPScope
+    send: Send
+    headers: CIMultiDict[str]
+    buffered: BufferedBody
+    record: CallRecord
+    routed: RoutedCall
 
 
 class Forward:
@@ -98,30 +122,60 @@ class Forward:
         self, scope: HTTPScope, send: Send, headers: CIMultiDict[str], buffered: BufferedBody, record: CallRecord
     ) -> None:
         style: ErrorStyle | None = None
+        path = scope["path"]
         try:
-            key = self._key.in_session(session_of(scope["headers"], self._key.deployment_id))
-            route = record.route = await self._gateway.routes.find(key)
-            style = route.error_style
-            self._gateway.error_styles.learn(scope["path"], style)
-            with self._gateway.balancer.enter(route) as call:
-                record.request_bytes = len(buffered.content)
-                try:
-                    response = await call.answer(
-                        lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], headers, buffered.content)
-                    )
-                finally:
-                    route = record.route = call.route
-                    record.failovers = call.failovers
-                self._gateway.answered_calls.record(route.deployment_id, route.instance_id or "", response.status)
-                try:
-                    await follow_session(self._gateway, scope["method"], key, route, response)
-                    returned = self._answer_headers(response, route, scope, record)
-                    buffered.release()
-                    await self._stream_answer(response, returned, send, record)
-                finally:
-                    response.close()
+            for _ in range(ATTEMPTS):
+                routed = await route_call(self._gateway, self._key, path, scope["headers"], buffered.content)
+                record.route = routed.route
+                style = routed.route.error_style
+                self._gateway.error_styles.learn(path, style)
+                with self._gateway.balancer.enter(routed.route, preferred=routed.preferred_instance) as call:
+                    if await begin_conversation(self._gateway, routed, call.route):
+                        exchange = self._exchange(_InFlight(scope, send, headers, buffered, record, routed), call)
+                        if routed.key.session is None:
+                            await exchange
+                        else:
+                            with self._gateway.active_conversations.call(routed.route, routed.key.session):
+                                await exchange
+                        return
+            raise ConversationNotPinned
         except PodiumError as exc:
             await self._refuse(exc.in_style(style or exc.error_style), buffered.content, record, scope, send)
+
+    async def _exchange(self, now: "_InFlight", call: BalancedCall) -> None:
+        """Send the call, and the answer to the caller."""
+        scope, record, buffered = now.scope, now.record, now.buffered
+        record.request_bytes = len(buffered.content)
+        try:
+            response = await call.answer(
+                lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], now.headers, buffered.content)
+            )
+        finally:
+            route = record.route = call.route
+            record.failovers = call.failovers
+        self._gateway.answered_calls.record(route.deployment_id, route.instance_id or "", response.status)
+        try:
+            await follow_conversation(self._gateway, scope["method"], now.routed, route, response)
+            returned = self._answer_headers(response, route, scope, record)
+            buffered.release()
+            began = await self._with_issued_ids(now.routed, route, response) if route.conversation_keys else b""
+            await self._stream_answer(response, returned, now.send, record, began)
+        finally:
+            response.close()
+
+    async def _with_issued_ids(self, routed: RoutedCall, route: Route, response: aiohttp.ClientResponse) -> bytes:
+        """The beginning of the answer; the ids of conversations that it issues are pinned already."""
+        assert route.conversation_keys is not None
+        began = b""
+        if route.deployment_id is None or route.affinity == "none" or not response.ok:
+            return began
+        try:
+            while not response.content.at_eof() and needs_more(began, response.content_type):
+                began += await response.content.readany()
+        except (aiohttp.ClientError, OSError) as exc:
+            raise AgentHungUp from exc
+        await keep_issued_ids(self._gateway, routed, route, ids_of_answer(route.conversation_keys, began))
+        return began
 
     def _answer_headers(
         self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
@@ -130,6 +184,8 @@ class Forward:
         headers = response_headers(response.raw_headers, route)
         if record.request_id.isascii():
             headers.append((_REQUEST_ID, record.request_id.encode()))
+        if route.moved_from is not None:
+            headers.append((MOVED_HEADER, route.moved_from.encode()))
         if "location" not in response.headers:
             return headers
         route_url = f"{self._gateway.settings.public_url.rstrip('/')}{scope['raw_path'].decode('latin-1')}"
@@ -137,12 +193,24 @@ class Forward:
         return headers if location is None else [*headers, (LOCATION, location)]
 
     async def _stream_answer(
-        self, response: aiohttp.ClientResponse, headers: RawHeaders, send: Send, record: CallRecord
+        self,
+        response: aiohttp.ClientResponse,
+        headers: RawHeaders,
+        send: Send,
+        record: CallRecord,
+        began: bytes = b"",
     ) -> None:
-        """Send the answer to the caller, chunk by chunk. Raises `UpstreamResponseBroken`."""
+        """Send the answer to the caller, chunk by chunk, after what has been read of it.
+
+        Raises `UpstreamResponseBroken`.
+        """
         record.answer_began(response.status)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         more = True
+        if began:
+            record.response_bytes += len(began)
+            more = not response.content.at_eof()
+            await send({"type": "http.response.body", "body": began, "more_body": more})
         while more:
             try:
                 chunk = await response.content.readany()

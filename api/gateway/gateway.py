@@ -7,12 +7,14 @@ from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 
+from api.gateway.active_conversations import ActiveConversations, open_active_conversations
 from api.gateway.balancer import Balancer
 from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.request_buffer import RequestBuffer
 from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
+from services.domain.state import ConversationKeys
 from services.errors import MessageTooLarge, PodiumError, Unavailable
 from services.health.answered_calls import AnsweredCalls, open_answered_calls
 from services.routing.resolver import RouteResolver
@@ -48,9 +50,29 @@ class ErrorStyles:
         return HTTPStatus.OK if style == "jsonrpc" and method == "POST" else error.status
 
 
+class OptedIn:
+    """The paths of agents that opted in to ids in bodies, as far as this process has seen them."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, ConversationKeys] = {}
+
+    def get(self, path: str) -> ConversationKeys | None:
+        """What the agent of this path has opted in to, when it was last seen."""
+        return self._keys.get(path)
+
+    def learn(self, path: str, keys: ConversationKeys | None) -> ConversationKeys | None:
+        """Remember what was read for this path; returns it."""
+        self._keys.pop(path, None)
+        if keys is not None:
+            self._keys[path] = keys
+            if len(self._keys) > REMEMBERED_PATHS:
+                del self._keys[next(iter(self._keys))]
+        return keys
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Open from start to stop of the process. `sessions` stores MCP sessions; each statement commits by itself."""
+    """Open from start to stop of the process. `sessions` stores conversations; each statement commits by itself."""
 
     settings: Settings
     sessions: Sessions
@@ -59,7 +81,9 @@ class Gateway:
     metrics: RpcMetrics
     request_buffer: RequestBuffer
     answered_calls: AnsweredCalls
+    active_conversations: ActiveConversations
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
+    opted_in: OptedIn = field(default_factory=OptedIn)
 
 
 @asynccontextmanager
@@ -73,6 +97,7 @@ async def open_gateway(
         upstream_session(settings) as upstream,
         RouteResolver(settings, application_name=application_name) as routes,
         open_answered_calls(sessions) as answered_calls,
+        open_active_conversations(sessions) as active_conversations,
     ):
         yield Gateway(
             settings=settings,
@@ -82,4 +107,5 @@ async def open_gateway(
             metrics=metrics,
             request_buffer=RequestBuffer(settings),
             answered_calls=answered_calls,
+            active_conversations=active_conversations,
         )

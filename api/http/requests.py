@@ -1,7 +1,7 @@
 """Request bodies other than registrations. Every body must be sent as `application/json` and is parsed strictly."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from litestar.dto import AbstractDTO
 from litestar.openapi.spec import OpenAPIType, Operation, Parameter, Reference, RequestBody, Schema
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from contracts.fields import DeploymentId, Image, Text
 from contracts.messages import Facts
 from services.agents.commands import AgentChange, Default, NewDeployment
-from services.domain.state import AutoPromote, OnFailure
+from services.domain.state import Affinity, AutoPromote, ConversationKeys, OnFailure
 from services.errors import InvalidRequest, PodiumError
 
 # What `api.http.preconditions` accepts.
@@ -22,6 +22,8 @@ JSON = "application/json"
 REASON_MAX_LENGTH = 2000
 
 ProbeSeconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400)]
+# Up to a hundred years.
+ConversationSeconds = Annotated[float, Field(strict=True, ge=1, le=3_155_760_000)]
 ProbeThreshold = Annotated[
     int,
     Field(strict=True, ge=1, le=1000),
@@ -155,6 +157,25 @@ class ChangeAgentRequest(BaseModel):
     )
     probe_timeout_seconds: ProbeSeconds | Default | None = Field(
         default=None, description="Timeout of a probe, at most the interval; 'default': from the settings."
+    )
+    affinity: Affinity | None = Field(
+        default=None,
+        description="What the calls of a conversation stay with: nothing, the deployment, or the instance.",
+    )
+    conversation_keys: ConversationKeys | Literal["none"] | None = Field(
+        default=None, description="Whose ids in bodies are keys of conversations, besides those in headers."
+    )
+    conversation_idle_seconds: ConversationSeconds | Default | None = Field(
+        default=None,
+        description="How long a conversation stays open after its last call; 'default': from the settings.",
+    )
+    conversation_max_age_seconds: ConversationSeconds | Default | None = Field(
+        default=None, description="How long it stays open after its first call; 'default': from the settings."
+    )
+    drain_deadline_seconds: ConversationSeconds | Default | None = Field(
+        default=None,
+        description="How long conversations stay with a deployment that has stopped serving; 'default': from the "
+        "settings.",
     )
 
     def command(self) -> AgentChange:

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from contracts.fields import AcpType, Cause, ErrorStyle, InputType
 from services.agents.queries import AgentView, DeploymentView
 from services.domain.state import (
+    Affinity,
     AgentSnapshot,
     AgentState,
     AgentStatus,
     AutoPromote,
+    ConversationKeys,
     DeploymentState,
     DeploymentStatus,
     InstanceState,
@@ -52,6 +54,13 @@ class AgentAnswer(BaseModel):
     )
     probe_threshold: int | None
     probe_timeout_seconds: float | None
+    affinity: Affinity = Field(description="What the calls of a conversation stay with.")
+    conversation_keys: ConversationKeys | None = Field(description="Whose ids in bodies are keys of conversations.")
+    conversation_idle_seconds: float | None = Field(
+        description="Null, here and in the next two fields: from the settings."
+    )
+    conversation_max_age_seconds: float | None
+    drain_deadline_seconds: float | None
     created_at: datetime
     updated_at: datetime
     deleted_at: datetime | None
@@ -80,6 +89,11 @@ class AgentAnswer(BaseModel):
             probe_interval_seconds=agent.probe_interval_seconds,
             probe_threshold=agent.probe_threshold,
             probe_timeout_seconds=agent.probe_timeout_seconds,
+            affinity=agent.affinity,
+            conversation_keys=agent.conversation_keys,
+            conversation_idle_seconds=agent.conversation_idle_seconds,
+            conversation_max_age_seconds=agent.conversation_max_age_seconds,
+            drain_deadline_seconds=agent.drain_deadline_seconds,
             created_at=agent.created_at,
             updated_at=agent.updated_at,
             deleted_at=agent.deleted_at,
@@ -152,6 +166,16 @@ class InstanceAnswer(BaseModel):
         ]
 
 
+class DrainingAnswer(BaseModel):
+    """A version that has stopped serving, while conversations stay with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    since: datetime
+    open_conversations: int
+    until: datetime | None = Field(description="When the last one ends at the latest; null if none is open.")
+
+
 class DeploymentAnswer(BaseModel):
     """One version of an agent."""
 
@@ -179,6 +203,10 @@ class DeploymentAnswer(BaseModel):
         description=f"The last {PERIODS_SHOWN} periods in production, newest first."
     )
     instances: list[InstanceAnswer] | None = Field(description="Its pods and their health; null in lists.")
+    draining: DrainingAnswer | None = Field(
+        description="Its open conversations since it has stopped serving; null if it serves or is drained."
+    )
+    drained_at: datetime | None = Field(description="When the last of them had ended, since it last stopped serving.")
     expires_at: datetime | None = Field(description="When it was deleted; null if it is not deleted.")
     purged_at: datetime | None = Field(description="When its data were removed; the remaining fields are kept forever.")
 
@@ -207,6 +235,16 @@ class DeploymentAnswer(BaseModel):
             promoted_at=deployment.promoted_at,
             production_periods=[PeriodAnswer.model_validate(period) for period in view.production_periods],
             instances=None if in_list else InstanceAnswer.all_of(view),
+            draining=(
+                DrainingAnswer(
+                    since=deployment.draining_since,
+                    open_conversations=view.draining.number,
+                    until=view.draining.until,
+                )
+                if view.draining is not None and deployment.draining_since is not None
+                else None
+            ),
+            drained_at=deployment.drained_at,
             expires_at=deployment.expires_at,
             purged_at=deployment.purged_at,
         )

@@ -40,6 +40,8 @@ Order = Annotated[
     str, QueryParameter(description="The field that orders the list.", schema_extra={"enum": sorted(DEPLOYMENT_ORDER)})
 ]
 
+Force = Annotated[bool, QueryParameter(description="Also if conversations with the deployment are open.")]
+
 
 @post(
     COLLECTION,
@@ -58,7 +60,7 @@ async def create(
 
     async def work(session: AsyncSession) -> DeploymentView:
         created = await create_deployment(session, uuid, data.command(), if_generation=condition)
-        return await get_deployment(session, uuid, created.id)
+        return await get_deployment(session, uuid, created.id, resources.terms)
 
     return _answer(await resources.change(uuid, work))
 
@@ -76,7 +78,9 @@ async def read_deployments(
     """The agent's deployments that are not deleted, newest first."""
     uuid = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
-    views = await in_transaction(resources.reads, lambda session: list_deployments(session, uuid, page))
+    views = await in_transaction(
+        resources.reads, lambda session: list_deployments(session, uuid, page, resources.terms)
+    )
     return [DeploymentAnswer.of(view, in_list=True) for view in views]
 
 
@@ -86,14 +90,18 @@ async def read_deployment(
 ) -> Response[DeploymentAnswer]:
     """One deployment, deleted or not."""
     uuid, key = agent_uuid(agent_id), deployment_key(deployment_id)
-    return _answer(await in_transaction(resources.reads, lambda session: get_deployment(session, uuid, key)))
+    return _answer(
+        await in_transaction(resources.reads, lambda session: get_deployment(session, uuid, key, resources.terms))
+    )
 
 
 @get("/deployments/{deployment_id:str}", operation_id="find_deployment", responses=documented(404))
 async def read_deployment_by_id(deployment_id: FromPath[str], resources: Injected) -> Response[DeploymentAnswer]:
     """The deployment with this id, deleted or not. Ids are unique across agents."""
     key = deployment_key(deployment_id)
-    return _answer(await in_transaction(resources.reads, lambda session: find_deployment(session, key)))
+    return _answer(
+        await in_transaction(resources.reads, lambda session: find_deployment(session, key, resources.terms))
+    )
 
 
 @post(
@@ -120,7 +128,7 @@ async def promote_deployment(
 
     async def work(session: AsyncSession) -> DeploymentView:
         await promote(session, uuid, key, change)
-        return await get_deployment(session, uuid, key)
+        return await get_deployment(session, uuid, key, resources.terms)
 
     return _answer(await resources.change(uuid, work))
 
@@ -133,11 +141,21 @@ async def promote_deployment(
     responses=documented(404, 409, 412),
 )
 async def remove_deployment(
-    agent_id: FromPath[str], deployment_id: FromPath[str], request: AnyRequest, resources: Injected
+    *,
+    agent_id: FromPath[str],
+    deployment_id: FromPath[str],
+    request: AnyRequest,
+    resources: Injected,
+    force: Force = False,
 ) -> DeletedAnswer:
-    """Delete a preview; production cannot be deleted. Idempotent."""
+    """Delete a preview; production cannot be deleted, and one with open conversations only by `force`. Idempotent."""
     uuid, key, condition = agent_uuid(agent_id), deployment_key(deployment_id), if_match(request)
-    await resources.change(uuid, lambda session: delete_deployment(session, uuid, key, if_generation=condition))
+    await resources.change(
+        uuid,
+        lambda session: delete_deployment(
+            session, uuid, key, if_generation=condition, terms=resources.terms, force=force
+        ),
+    )
     return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
 
 

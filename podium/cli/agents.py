@@ -109,11 +109,39 @@ async def set_policy(
         timedelta | None,
         typer.Option(parser=_parse_interval, metavar="DURATION", help="Maximum duration of one probe."),
     ] = None,
+    affinity: Annotated[
+        Literal["none", "deployment", "instance"] | None,
+        typer.Option(help="What the calls of a conversation stay with."),
+    ] = None,
+    conversation_keys: Annotated[
+        Literal["a2a", "acp", "none"] | None,
+        typer.Option(help="Whose ids in bodies are keys of conversations, besides those in headers."),
+    ] = None,
+    conversation_idle: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=_parse_interval, metavar="DURATION", help="How long a conversation stays open after its last call."
+        ),
+    ] = None,
+    conversation_max_age: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=_parse_interval, metavar="DURATION", help="How long a conversation stays open after its first call."
+        ),
+    ] = None,
+    drain_deadline: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=_parse_interval,
+            metavar="DURATION",
+            help="How long conversations stay with a deployment that has stopped serving.",
+        ),
+    ] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="Description of the agent.")] = None,
 ) -> None:
     """Change the policy of an agent.
 
-    Options that are not given change nothing. The value 'default' of a probe option returns to the janitor's setting.
+    Options that are not given change nothing. The value 'default' of a number or a duration returns to the setting.
     """
     options: dict[str, Any] = {
         "auto_promote": auto_promote,
@@ -122,6 +150,11 @@ async def set_policy(
         "probe_interval_seconds": _seconds(probe_interval),
         "probe_threshold": probe_threshold,
         "probe_timeout_seconds": _seconds(probe_timeout),
+        "affinity": affinity,
+        "conversation_keys": conversation_keys,
+        "conversation_idle_seconds": _seconds(conversation_idle),
+        "conversation_max_age_seconds": _seconds(conversation_max_age),
+        "drain_deadline_seconds": _seconds(drain_deadline),
         "description": description,
     }
     change = {name: value for name, value in options.items() if value is not None}
@@ -147,6 +180,7 @@ def _show(context: CommandContext, agent: dict[str, Any]) -> None:
             ("auto-promote", f"{agent['auto_promote']}{paused}"),
             ("on failure", agent["on_failure"]),
             ("probes", _probes(agent)),
+            ("conversations", _conversations(agent)),
             ("type", agent["acp_type"]),
             ("image", agent["docker_image"]),
             ("description", agent["description"]),
@@ -177,6 +211,21 @@ def _probes(agent: dict[str, Any]) -> str:
         parts.append(f"threshold {agent['probe_threshold']}")
     if agent["probe_timeout_seconds"] is not None:
         parts.append(f"timeout {_format_seconds(agent['probe_timeout_seconds'])}")
+    return ", ".join(parts)
+
+
+def _conversations(agent: dict[str, Any]) -> str:
+    """What the agent's conversations stay with, and its own times for them."""
+    parts = [f"stay with the {agent['affinity']}" if agent["affinity"] != "none" else "stay with nothing"]
+    if agent["conversation_keys"] is not None:
+        parts.append(f"keys of {agent['conversation_keys'].upper()}")
+    for field, words in (
+        ("conversation_idle_seconds", "idle for"),
+        ("conversation_max_age_seconds", "at most"),
+        ("drain_deadline_seconds", "drained within"),
+    ):
+        if agent[field] is not None:
+            parts.append(f"{words} {_format_seconds(agent[field])}")
     return ", ".join(parts)
 
 

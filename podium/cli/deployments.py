@@ -92,11 +92,17 @@ async def wait(
 
 @deployments.command()
 @command
-async def delete(context: CommandContext, deployment: DeploymentArgument) -> None:
+async def delete(
+    context: CommandContext,
+    deployment: DeploymentArgument,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also if conversations with it are open.")] = False,
+) -> None:
     """Delete a preview. Production cannot be deleted."""
     async with context.output.progress("Deleting the deployment"):
         found = await context.api.deployment(deployment)
-        response = await context.api.call("DELETE", f"/agents/{found['agent_id']}/deployments/{found['id']}")
+        path = f"/agents/{found['agent_id']}/deployments/{found['id']}{'?force=true' if force else ''}"
+        response = await context.api.call("DELETE", path)
     context.output.item(response.body, found["id"], response.body["message"])
 
 
@@ -119,6 +125,8 @@ def _details(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str
         ("status", deployment["status"]),
         ("because", deployment["status_reason"]),
         ("role", role_of(deployment)),
+        ("draining", _draining(deployment)),
+        ("drained", local_time(deployment["drained_at"]) if deployment["drained_at"] else None),
         ("image", deployment["docker_image"]),
         ("address", deployment["acp_url"]),
         *(("instance", _instance(each)) for each in deployment["instances"] or () if each["instance_id"] is not None),
@@ -132,6 +140,14 @@ def _details(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str
         ("deleted", local_time(deployment["expires_at"]) if deployment["expires_at"] else None),
         ("purged", local_time(deployment["purged_at"]) if deployment["purged_at"] else None),
     ]
+
+
+def _draining(deployment: dict[str, Any]) -> str | None:
+    draining = deployment["draining"]
+    if draining is None:
+        return None
+    until = f", until {local_time(draining['until'])} at the latest" if draining["until"] else ""
+    return f"{draining['open_conversations']} conversations open{until}"
 
 
 def _instance(instance: dict[str, Any]) -> str:

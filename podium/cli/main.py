@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from podium.cli.agents import agents
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
+from podium.cli.drain import drain
 from podium.cli.events import events
 from podium.cli.exits import ExitCode, Failure, epilog
 from podium.cli.history import history
@@ -41,6 +42,7 @@ ORDER = [
     "deployments",
     "promote",
     "rollback",
+    "drain",
     "history",
     "events",
     "registrations",
@@ -189,7 +191,7 @@ def worker(
 
 for group in (agents, deployments, parked):
     app.add_typer(group)
-for operator_command in (registrations, promote, rollback, history, events, rpc, register, deregister, doctor):
+for operator_command in (registrations, promote, rollback, drain, history, events, rpc, register, deregister, doctor):
     app.command()(operator_command)
 
 

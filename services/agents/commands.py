@@ -10,22 +10,36 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from contracts.events import AgentDeleted, DeploymentCreated, DeploymentDeleted
 from services.domain.cutover import cutover
 from services.domain.registration_policy import refusal
-from services.domain.state import AgentSnapshot, AutoPromote, DeploymentState, OnFailure, emit, serving
+from services.domain.state import (
+    Affinity,
+    AgentSnapshot,
+    AutoPromote,
+    ConversationKeys,
+    DeploymentState,
+    OnFailure,
+    emit,
+    serving,
+)
 from services.errors import (
     AgentDeletedError,
+    ConversationsOpen,
     DeploymentDeletedError,
     DeploymentNotFound,
     ProductionCannotBeDeleted,
 )
 from services.promotion.promote import Caller, require_generation
+from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
+from services.routing.draining import open_conversations_of
 from services.storage.store import lock_state, save_state
 
 T = TypeVar("T")
 # Resets a value to that of the setting.
 Default = Literal["default"]
 
-_EXPIRE_ONE = text("UPDATE deployments SET expires_at = :at WHERE id = :id")
-_EXPIRE_ALL = text("UPDATE deployments SET expires_at = :at WHERE agent_id = :agent_id AND expires_at IS NULL")
+_EXPIRE_ONE = text("UPDATE deployments SET expires_at = :at, draining_since = NULL WHERE id = :id")
+_EXPIRE_ALL = text("""
+UPDATE deployments SET expires_at = :at, draining_since = NULL WHERE agent_id = :agent_id AND expires_at IS NULL
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +64,11 @@ class AgentChange:
     probe_interval_seconds: float | Default | None = None
     probe_threshold: int | Default | None = None
     probe_timeout_seconds: float | Default | None = None
+    affinity: Affinity | None = None
+    conversation_keys: ConversationKeys | Literal["none"] | None = None
+    conversation_idle_seconds: float | Default | None = None
+    conversation_max_age_seconds: float | Default | None = None
+    drain_deadline_seconds: float | Default | None = None
 
 
 async def create_deployment(
@@ -75,12 +94,19 @@ async def create_deployment(
 
 
 async def delete_deployment(
-    session: AsyncSession, agent_id: UUID, deployment_id: str, *, if_generation: int | None = None
+    session: AsyncSession,
+    agent_id: UUID,
+    deployment_id: str,
+    *,
+    if_generation: int | None = None,
+    terms: ConversationTerms = DEFAULT_TERMS,
+    force: bool = False,
 ) -> None:
     """Delete a preview: lists omit it, and calls to it get 410. A second time changes nothing.
 
-    Raises, in this order: `AgentNotFound`, `DeploymentNotFound`, `GenerationMismatch`, `ProductionCannotBeDeleted`.
-    Others see it once the transaction is committed.
+    Raises, in this order: `AgentNotFound`, `DeploymentNotFound`, `GenerationMismatch`, `ProductionCannotBeDeleted`, and
+    `ConversationsOpen` for a draining deployment unless `force` is true. Others see it once the transaction is
+    committed.
     """
     before = await lock_state(session, agent_id, deployment_id)
     deployment = before.deployments.get(deployment_id)
@@ -91,6 +117,13 @@ async def delete_deployment(
     require_generation(before, if_generation)
     if deployment.is_production:
         raise ProductionCannotBeDeleted
+    if deployment.draining_since is not None and not force:
+        still_open = (await open_conversations_of(session, [deployment_id], terms)).get(deployment_id)
+        if still_open is not None and still_open.number:
+            raise ConversationsOpen(
+                f"{still_open.number} conversations are open, until {still_open.until:%Y-%m-%dT%H:%M:%SZ} at most: "
+                "wait with 'podium drain', or send force."
+            )
     deleted = DeploymentDeleted(
         agent_id=str(agent_id), agent_name=before.agent.name, deployment_id=deployment_id, expires_at=before.now
     )
@@ -143,6 +176,13 @@ async def change_agent(
         probe_interval_seconds=_chosen(change.probe_interval_seconds, agent.probe_interval_seconds),
         probe_threshold=_chosen(change.probe_threshold, agent.probe_threshold),
         probe_timeout_seconds=_chosen(change.probe_timeout_seconds, agent.probe_timeout_seconds),
+        affinity=change.affinity or agent.affinity,
+        conversation_keys=(
+            None if change.conversation_keys == "none" else change.conversation_keys or agent.conversation_keys
+        ),
+        conversation_idle_seconds=_chosen(change.conversation_idle_seconds, agent.conversation_idle_seconds),
+        conversation_max_age_seconds=_chosen(change.conversation_max_age_seconds, agent.conversation_max_age_seconds),
+        drain_deadline_seconds=_chosen(change.drain_deadline_seconds, agent.drain_deadline_seconds),
     )
     if changed == agent:
         return before

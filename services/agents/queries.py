@@ -12,6 +12,8 @@ from sqlalchemy.orm import InstrumentedAttribute
 from services.domain.state import AgentState, DeploymentState, InstanceState
 from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
 from services.promotion.history import PERIODS, Period, periods_of
+from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
+from services.routing.draining import OpenConversations, open_conversations_of
 from services.storage.models import Agent, Deployment
 from services.storage.pages import Page
 from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS, OWNER_GENERATION, load_instances
@@ -49,6 +51,8 @@ class DeploymentView:
     generation: int
     instances: tuple[InstanceState, ...] | None = None
     """Its pods, if it has instances; lists do not read them."""
+    draining: OpenConversations | None = None
+    """The open conversations of a deployment that has stopped serving; None once there are none left."""
 
 
 async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
@@ -78,25 +82,31 @@ async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
     return await _views(session, query.order_by(order, tie).limit(page.limit).offset(page.offset))
 
 
-async def get_deployment(session: AsyncSession, agent_id: UUID, deployment_id: str) -> DeploymentView:
+async def get_deployment(
+    session: AsyncSession, agent_id: UUID, deployment_id: str, terms: ConversationTerms = DEFAULT_TERMS
+) -> DeploymentView:
     """The agent's deployment, deleted or not. Raises `AgentNotFound`, `DeploymentNotFound`."""
     query = _DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id)
     row = (await session.execute(query)).one_or_none()
     if row is None:
         await _require_agent(session, agent_id)
         raise DeploymentNotFound
-    return await _with_instances(session, _deployment_view(row))
+    return await _with_instances(session, await _with_conversations(session, [_deployment_view(row)], terms))
 
 
-async def find_deployment(session: AsyncSession, deployment_id: str) -> DeploymentView:
+async def find_deployment(
+    session: AsyncSession, deployment_id: str, terms: ConversationTerms = DEFAULT_TERMS
+) -> DeploymentView:
     """The deployment with this id, of any agent, deleted or not. Raises `DeploymentNotFound`."""
     row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
     if row is None:
         raise DeploymentNotFound("There is no deployment with this id: check it.")
-    return await _with_instances(session, _deployment_view(row))
+    return await _with_instances(session, await _with_conversations(session, [_deployment_view(row)], terms))
 
 
-async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) -> list[DeploymentView]:
+async def list_deployments(
+    session: AsyncSession, agent_id: UUID, page: Page, terms: ConversationTerms = DEFAULT_TERMS
+) -> list[DeploymentView]:
     """One page of the agent's deployments that are not deleted. Raises `AgentNotFound`, `InvalidRequest`."""
     order = _ordering(DEPLOYMENT_ORDER, page)
     tie = Deployment.id.asc() if page.direction == "asc" else Deployment.id.desc()
@@ -109,7 +119,7 @@ async def list_deployments(session: AsyncSession, agent_id: UUID, page: Page) ->
     deployments = [_deployment_view(row) for row in rows]
     if not deployments:
         await _require_agent(session, agent_id)
-    return deployments
+    return await _with_conversations(session, deployments, terms)
 
 
 def _ordering(allowed: Mapping[str, InstrumentedAttribute[Any]], page: Page) -> ColumnElement[Any]:
@@ -137,7 +147,19 @@ async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
     return views
 
 
-async def _with_instances(session: AsyncSession, view: DeploymentView) -> DeploymentView:
+async def _with_conversations(
+    session: AsyncSession, views: list[DeploymentView], terms: ConversationTerms
+) -> list[DeploymentView]:
+    """The same views; those of draining deployments with their open conversations."""
+    draining = [each.deployment.id for each in views if each.deployment.draining_since is not None]
+    if not draining:
+        return views
+    still_open = await open_conversations_of(session, draining, terms)
+    return [replace(each, draining=still_open.get(each.deployment.id)) for each in views]
+
+
+async def _with_instances(session: AsyncSession, views: list[DeploymentView]) -> DeploymentView:
+    [view] = views
     if not view.deployment.has_instances:
         return view
     instances = await load_instances(session, [view.deployment])

@@ -32,9 +32,15 @@ def cutover(
     row = agent or state.agent
     deployments = dict(state.deployments)
     if previous is not None:
-        deployments[previous.id] = replace(previous, is_production=False)
+        # Conversations stay with it until they end; those of a deleted agent have ended.
+        draining_since = None if cause == "agent_deleted" else at
+        deployments[previous.id] = replace(
+            previous, is_production=False, draining_since=draining_since, drained_at=None
+        )
     if to is not None:
-        deployments[to] = replace(deployments[to], is_production=True, promoted_at=at)
+        deployments[to] = replace(
+            deployments[to], is_production=True, promoted_at=at, draining_since=None, drained_at=None
+        )
     changed = replace(
         state,
         agent=replace(row, production_deployment_id=to, generation=row.generation + 1),

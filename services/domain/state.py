@@ -11,6 +11,8 @@ from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, AcpType, Cau
 
 AutoPromote = Literal["never", "first", "always"]
 OnFailure = Literal["hold", "rollback"]
+Affinity = Literal["none", "deployment", "instance"]
+ConversationKeys = Literal["a2a", "acp"]
 AgentStatus = Literal["BuildOnly", "Ready", "Failed", "Deleted"]
 DeploymentStatus = Literal["Pending", "Ready", "Failed"]
 
@@ -49,6 +51,11 @@ class AgentState:
     probe_interval_seconds: float | None = None  # None, here and below: the value of the setting
     probe_threshold: int | None = None
     probe_timeout_seconds: float | None = None
+    affinity: Affinity = "deployment"
+    conversation_keys: ConversationKeys | None = None
+    conversation_idle_seconds: float | None = None  # None, here and below: the value of the setting
+    conversation_max_age_seconds: float | None = None
+    drain_deadline_seconds: float | None = None
     deleted_at: datetime | None = None
 
     @property
@@ -98,6 +105,8 @@ class DeploymentState:
     promoted_at: datetime | None = None
     expires_at: datetime | None = None
     purged_at: datetime | None = None
+    draining_since: datetime | None = None  # when it stopped serving, while conversations may be open
+    drained_at: datetime | None = None
     has_instances: bool = False  # its pods are instances, and the address is that of one of them
     probe_streak: int = 0  # positive: answered probes in a row while not Ready; negative: failed probes in a row
     failures: FailedProbes = NO_FAILURES

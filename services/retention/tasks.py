@@ -15,7 +15,7 @@ from services.registration.inbox import remove_decided
 from services.registration.parked import remove_parked
 from services.retention.instances import forget_departed, remove_failed_instances
 from services.retention.versions import START, Cursor, StepLimits, TaskStep, delete_old_previews, purge_deleted
-from services.routing.sessions import remove_unseen
+from services.routing.conversations import remove_unseen
 from services.settings import Settings
 
 # First half of the advisory lock's key; must differ from the locks of the relay and of migrations.
@@ -51,7 +51,7 @@ def retention_of(task: RetentionTask, settings: Settings) -> timedelta | None:
         RetentionTask.PUBLISHED_EVENTS: settings.outbox_retention,
         RetentionTask.DECIDED_ANNOUNCEMENTS: settings.inbox_retention,
         RetentionTask.PARKED_MESSAGES: settings.parked_retention,
-        RetentionTask.UNSEEN_SESSIONS: settings.session_retention,
+        RetentionTask.UNSEEN_SESSIONS: settings.conversation_idle,
         RetentionTask.FAILED_INSTANCES: settings.instance_retention,
         RetentionTask.DEPARTED_INSTANCES: settings.inbox_retention,
     }[task]

@@ -26,7 +26,7 @@ _ONE_OF_THE_LAST_IN_PRODUCTION = """d.promoted_at IS NOT NULL AND (
     ) < CAST(:keep AS bigint)"""
 
 # The age of a version counts from its last announcement. A pod's clock may be behind, so the row's creation is a bound.
-_TOO_OLD = f"""d.expires_at IS NULL AND NOT d.is_production
+_TOO_OLD = f"""d.expires_at IS NULL AND NOT d.is_production AND d.draining_since IS NULL
     AND greatest(d.created_at, d.registered_at) < CAST(:before AS timestamptz)
     AND NOT ({_ONE_OF_THE_LAST_IN_PRODUCTION})"""
 

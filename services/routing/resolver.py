@@ -14,14 +14,15 @@ import asyncpg
 import structlog
 
 from services.errors import Unavailable
+from services.routing.conversations import ConversationTerms
 from services.routing.routes import (
     READ_ROUTES,
-    READ_ROUTES_OF_SESSIONS,
     Route,
     RouteKey,
     Row,
     arguments,
     key_of,
+    read_routes_of_conversations,
     route_of,
 )
 from services.settings import Settings
@@ -144,7 +145,8 @@ class RouteResolver:
                 **_PLANNING,
             },
         )
-        self._statements = await connection.prepare(READ_ROUTES), await connection.prepare(READ_ROUTES_OF_SESSIONS)
+        of_conversations = read_routes_of_conversations(ConversationTerms.of(self._settings))
+        self._statements = await connection.prepare(READ_ROUTES), await connection.prepare(of_conversations)
         return self._statements
 
     def _drop(self) -> None:

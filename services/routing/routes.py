@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic_core import from_json
 
 from contracts.fields import ErrorStyle, joined
+from services.domain.state import Affinity, ConversationKeys
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -18,7 +19,7 @@ from services.errors import (
     DeploymentUnavailable,
     NothingServes,
 )
-from services.routing.sessions import ISSUER_KEEPS, SEEN_EVERY
+from services.routing.conversations import DEFAULT_TERMS, IS_OPEN, ISSUER_KEEPS, SEEN_AGAIN, ConversationTerms
 
 Row = Mapping[str, Any]
 
@@ -34,10 +35,10 @@ class RouteKey:
     name: str | None = None
     deployment_id: str | None = None
     session: bytes | None = None
-    """The digest of the call's MCP session on this route, if it has one."""
+    """The digest of the key of the call's conversation on this route, if it has one."""
 
     def in_session(self, session: bytes | None) -> "RouteKey":
-        """The same key for a call in this session."""
+        """The same key for a call in this conversation."""
         return self if session is None else replace(self, session=session)
 
 
@@ -69,15 +70,23 @@ class Route:
     registered_at: datetime | None = None
     """When the address was last announced."""
     session_known: bool = False
-    """Whether this deployment issued the session in the key."""
+    """Whether the conversation in the key is open, and belongs to this deployment."""
     session_unseen: bool = False
-    """Whether `last_seen_at` of the session is due for an update."""
+    """Whether `last_seen_at` of the conversation is due for an update."""
     instances: tuple[Instance, ...] = ()
     """The Ready instances; empty for a deployment whose pods have never named one."""
     read_at: datetime | None = None
     """When the instances were read, by the clock that `ready_at` is from."""
     instance_id: str | None = None
     """The instance at the address, once one is chosen."""
+    affinity: Affinity = "deployment"
+    conversation_keys: ConversationKeys | None = None
+    pinned_instance: str | None = None
+    """The instance that the conversation belongs to."""
+    moved_from: str | None = None
+    """The deployment that the conversation belonged to, if it does not keep it any more."""
+    seen_every: float | None = None
+    """After how many seconds `last_seen_at` of the conversation is due for an update, while a call is in flight."""
 
     @property
     def rpc_url(self) -> str:
@@ -112,7 +121,8 @@ SELECT found.by_id, found.by_name, found.by_deployment, found.by_session, found.
            SELECT json_agg(json_build_array(i.instance_id, i.acp_url, i.rpc_path, i.registered_at, i.ready_at))
            FROM instances i WHERE i.deployment_id = d.id AND i.status = 'Ready'
        ) END AS instances,
-       CASE WHEN d.has_instances THEN clock_timestamp() END AS read_at, {of_session}
+       CASE WHEN d.has_instances THEN clock_timestamp() END AS read_at, found.affinity, found.conversation_keys,
+       {of_conversation}
 FROM (
     SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, lookup.session AS by_session,
            a.production_deployment_id AS target, a.*
@@ -126,22 +136,45 @@ FROM (
     FROM unnest($5::uuid[], $6::text[], $7::bytea[]) AS lookup(agent_id, deployment_id, session)
     JOIN agents a ON a.id = lookup.agent_id
 ) AS found
-{sessions}
+{conversations}
 LEFT JOIN deployments d ON d.id = {target} AND (found.by_deployment IS NULL OR d.agent_id = found.id)
 """
 
 READ_ROUTES = _READ.format(
-    of_session="false AS session_known, false AS session_unseen", sessions="", target="found.target"
+    of_conversation="""false AS session_known, false AS session_unseen, NULL AS pinned_instance, NULL AS moved_from,
+       NULL AS seen_every""",
+    conversations="",
+    target="found.target",
 )
-# A session goes to its issuing deployment while that is Ready. A key with a deployment id always gets that deployment.
-READ_ROUTES_OF_SESSIONS = _READ.format(
-    of_session=f"""coalesce(s.deployment_id = d.id, false) AS session_known,
-       coalesce(s.last_seen_at < clock_timestamp() - interval '{SEEN_EVERY.total_seconds()} s', false) AS session_unseen
-""",
-    sessions="""LEFT JOIN conversations s ON s.agent_id = found.id AND s.key_sha256 = found.by_session
-LEFT JOIN deployments issuer ON issuer.id = s.deployment_id""",
-    target=f"CASE WHEN found.by_deployment IS NULL AND {ISSUER_KEEPS} THEN issuer.id ELSE found.target END",
-)
+
+
+def read_routes_of_conversations(terms: ConversationTerms = DEFAULT_TERMS) -> str:
+    """The statement for keys of which some have a conversation.
+
+    A conversation goes to its deployment while that keeps it. A key with a deployment id always gets that deployment.
+    """
+    is_open, seen_again = _with_literals(IS_OPEN, terms), _with_literals(SEEN_AGAIN, terms)
+    return _READ.format(
+        of_conversation=f"""coalesce(c.deployment_id = d.id AND {is_open}, false) AS session_known,
+       coalesce(c.last_seen_at < clock_timestamp() - {seen_again}, false) AS session_unseen,
+       c.instance_id AS pinned_instance,
+       CASE WHEN c.deployment_id <> d.id THEN c.deployment_id END AS moved_from,
+       extract(epoch FROM {seen_again})::float8 AS seen_every""",
+        conversations="""LEFT JOIN conversations c
+    ON c.agent_id = found.id AND c.key_sha256 = found.by_session AND found.affinity <> 'none'
+LEFT JOIN deployments issuer ON issuer.id = c.deployment_id""",
+        target=f"""CASE WHEN found.by_deployment IS NULL AND {ISSUER_KEEPS} AND {is_open}
+    THEN issuer.id ELSE found.target END""",
+    )
+
+
+def _with_literals(condition: str, terms: ConversationTerms) -> str:
+    """The condition about `c` and `a` in this statement, where the agent is called `found`."""
+    return (
+        condition.replace("a.conversation_", "found.conversation_")
+        .replace("CAST(:idle AS interval)", f"interval '{terms.idle.total_seconds()} s'")
+        .replace("CAST(:max_age AS interval)", f"interval '{terms.max_age.total_seconds()} s'")
+    )
 
 
 def arguments(keys: Collection[RouteKey]) -> tuple[list[Any], ...]:
@@ -222,6 +255,11 @@ def _of_deployment(row: Row) -> Route:
         # Without a Ready instance the deployment's own address is left: that of its last one.
         _instances(row["instances"]) if row["instances"] else (),
         row["read_at"],
+        affinity=row["affinity"],
+        conversation_keys=row["conversation_keys"],
+        pinned_instance=row["pinned_instance"],
+        moved_from=row["moved_from"],
+        seen_every=row["seen_every"],
     )
 
 

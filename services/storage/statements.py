@@ -95,6 +95,11 @@ DESCRIBED_COLUMNS: dict[str, str] = {
     "probe_interval_seconds": "double precision",
     "probe_threshold": "integer",
     "probe_timeout_seconds": "double precision",
+    "affinity": "text",
+    "conversation_keys": "text",
+    "conversation_idle_seconds": "double precision",
+    "conversation_max_age_seconds": "double precision",
+    "drain_deadline_seconds": "double precision",
 }
 # The columns of an instance that an announcement or a verdict may change.
 INSTANCE_COLUMNS: dict[str, str] = {
@@ -231,8 +236,8 @@ WHERE excluded.streak = 0
 
 # Runs before anything is promoted: one statement that moves the flag can violate the partial unique index half-way.
 DEMOTE = text("""
-UPDATE deployments AS d SET is_production = false
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text)
+UPDATE deployments AS d SET is_production = false, draining_since = r.draining_since, drained_at = NULL
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(id text, draining_since timestamptz)
 WHERE d.id = r.id
 """)
 
@@ -240,7 +245,8 @@ WHERE d.id = r.id
 CHANGE_SERVING = text(
     f"""
 WITH promoted AS (
-    UPDATE deployments AS d SET is_production = r.is_production, promoted_at = r.promoted_at
+    UPDATE deployments AS d SET is_production = r.is_production, promoted_at = r.promoted_at,
+        draining_since = NULL, drained_at = NULL
     FROM jsonb_to_recordset(CAST(:deployments AS jsonb)) AS r(id text, is_production boolean, promoted_at timestamptz)
     WHERE d.id = r.id
 ), probed AS (

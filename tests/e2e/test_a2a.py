@@ -19,16 +19,23 @@ PROTOCOLS = {"a2a-v1": "1.0,0.3", "a2a-v2": "0.3"}
 
 @pytest.mark.timeout(INSTALL_SECONDS + 180)
 async def test_a2a_clients_work_from_the_card_alone(settings: Settings, tmp_path: Path, sdk_python: str) -> None:
-    """With and without streaming, in both protocol versions, across a promote. All requests go to the gateway."""
-    ports = free_ports(list(PROTOCOLS))
+    """With and without streaming, in both protocol versions, across a promote. All requests go to the gateway.
+
+    The first version has three instances.
+    """
+    instances = {"a2a-v1": ("a", "b", "c"), "a2a-v2": ("a",)}
+    ports = free_ports([f"{name}/{instance}" for name in PROTOCOLS for instance in instances[name]])
     async with AsyncExitStack() as stack:
-        for name, protocols in PROTOCOLS.items():
-            env = {"VERSION": name, "PORT": str(ports[name]), "PROTOCOLS": protocols}
-            await stack.enter_async_context(sdk_pod(sdk_python, "a2a_pod.py", ports[name], tmp_path, **env))
+        for pod, port in ports.items():
+            name = pod.partition("/")[0]
+            env = {"VERSION": name, "PORT": str(port), "PROTOCOLS": PROTOCOLS[name]}
+            await stack.enter_async_context(sdk_pod(sdk_python, "a2a_pod.py", port, tmp_path, **env))
         url = await stack.enter_async_context(api_process(settings, tmp_path))
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        for name, port in ports.items():
-            body = a_body("a2a-bot", deployment_id=name, acp_url=f"http://127.0.0.1:{port}", rpc_path="/rpc")
+        for pod, port in ports.items():
+            name, _, instance = pod.partition("/")
+            where = {"acp_url": f"http://127.0.0.1:{port}", "rpc_path": "/rpc"}
+            body = a_body("a2a-bot", deployment_id=name, instance_id=instance, **where)
             async with client.post(f"{url}/agents/register", json=body) as response:
                 agent_id = (await response.json())["id"]
         seen = await driven(sdk_python, "drive_a2a.py", url, agent_id)

@@ -30,19 +30,25 @@ async def register(url: str, name: str, deployment_id: str, port: int, **more: s
 
 @pytest_asyncio.fixture
 async def seen(settings: Settings, tmp_path: Path, sdk_python: str) -> AsyncIterator[Any]:
-    """What the client received: from version 1, which answers with SSE, and from version 2, which answers with JSON."""
-    ports = free_ports(["mcp-v1", "mcp-v2"])
+    """What the client received: from version 1, which answers with SSE, and from version 2, which answers with JSON.
+
+    Version 1 has three instances, each with sessions in its own memory.
+    """
+    instances = ("mcp-v1", "mcp-v1-b", "mcp-v1-c")
+    ports = free_ports([*instances, "mcp-v2"])
     async with AsyncExitStack() as stack:
-        for name, answers in (("mcp-v1", "sse"), ("mcp-v2", "json")):
-            env = {"VERSION": name, "PORT": str(ports[name]), "ANSWERS": answers}
-            await stack.enter_async_context(sdk_pod(sdk_python, "mcp_pod.py", ports[name], tmp_path, **env))
+        for name, port in ports.items():
+            version, answers = ("mcp-v2", "json") if name == "mcp-v2" else ("mcp-v1", "sse")
+            env = {"VERSION": version, "PORT": str(port), "ANSWERS": answers}
+            await stack.enter_async_context(sdk_pod(sdk_python, "mcp_pod.py", port, tmp_path, **env))
         apis = [
             await stack.enter_async_context(
                 api_process(settings, tmp_path, PODIUM_FIRST_BYTE_TIMEOUT=FIRST_BYTE_TIMEOUT)
             )
             for _ in range(2)
         ]
-        agent_id = await register(apis[0], "mcp-bot", "mcp-v1", ports["mcp-v1"])
+        for name in instances:
+            agent_id = await register(apis[0], "mcp-bot", "mcp-v1", ports[name], instance_id=name)
         await register(apis[0], "mcp-bot", "mcp-v2", ports["mcp-v2"], error_style="jsonrpc")
         await register(apis[0], "loud-bot", "loud-v1", ports["mcp-v2"])
         yield await driven(sdk_python, "drive_mcp.py", *apis, agent_id)

@@ -12,10 +12,14 @@ from contextlib import suppress
 from math import ceil
 from uuid import uuid4
 
+import structlog
+
 from services.domain.health_policy import ProbeTarget
 from services.health.janitors import REPORT_EVERY, report_janitor, retire_janitor
 from services.health.prober import open_prober
 from services.health.probes import abandoned, claim, overdue
+from services.routing.conversations import ConversationTerms
+from services.routing.draining import finish_draining
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from workers.janitor.health_checks import SINGLE_TRANSACTIONS, HealthChecker, ResultBatcher
@@ -34,6 +38,8 @@ MIN_FREE_SHARE = 0.2
 BUSY_SECONDS = 0.02
 END_SECONDS = 1.0
 RETIRE_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
 
 
 class Janitor:
@@ -127,7 +133,7 @@ class Janitor:
         await at_most(RETIRE_SECONDS, in_transaction(self._sessions, lambda session: retire_janitor(session, self._id)))
 
     async def _expire_overdue(self, checker: HealthChecker) -> bool:
-        """Set Failed what has been Pending for too long, and roll back what has lost its last instance.
+        """Set Failed what has been Pending for too long, and finish rollbacks and draining that no probe leads to.
 
         Returns whether there may be more that is Pending.
         """
@@ -136,6 +142,16 @@ class Janitor:
         expired = [await checker.expire(agent_id, deployment_id, deadline) for agent_id, deployment_id in late]
         for agent_id, deployment_id in await in_transaction(self._sessions, abandoned):
             await checker.roll_back_abandoned(agent_id, deployment_id, self._settings.probe_timeout)
+        terms = ConversationTerms.of(self._settings)
+        for drained in await in_transaction(self._sessions, lambda session: finish_draining(session, terms)):
+            log.info(
+                "No conversation is left with a deployment that stopped serving.",
+                action="janitor.drained",
+                agent=drained.agent_name,
+                deployment=drained.deployment_id,
+                why=drained.reason,
+                moved=drained.moved,
+            )
         return len(late) == OVERDUE_PER_QUERY and any(expired)
 
     async def _cancel_probes(self) -> None:

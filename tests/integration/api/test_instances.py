@@ -63,6 +63,13 @@ async def test_each_answer_names_its_instance(api: Api, pods: dict[str, Pod], in
     assert set(await answers(api, 30)) == {(200, "a"), (200, "c")}
 
 
+async def test_announced_instances_get_calls(api: Api, pods: dict[str, Pod]) -> None:
+    """From the first call after the reply to an announcement on."""
+    for number, (name, pod) in enumerate(pods.items(), 1):
+        await api.register("bot", "v1", acp_url=pod.url, registration_metadata={"instance_id": name})
+        assert set(await answers(api, 30)) == {(200, known) for known in list(pods)[:number]}
+
+
 async def test_a_pod_without_a_name_is_an_instance_too(api: Api, pods: dict[str, Pod], instances: Instances) -> None:
     """Its answers have no instance header, and an agent cannot set one."""
     await deployed(api, instances, {"": pods["a"].url, "b": pods["b"].url})

@@ -10,7 +10,7 @@ from aiohttp import web
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.routing.sessions import digest_of
+from services.routing.conversations import digest_of
 from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
@@ -162,7 +162,7 @@ async def test_a_session_of_a_deployment_that_is_gone(api: Api) -> None:
         await api.register("bot", "v2", acp_url=new.url)
         session = await opened(api)
         await api.promote(agent, "v2")
-        await api.delete(f"/agents/{agent['id']}/deployments/v1")
+        await api.delete(f"/agents/{agent['id']}/deployments/v1?force=true")
         said_by(await api.post(RPC, {}, headers=session), "v2", 404)
 
 
@@ -177,7 +177,7 @@ async def test_what_a_session_costs(api: Api, sessions: Sessions, monkeypatch: p
     async def plain(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="plain")
 
-    monkeypatch.setattr("api.gateway.sessions.in_transaction", counted)
+    monkeypatch.setattr("api.gateway.conversations.in_transaction", counted)
     async with running_pod(plain) as pod, running_pod(speaking_mcp("v1")) as speaking:
         await api.register("plain", "p1", acp_url=pod.url)
         await api.register("bot", "v1", acp_url=speaking.url)

@@ -82,11 +82,11 @@ async def test_each_transition_writes_its_own_columns(world: World, engine: Asyn
     assert written(preview, "agents") == set()
     with counted(engine) as promote:
         await world.promote("v2")
-    assert written(promote, "deployments") == {"is_production", "promoted_at"}
+    assert written(promote, "deployments") == {"is_production", "promoted_at", "draining_since", "drained_at"}
     assert written(promote, "agents") == SERVING
     with counted(engine) as delete:
         await world.delete("v3")
-    assert written(delete, "deployments") == {"expires_at"}
+    assert written(delete, "deployments") == {"expires_at", "draining_since"}
     assert written(delete, "agents") == SERVING
     with counted(engine) as legacy:
         await world.arrive(registered_at=ago(60))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import text
 
 from services.retention.tasks import RetentionTask, sweep
-from services.routing.sessions import digest_of, end_session, keep_session, remove_unseen, session_seen
+from services.routing.conversations import digest_of, end_session, keep_session, remove_unseen, session_seen
 from services.settings import Settings
 from tests.integration.services.world import NAME, World
 
@@ -45,15 +45,18 @@ async def test_a_session_stays_with_the_deployment_that_issued_it_first(world: W
     """Another deployment that returns the same id does not get it while the first one is Ready; after that it does."""
     await world.two_versions()
     await keep(world, V1)
+    await world.promote(V2)
     await keep(world, V2)
     await keep(world, V2, TWO)
     assert await kept(world) == {(NAME, ONE): V1, (NAME, TWO): V2}
     await world.fail(V1)
     await keep(world, V2)
     assert await kept(world) == {(NAME, ONE): V2, (NAME, TWO): V2}
-    await world.delete(V2)
-    await keep(world, V1)
-    assert await kept(world) == {(NAME, ONE): V1, (NAME, TWO): V2}
+    await world.arrive(deployment_id="v3")
+    await world.promote("v3")
+    await world.delete(V2, force=True)
+    await keep(world, "v3")
+    assert await kept(world) == {(NAME, ONE): "v3", (NAME, TWO): V2}
 
 
 async def test_ids_count_within_their_agent(world: World) -> None:
@@ -84,6 +87,7 @@ async def test_unused_sessions_are_removed(world: World, settings: Settings) -> 
     agent_id = await world.agent_id()
     await keep(world, V1)
     await aged(world, timedelta(days=8))
+    await world.promote(V2)
     await keep(world, V2, TWO)
     nothing = await world.do(lambda session: remove_unseen(session, datetime.now(UTC) - timedelta(days=9), 10))
     assert nothing == 0

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.domain.state import AgentState
 from services.errors import DeploymentDeletedError
 from services.retention.versions import START, StepLimits, TaskStep, delete_old_previews, purge_deleted
+from services.routing.draining import finish_draining
 from services.routing.routes import RouteKey
 from services.storage.store import lock_unclaimed
 from tests.integration.services.world import NAME, World, read_route
@@ -89,6 +90,7 @@ async def test_a_preview_is_as_old_as_its_last_announcement(world: World) -> Non
 async def test_the_last_versions_in_production_are_not_removed(world: World) -> None:
     """Neither by their age nor after their deletion; a rollback still finds them."""
     await in_turn(world, "v1", "v2", "v3", "v4")
+    await world.do(finish_draining)
     await world.arrive(deployment_id="never")
     assert await delete_old(world, limits(keep=3)) == 2
     assert [each for each, deleted in (await deletions(world)).items() if deleted] == ["never", "v1"]
@@ -104,6 +106,7 @@ async def test_the_last_versions_in_production_are_not_removed(world: World) -> 
 async def test_production_is_never_removed(world: World) -> None:
     """Even if there is no other version."""
     await in_turn(world, "v1", "v2")
+    await world.do(finish_draining)
     assert await delete_old(world, limits(keep=0)) == 1
     assert await purge(world, limits(keep=0)) == 1
     assert await deletions(world) == {"v1": True, "v2": False}

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest_asyncio
 
+from services.routing.conversations import digest_of, keep_session
 from services.routing.resolver import RouteResolver
 from services.routing.routes import RouteKey
-from services.routing.sessions import digest_of, keep_session
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.services.world import NAME, World

@@ -8,9 +8,9 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from services.errors import AgentDeletedError, DeploymentUnavailable
+from services.routing.conversations import digest_of, end_session, keep_session
 from services.routing.resolver import RouteResolver
 from services.routing.routes import Route, RouteKey
-from services.routing.sessions import digest_of, end_session, keep_session
 from services.settings import Settings
 from tests.integration.services.world import NAME, World
 from tests.support.factories import incoming
@@ -62,7 +62,7 @@ async def test_a_session_of_a_version_that_is_gone(world: World, reads: RouteRes
     assert (route.deployment_id, route.session_known) == (V2, False)
     await world.arrive(deployment_id=V1)
     assert (await by_both(reads, agent_id)).deployment_id == V1
-    await world.delete(V1)
+    await world.delete(V1, force=True)
     assert (await by_both(reads, agent_id)).deployment_id == V2
 
 

@@ -18,7 +18,7 @@ from services.promotion import promote as promotion
 from services.promotion import rollback
 from services.promotion.promote import Caller
 from services.registration.batch import Decided, Incoming, register_batch
-from services.routing.routes import READ_ROUTES, Route, RouteKey, arguments, route_of
+from services.routing.routes import READ_ROUTES, Route, RouteKey, arguments, read_routes_of_conversations, route_of
 from services.storage.database import Sessions, in_transaction
 from services.storage.models import Agent, Base, Deployment, OutboxEvent, Parked, Promotion, Registration
 from tests.support.factories import incoming
@@ -90,10 +90,10 @@ class World:
         agent_id, new = await self.agent_id(name), NewDeployment(docker_image=image, **fields)
         return await self.do(lambda session: lifecycle.create_deployment(session, agent_id, new))
 
-    async def delete(self, deployment_id: str, name: str = NAME) -> None:
+    async def delete(self, deployment_id: str, name: str = NAME, *, force: bool = False) -> None:
         """Delete a preview."""
         agent_id = await self.agent_id(name)
-        await self.do(lambda session: lifecycle.delete_deployment(session, agent_id, deployment_id))
+        await self.do(lambda session: lifecycle.delete_deployment(session, agent_id, deployment_id, force=force))
 
     async def delete_agent(self, name: str = NAME) -> AgentSnapshot:
         """The agent after its deletion."""
@@ -201,5 +201,6 @@ async def read_route(session: AsyncSession, key: RouteKey) -> Route:
     """The route that the gateway would use."""
     connection = await (await session.connection()).get_raw_connection()
     driver: Any = connection.driver_connection
-    rows = await driver.fetch(READ_ROUTES, *arguments([key]))
+    statement = READ_ROUTES if key.session is None else read_routes_of_conversations()
+    rows = await driver.fetch(statement, *arguments([key]))
     return route_of(key, rows[0] if rows else None)
