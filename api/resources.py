@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.batches import Batches, open_batches
 from api.change_queues import ChangeQueues
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
@@ -19,8 +21,11 @@ from api.gateway.gateway import Gateway, open_gateway
 from services.errors import Busy, Unavailable
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
+from services.registration.batch import Decided, Incoming, Terms, register_unlocked
+from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
 from services.settings import Settings
+from services.storage.coalesced_reads import CoalescedReads
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
 
 T = TypeVar("T")
@@ -34,13 +39,17 @@ AUTHENTICATED = "api-key"
 class Resources:
     """Open from start to stop of the process. `reads` runs each statement in autocommit mode.
 
-    A commit in `sessions` that wrote events wakes the relay.
+    `shared_reads` reads together what several requests ask for at the same time. A commit in `sessions` that wrote
+    events wakes the relay.
     """
 
     settings: Settings
     sessions: Sessions
     reads: Sessions
+    shared_reads: CoalescedReads
     changes: ChangeQueues
+    registrations: Batches[Incoming, Decided]
+    message_ids: OrderedIds
     database: DatabaseCheck
     gateway: Gateway
     prober: Prober
@@ -84,13 +93,23 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_prober(settings, (settings.host, settings.port)) as prober,
+            CoalescedReads(settings, application_name=APPLICATION_NAME) as shared_reads,
+            open_batches(
+                settings,
+                partial(register_unlocked, terms=Terms.of(settings)),
+                on_events=notifier.notify,
+                application_name=APPLICATION_NAME,
+            ) as registrations,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
             yield Resources(
                 settings=settings,
                 sessions=sessions,
                 reads=reads,
+                shared_reads=shared_reads,
                 changes=ChangeQueues(settings),
+                registrations=registrations,
+                message_ids=OrderedIds(),
                 database=DatabaseCheck(check_engine),
                 gateway=gateway,
                 prober=prober,

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from typing import Literal, Self
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from litestar import Response, get, post
 from litestar.params import FromPath, JSONBody
@@ -21,7 +21,7 @@ from services.agents.queries import get_agent
 from services.api_keys import agent_api_key
 from services.domain.announcement import Announcement, Rejected
 from services.domain.state import AgentSnapshot
-from services.registration.batch import Incoming, Terms, register_batch
+from services.registration.batch import Decided, Incoming, Terms, register_batch
 from services.registration.inbox import InboxRow, Lifetime, recent_registrations
 from services.storage.database import in_transaction
 from services.storage.pages import Page
@@ -163,9 +163,18 @@ async def _decided(
     trace: str | None,
 ) -> AgentSnapshot | None:
     """The agent after the message. A rejection is raised after the commit, so that the inbox contains it."""
-    incoming = Incoming(Announcement(request, uuid4(), None, trace))
-    terms = Terms.of(resources.settings)
-    [decided] = await resources.change(request.name, lambda session: register_batch(session, [incoming], terms=terms))
+    incoming = Incoming(Announcement(request, resources.message_ids.next(), None, trace))
+    decided = await resources.registrations.make(request.name, incoming)
+    if decided is None:
+        with resources.registrations.alone(request.name):
+            decided = await _decide_alone(resources, request.name, incoming)
     if isinstance(decided.outcome, Rejected):
         raise decided.outcome.error
     return decided.state
+
+
+async def _decide_alone(resources: Resources, name: str, incoming: Incoming) -> Decided:
+    """The committed outcome of one registration, when it is its agent's turn."""
+    terms = Terms.of(resources.settings)
+    [decided] = await resources.change(name, lambda session: register_batch(session, [incoming], terms=terms))
+    return decided

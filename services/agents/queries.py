@@ -1,11 +1,12 @@
 """Reads of agents and deployments for the API."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, literal_column, select
+from sqlalchemy import ColumnElement, RowMapping, Select, Text, Uuid, bindparam, func, literal_column, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -14,6 +15,7 @@ from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
 from services.promotion.history import PERIODS, Period, periods_of
 from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
 from services.routing.draining import OpenConversations, open_conversations_of
+from services.storage.coalesced_reads import CoalescedReads, KeyedRead
 from services.storage.models import Agent, Deployment
 from services.storage.pages import Page
 from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS, OWNER_GENERATION, load_instances
@@ -32,6 +34,13 @@ _AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url"))
     Deployment, Deployment.id == Agent.production_deployment_id
 )
 _DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS, OWNER_GENERATION.label("agent_generation"))
+_IDS = func.unnest(bindparam("keys", type_=ARRAY(Uuid))).table_valued("key").render_derived(name="wanted")
+_NAMES = func.unnest(bindparam("keys", type_=ARRAY(Text))).table_valued("key").render_derived(name="wanted")
+# Each looks up one row per key in an index, whatever the planner knows about the tables.
+_AGENTS_BY_ID = KeyedRead.of(_AGENTS.add_columns(_IDS.c.key).join(_IDS, _IDS.c.key == Agent.id))
+_AGENTS_BY_NAME = KeyedRead.of(
+    _AGENTS.add_columns(_NAMES.c.key).join(_NAMES, _NAMES.c.key == Agent.name).where(Agent.deleted_at.is_(None))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,19 @@ async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
     return views[0]
 
 
+async def read_agent(reads: CoalescedReads, agent_id: UUID) -> AgentView:
+    """As `get_agent`, read together with what other callers ask for. Raises `AgentNotFound`, `Unavailable`."""
+    return _only_view(await reads.rows(_AGENTS_BY_ID, agent_id))
+
+
+async def read_agent_by_name(reads: CoalescedReads, name: str) -> AgentView:
+    """As `get_agent_by_name`, read together with what other callers ask for.
+
+    Raises `AgentNotFound`, `Unavailable`.
+    """
+    return _only_view(await reads.rows(_AGENTS_BY_NAME, name))
+
+
 async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
     """One page of the agents that are not deleted. Raises `InvalidRequest` for an unknown order."""
     if page.after is not None:
@@ -87,7 +109,7 @@ async def get_deployment(
 ) -> DeploymentView:
     """The agent's deployment, deleted or not. Raises `AgentNotFound`, `DeploymentNotFound`."""
     query = _DEPLOYMENTS.where(Deployment.id == deployment_id, Deployment.agent_id == agent_id)
-    row = (await session.execute(query)).one_or_none()
+    row = (await session.execute(query)).mappings().one_or_none()
     if row is None:
         await _require_agent(session, agent_id)
         raise DeploymentNotFound
@@ -98,7 +120,7 @@ async def find_deployment(
     session: AsyncSession, deployment_id: str, terms: ConversationTerms = DEFAULT_TERMS
 ) -> DeploymentView:
     """The deployment with this id, of any agent, deleted or not. Raises `DeploymentNotFound`."""
-    row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).one_or_none()
+    row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).mappings().one_or_none()
     if row is None:
         raise DeploymentNotFound("There is no deployment with this id: check it.")
     return await _with_instances(session, await _with_conversations(session, [_deployment_view(row)], terms))
@@ -116,7 +138,7 @@ async def list_deployments(
         .limit(page.limit)
         .offset(page.offset)
     )
-    deployments = [_deployment_view(row) for row in rows]
+    deployments = [_deployment_view(row) for row in rows.mappings()]
     if not deployments:
         await _require_agent(session, agent_id)
     return await _with_conversations(session, deployments, terms)
@@ -137,14 +159,22 @@ async def _require_agent(session: AsyncSession, agent_id: UUID) -> None:
 
 
 async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
-    views = []
-    for row in await session.execute(query):
-        columns = dict(row._mapping)  # noqa: SLF001 - public API of SQLAlchemy
-        production_acp_url = columns.pop("production_acp_url")
-        agent = AgentState(**columns)
-        legacy = agent.legacy_acp_url if agent.deleted_at is None else None
-        views.append(AgentView(agent, production_acp_url if agent.production_deployment_id is not None else legacy))
-    return views
+    return [_agent_view(row) for row in (await session.execute(query)).mappings()]
+
+
+def _only_view(rows: Sequence[Mapping[str, Any]]) -> AgentView:
+    if not rows:
+        raise AgentNotFound
+    return _agent_view(rows[0])
+
+
+def _agent_view(row: Mapping[str, Any] | RowMapping) -> AgentView:
+    columns = dict(row)
+    columns.pop("key", None)
+    production_acp_url = columns.pop("production_acp_url")
+    agent = AgentState(**columns)
+    legacy = agent.legacy_acp_url if agent.deleted_at is None else None
+    return AgentView(agent, production_acp_url if agent.production_deployment_id is not None else legacy)
 
 
 async def _with_conversations(
@@ -166,7 +196,7 @@ async def _with_instances(session: AsyncSession, views: list[DeploymentView]) ->
     return replace(view, instances=tuple(instances[view.deployment.id].values()))
 
 
-def _deployment_view(row: Row[Any]) -> DeploymentView:
-    columns = dict(row._mapping)  # noqa: SLF001 - public API of SQLAlchemy
+def _deployment_view(row: RowMapping) -> DeploymentView:
+    columns = dict(row)
     periods, generation = periods_of(columns.pop("periods")), columns.pop("agent_generation")
     return DeploymentView(DeploymentState(**columns), periods, generation)

@@ -1,0 +1,157 @@
+"""Changes that arrive at the same time are made together: one transaction, one commit.
+
+While a transaction is under way, further changes wait and form the next one. None waits while nothing is under way. A
+change whose agent is locked, or that cannot be made with others, is made alone.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.errors import Busy, DatabaseFailed, StatementTimeout, Unavailable
+from services.settings import Settings
+from services.storage.database import Sessions, close_engine, in_transaction, make_engine
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Makes all changes that it can without waiting for a lock; returns None for each of the others.
+Work = Callable[[AsyncSession, Sequence[T]], Awaitable[Sequence[R | None]]]
+
+# A batch holds the locks of its agents while it waits for another lock.
+LOCK_TIMEOUT = timedelta(milliseconds=100)
+# Changes that wait for their batch. More would wait longer than their callers do.
+WAITING_MAX = 5_000
+
+log = structlog.get_logger(__name__)
+
+
+class TooManyWaiting(Busy):
+    """Too many changes wait already: try again."""
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T, R]):
+    """A change that waits for its result."""
+
+    agent: Hashable
+    change: T
+    result: asyncio.Future[R | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Batches(Generic[T, R]):
+    """Makes one kind of changes of one process in batches, one batch at a time."""
+
+    def __init__(self, sessions: Sessions, settings: Settings, work: Work[T, R]) -> None:
+        """`sessions` must have a lock timeout of at most `LOCK_TIMEOUT`."""
+        self._sessions = sessions
+        self._work = work
+        self._size = settings.batch_size
+        self._seconds = settings.database_timeout.total_seconds()
+        self._waiting: list[_Waiting[T, R]] = []
+        self._alone: Counter[Hashable] = Counter()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def make(self, agent: Hashable, change: T) -> R | None:
+        """The committed result of a change of this agent; None if it must be made alone.
+
+        Raises `Unavailable` if the database is unavailable or does not respond in time; the change may have been
+        committed all the same.
+        """
+        if self._alone[agent]:
+            return None
+        if len(self._waiting) >= WAITING_MAX:
+            raise TooManyWaiting
+        waiting: _Waiting[T, R] = _Waiting(agent, change)
+        self._waiting.append(waiting)
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run(), name="batches of changes")
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await waiting.result
+        except TimeoutError as exc:
+            raise Unavailable("The database does not respond in time: try again.") from exc
+
+    @contextmanager
+    def alone(self, agent: Hashable) -> Iterator[None]:
+        """While inside, further changes of this agent are made alone as well, and so after this one."""
+        self._alone[agent] += 1
+        try:
+            yield
+        finally:
+            self._alone[agent] -= 1
+            if not self._alone[agent]:
+                del self._alone[agent]
+
+    async def close(self) -> None:
+        """Wait for the batch under way. Changes that still wait get `Unavailable`."""
+        for each in self._waiting:
+            _settle(each, Unavailable())
+        self._waiting.clear()
+        if self._runner is not None:
+            await asyncio.wait({self._runner})
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                # The callers of those that are done have left.
+                if batch := [each for each in batch if not each.result.done()]:
+                    await self._make(batch)
+        finally:
+            self._runner = None
+
+    async def _make(self, batch: list[_Waiting[T, R]]) -> None:
+        changes = [each.change for each in batch]
+        results: Sequence[R | None] = [None] * len(batch)
+        try:
+            results = await in_transaction(self._sessions, lambda session: self._work(session, changes))
+        except (Busy, StatementTimeout, DatabaseFailed):
+            pass  # one of them may be the cause, so each is made alone
+        except Unavailable as error:
+            for each in batch:
+                _settle(each, type(error)(error.message))
+            return
+        except Exception as error:  # noqa: BLE001 - an error that one change causes must not stop the others
+            log.warning(
+                "A batch of changes failed; each is made alone.",
+                action="api.batch_failed",
+                changes=len(batch),
+                error=f"{type(error).__name__}: {error}"[:300],
+            )
+        for each, result in zip(batch, results, strict=True):
+            _settle(each, result)
+
+
+def _settle(waiting: _Waiting[T, R], result: R | Unavailable | None) -> None:
+    if waiting.result.done():
+        return
+    if isinstance(result, Unavailable):
+        waiting.result.set_exception(result)
+    else:
+        waiting.result.set_result(result)
+
+
+@asynccontextmanager
+async def open_batches(
+    settings: Settings, work: Work[T, R], *, on_events: Callable[[], None], application_name: str
+) -> AsyncGenerator[Batches[T, R], None]:
+    """The batches of one kind of changes, on a connection of their own, which the first change opens.
+
+    `on_events` is called after each commit that wrote events.
+    """
+    short = settings.model_copy(update={"lock_timeout": min(settings.lock_timeout or LOCK_TIMEOUT, LOCK_TIMEOUT)})
+    engine = make_engine(short, application_name=application_name, pool_size=1)
+    batches = Batches(Sessions(engine, timeout=settings.database_timeout, on_events=on_events), settings, work)
+    try:
+        yield batches
+    finally:
+        await batches.close()
+        await close_engine(engine)
