@@ -18,6 +18,7 @@ from api.change_queues import ChangeQueues
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
+from services.agents.shared_reads import AgentReads
 from services.errors import Busy, Unavailable
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
@@ -25,7 +26,6 @@ from services.registration.batch import Decided, Incoming, Terms, register_unloc
 from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
 from services.settings import Settings
-from services.storage.coalesced_reads import CoalescedReads
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
 
 T = TypeVar("T")
@@ -39,14 +39,14 @@ AUTHENTICATED = "api-key"
 class Resources:
     """Open from start to stop of the process. `reads` runs each statement in autocommit mode.
 
-    `shared_reads` reads together what several requests ask for at the same time. A commit in `sessions` that wrote
+    `agents` reads together the agents that several requests ask for at the same time. A commit in `sessions` that wrote
     events wakes the relay.
     """
 
     settings: Settings
     sessions: Sessions
     reads: Sessions
-    shared_reads: CoalescedReads
+    agents: AgentReads
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
     message_ids: OrderedIds
@@ -93,7 +93,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_prober(settings, (settings.host, settings.port)) as prober,
-            CoalescedReads(settings, application_name=APPLICATION_NAME) as shared_reads,
+            AgentReads(settings, application_name=APPLICATION_NAME) as agents,
             open_batches(
                 settings,
                 partial(register_unlocked, terms=Terms.of(settings)),
@@ -106,7 +106,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
                 settings=settings,
                 sessions=sessions,
                 reads=reads,
-                shared_reads=shared_reads,
+                agents=agents,
                 changes=ChangeQueues(settings),
                 registrations=registrations,
                 message_ids=OrderedIds(),

@@ -24,7 +24,6 @@ from api.http.problems import documented
 from api.http.requests import ChangeAgentRequest, ConditionalChange, JsonBody
 from api.http.responses import AgentAnswer, DeletedAnswer, PromotionAnswer
 from api.resources import Injected
-from services.agents import queries
 from services.agents.commands import change_agent, delete_agent
 from services.agents.queries import AGENT_ORDER, AgentView, get_agent, get_agent_by_name, list_agents
 from services.events.log import event_cursor
@@ -75,14 +74,14 @@ async def read_agents(
 async def read_agent(agent_id: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """One agent, deleted or not."""
     uuid = agent_uuid(agent_id)
-    return _answer(AgentAnswer.of_view(await queries.read_agent(resources.shared_reads, uuid)))
+    return _answer(AgentAnswer.of_view(await resources.agents.by_id(uuid)))
 
 
 @get("/agents/name/{name:str}", operation_id="get_agent_by_name", responses=documented(404))
 async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """The living agent of this name."""
     valid_name = agent_name(name)
-    return _answer(AgentAnswer.of_view(await queries.read_agent_by_name(resources.shared_reads, valid_name)))
+    return _answer(AgentAnswer.of_view(await resources.agents.by_name(valid_name)))
 
 
 @patch(

@@ -1,12 +1,11 @@
 """Reads of agents and deployments for the API."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, Select, Text, Uuid, bindparam, func, literal_column, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ColumnElement, RowMapping, Select, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -15,7 +14,6 @@ from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
 from services.promotion.history import PERIODS, Period, periods_of
 from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
 from services.routing.draining import OpenConversations, open_conversations_of
-from services.storage.coalesced_reads import CoalescedReads, KeyedRead
 from services.storage.models import Agent, Deployment
 from services.storage.pages import Page
 from services.storage.store import AGENT_COLUMNS, DEPLOYMENTS, OWNER_GENERATION, load_instances
@@ -30,17 +28,11 @@ DEPLOYMENT_ORDER = {
 
 # As in the indexes for lists, and as a literal, so that the planner can match it. The index by name has `deleted_at`.
 _NOT_DELETED: ColumnElement[bool] = literal_column("agents.status <> 'Deleted'")
-_AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url")).outerjoin(
+# Agents, each with the address of its production deployment.
+AGENTS = select(*AGENT_COLUMNS, Deployment.acp_url.label("production_acp_url")).outerjoin(
     Deployment, Deployment.id == Agent.production_deployment_id
 )
 _DEPLOYMENTS = DEPLOYMENTS.add_columns(PERIODS, OWNER_GENERATION.label("agent_generation"))
-_IDS = func.unnest(bindparam("keys", type_=ARRAY(Uuid))).table_valued("key").render_derived(name="wanted")
-_NAMES = func.unnest(bindparam("keys", type_=ARRAY(Text))).table_valued("key").render_derived(name="wanted")
-# Each looks up one row per key in an index, whatever the planner knows about the tables.
-_AGENTS_BY_ID = KeyedRead.of(_AGENTS.add_columns(_IDS.c.key).join(_IDS, _IDS.c.key == Agent.id))
-_AGENTS_BY_NAME = KeyedRead.of(
-    _AGENTS.add_columns(_NAMES.c.key).join(_NAMES, _NAMES.c.key == Agent.name).where(Agent.deleted_at.is_(None))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +58,7 @@ class DeploymentView:
 
 async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
     """The agent, deleted or not. Raises `AgentNotFound`."""
-    views = await _views(session, _AGENTS.where(Agent.id == agent_id))
+    views = await _views(session, AGENTS.where(Agent.id == agent_id))
     if not views:
         raise AgentNotFound
     return views[0]
@@ -74,31 +66,18 @@ async def get_agent(session: AsyncSession, agent_id: UUID) -> AgentView:
 
 async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
     """The agent of this name that is not deleted. Raises `AgentNotFound`."""
-    views = await _views(session, _AGENTS.where(Agent.name == name, Agent.deleted_at.is_(None)))
+    views = await _views(session, AGENTS.where(Agent.name == name, Agent.deleted_at.is_(None)))
     if not views:
         raise AgentNotFound
     return views[0]
 
 
-async def read_agent(reads: CoalescedReads, agent_id: UUID) -> AgentView:
-    """As `get_agent`, read together with what other callers ask for. Raises `AgentNotFound`, `Unavailable`."""
-    return _only_view(await reads.rows(_AGENTS_BY_ID, agent_id))
-
-
-async def read_agent_by_name(reads: CoalescedReads, name: str) -> AgentView:
-    """As `get_agent_by_name`, read together with what other callers ask for.
-
-    Raises `AgentNotFound`, `Unavailable`.
-    """
-    return _only_view(await reads.rows(_AGENTS_BY_NAME, name))
-
-
 async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
     """One page of the agents that are not deleted. Raises `InvalidRequest` for an unknown order."""
     if page.after is not None:
-        query = _AGENTS.where(_NOT_DELETED, Agent.id > page.after)
+        query = AGENTS.where(_NOT_DELETED, Agent.id > page.after)
         return await _views(session, query.order_by(Agent.id).limit(page.limit))
-    query = _AGENTS.where(Agent.deleted_at.is_(None) if page.order_by == "name" else _NOT_DELETED)
+    query = AGENTS.where(Agent.deleted_at.is_(None) if page.order_by == "name" else _NOT_DELETED)
     order = _ordering(AGENT_ORDER, page)
     tie = Agent.id.asc() if page.direction == "asc" else Agent.id.desc()
     return await _views(session, query.order_by(order, tie).limit(page.limit).offset(page.offset))
@@ -159,18 +138,12 @@ async def _require_agent(session: AsyncSession, agent_id: UUID) -> None:
 
 
 async def _views(session: AsyncSession, query: Select[Any]) -> list[AgentView]:
-    return [_agent_view(row) for row in (await session.execute(query)).mappings()]
+    return [agent_view(row) for row in (await session.execute(query)).mappings()]
 
 
-def _only_view(rows: Sequence[Mapping[str, Any]]) -> AgentView:
-    if not rows:
-        raise AgentNotFound
-    return _agent_view(rows[0])
-
-
-def _agent_view(row: Mapping[str, Any] | RowMapping) -> AgentView:
+def agent_view(row: Mapping[str, Any] | RowMapping) -> AgentView:
+    """The agent in a row of `AGENTS`."""
     columns = dict(row)
-    columns.pop("key", None)
     production_acp_url = columns.pop("production_acp_url")
     agent = AgentState(**columns)
     legacy = agent.legacy_acp_url if agent.deleted_at is None else None
