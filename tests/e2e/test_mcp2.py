@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 import pytest
 
 from podium.servers.ports import free_ports
@@ -28,6 +29,30 @@ class Sdk(NamedTuple):
     python: str
     server: str
     client: str
+
+
+async def test_a_conversation_of_a_2x_client(settings: Settings, tmp_path: Path, mcp2_python: str) -> None:
+    """G68: `x-podium-session` keeps a client at one of three instances, whose memory it uses, across a promote."""
+    ports = free_ports(["new-v1/a", "new-v1/b", "new-v1/c", "new-v2/a"])
+    async with AsyncExitStack() as stack:
+        for name, port in ports.items():
+            env = {"VERSION": name.partition("/")[0], "PORT": str(port)}
+            await stack.enter_async_context(sdk_pod(mcp2_python, "mcp2_pod.py", port, tmp_path, **env))
+        apis = [await stack.enter_async_context(api_process(settings, tmp_path)) for _ in range(2)]
+        for name, port in ports.items():
+            version, _, instance = name.partition("/")
+            agent_id = await register(apis[0], "new-bot", version, port, instance_id=instance)
+        async with aiohttp.ClientSession() as client:
+            change = {"affinity": "instance"}
+            async with client.patch(f"{apis[0]}/agents/{agent_id}", json=change) as response:
+                assert response.status == 200
+        seen = await driven(mcp2_python, "drive_mcp2_conversation.py", *apis, agent_id)
+    for part in (seen["before"], seen["after"]):
+        assert part["versions"] == ["new-v1"] * 4
+        assert part["reported"] == ["new-v1", [1, 2, 3]]
+        assert part["heard"] == "ToolsListChanged"
+        assert {entry["deployment"] for entry in part["journal"]} == {"new-v1"}
+        assert len({entry["api"] for entry in part["journal"]}) == 2
 
 
 async def test_2x_clients_and_servers_work_unchanged(settings: Settings, tmp_path: Path, mcp2_python: str) -> None:

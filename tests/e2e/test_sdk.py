@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from podium.servers.ports import free_ports
 from services.settings import Settings
 from services.storage.database import Sessions
+from tests.support.factories import a_body
 from tests.support.processes import api_process
 from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
 from tests.support.waiting import eventually_rows
@@ -17,11 +19,12 @@ from tests.support.waiting import eventually_rows
 
 @pytest_asyncio.fixture
 async def podium(settings: Settings, sessions: Sessions, tmp_path: Path, sdk_python: str) -> AsyncIterator[str]:
-    """The URL of an API with two registered pods of one agent."""
-    ports = free_ports(["sdk-v1", "sdk-v2"])
+    """The URL of an API with registered pods of one agent: three instances of version 1, and version 2."""
+    ports = free_ports(["sdk-v1", "sdk-v1/b", "sdk-v1/c", "sdk-v2"])
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(api_process(settings, tmp_path))
-        for deployment_id, port in ports.items():
+        for name, port in ports.items():
+            deployment_id = name.partition("/")[0]
             env = {
                 "AGENTEX_BASE_URL": url,
                 "AGENT_NAME": "sdk-bot",
@@ -34,6 +37,13 @@ async def podium(settings: Settings, sessions: Sessions, tmp_path: Path, sdk_pyt
             await stack.enter_async_context(sdk_pod(sdk_python, "pod.py", port, tmp_path, **env))
             registered = f"SELECT 1 FROM deployments WHERE id = '{deployment_id}' AND status = 'Ready'"
             await eventually_rows(sessions, registered, seconds=60)
+        # Pods of the SDK name no instance: each replaces the one before. A sidecar announces them by name.
+        async with aiohttp.ClientSession() as client:
+            for name, port in ports.items():
+                where = {"acp_url": f"http://127.0.0.1:{port}", "instance_id": name.replace("/", "-")}
+                body = a_body("sdk-bot", deployment_id=name.partition("/")[0], **where)
+                async with client.post(f"{url}/agents/register", json=body) as response:
+                    assert response.status == 200
         yield url
 
 

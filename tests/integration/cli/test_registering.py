@@ -9,7 +9,7 @@ import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from yarl import URL
 
-from contracts.messages import RegisterAgent
+from contracts.messages import DeregisterInstance, RegisterAgent
 from contracts.topology import REGISTRATIONS_QUEUE
 from podium.servers.ports import free_ports
 from services.settings import Settings
@@ -153,3 +153,35 @@ async def test_the_registrar_s_reply_is_the_outcome(settings: Settings, terminal
     undecided = await terminal.run("register", *POD, "--timeout", "1s")
     assert undecided.code == 0
     assert "'podium registrations --agent bot' shows" in undecided.err
+
+
+async def test_a_sidecar_says_goodbye_for_its_instance(terminal: Terminal, broker: AbstractConnection) -> None:
+    """At SIGTERM, with a message that is newer than its announcements."""
+    process = await terminal.started("register", *POD, "--instance", "pod-1", "--every", "60s", "--quiet")
+    announced = RegisterAgent.model_validate_json((await next_message(broker)).body)
+    assert announced.instance_id == "pod-1"
+    process.send_signal(signal.SIGTERM)
+    message = await next_message(broker)
+    goodbye = DeregisterInstance.model_validate_json(message.body)
+    assert message.routing_key == "agent.bot"
+    assert (goodbye.name, goodbye.deployment_id, goodbye.instance_id) == ("bot", "v1", "pod-1")
+    assert goodbye.registered_at > announced.registered_at
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_instances_in_the_terminal(api: Api, terminal: Terminal) -> None:
+    """Announced, shown with their health, deregistered; what is missing is named."""
+    for name in ("pod-1", "pod-2"):
+        await terminal.quick("register", *POD, "--instance", name, "--http")
+    shown = await terminal.quick("deployments", "show", "v1")
+    assert "pod-1 Ready at http://10.0.0.7:8000" in shown.out
+    gone = await terminal.quick(
+        "deregister", "--name", "bot", "--deployment", "v1", "--instance", "pod-1", "--http", "--json"
+    )
+    assert gone.json["confirmed_by"] == "api"
+    instances = (await api.get("/deployments/v1")).json["instances"]
+    assert [each["instance_id"] for each in instances] == ["pod-2"]
+    assert "instance gets no further calls" in (await terminal.quick("registrations", "bot")).out
+    missing = await terminal.quick("deregister", "--name", "bot", "--deployment", "v1")
+    assert missing.code == 2
+    assert "AGENT_INSTANCE_ID or --instance" in missing.err
