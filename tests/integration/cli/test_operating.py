@@ -64,8 +64,8 @@ async def test_from_announcement_to_rollback(operator: Terminal, pod: Pod) -> No
     set_now = await operator.quick(
         "agents", "set", "bot", "--resume", "--on-failure", "rollback", "--probe-interval", "5m"
     )
-    assert "on failure    rollback\n" in set_now.out
-    assert "probes        every 5m\n" in set_now.out
+    assert "on failure     rollback\n" in set_now.out
+    assert "probes         every 5m\n" in set_now.out
     assert "paused" not in set_now.out
     unset = await operator.quick(
         "agents", "set", "bot", "--probe-interval", "default", "--probe-threshold", "2", "--json"
