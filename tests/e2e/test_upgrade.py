@@ -169,7 +169,9 @@ async def test_the_previous_release_works_while_and_after_the_schema_is_migrated
         (row,) = await rows(Sessions(engine), "SELECT event_seq FROM agents WHERE name = 'bot'")
         await eventually(lambda: _has(consumer, agent["id"], row.event_seq), "every event is published")
     sequences = [int(event.sequence) for event in consumer.once() if event.agentname == "bot"]
-    assert sequences == list(range(1, row.event_seq + 1))
+    # Without gaps; the janitor may have drained a version since.
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert len(sequences) >= row.event_seq
     async with Sessions(engine)() as session:
         await session.execute(text("DELETE FROM deployments WHERE id LIKE 'filler-%'"))
         await session.execute(text("DELETE FROM agents WHERE name LIKE 'filler-%'"))
