@@ -17,7 +17,9 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry
 
-from api.auth import check_bind, check_caller, check_origin
+from api.auth.binding import check_bind
+from api.auth.browsers import check_origin
+from api.auth.guard import check_caller
 from api.events import routes as event_routes
 from api.gateway import agent_cards
 from api.gateway import routes as rpc_routes
@@ -29,7 +31,7 @@ from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.resources import open_resources, provide_resources
-from api.routes import agents, deployments, documents, health, parked, registrations, rollback
+from api.routes import agents, audit, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
@@ -58,6 +60,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Registrations", registrations.ROUTES),
             _resource("Parked messages", parked.ROUTES),
             _resource("Events", event_routes.ROUTES),
+            _resource("Access", [*keys.ROUTES, *audit.ROUTES]),
             _resource("Deployments", deployments.LOOKUP_ROUTES),
             *rpc_routes.ROUTES,
             _resource("Agent cards", agent_cards.ROUTES),
@@ -69,7 +72,7 @@ def create_app(settings: Settings) -> Litestar:
         guards=[check_caller],
         lifespan=[lifespan],
         logging_config=None,
-        openapi_config=documents.openapi_config(key_required=bool(settings.api_key.get_secret_value())),
+        openapi_config=documents.openapi_config(key_required=settings.keys_required),
         request_max_body_size=REGISTRATION_MAX_BYTES,
     )
     # Around routing, so that requests without a route are counted too.

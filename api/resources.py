@@ -13,6 +13,7 @@ from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.auth.authenticator import Authenticator, open_authenticator
 from api.batches import Batches, open_batches
 from api.change_queues import ChangeQueues
 from api.database_check import DatabaseCheck
@@ -31,8 +32,6 @@ from services.storage.database import Sessions, close_engine, in_transaction, ma
 T = TypeVar("T")
 
 APPLICATION_NAME = "podium-api"
-UNAUTHENTICATED = "local"
-AUTHENTICATED = "api-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ class Resources:
     settings: Settings
     sessions: Sessions
     reads: Sessions
+    callers: Authenticator
     agents: AgentReads
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
@@ -59,11 +59,6 @@ class Resources:
     def terms(self) -> ConversationTerms:
         """How long conversations stay open, where their agent does not say."""
         return ConversationTerms.of(self.settings)
-
-    @property
-    def actor(self) -> str:
-        """The actor in the ledger: the same for all callers."""
-        return AUTHENTICATED if self.settings.api_key.get_secret_value() else UNAUTHENTICATED
 
     async def change(self, agent: UUID | str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn.
@@ -90,6 +85,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
     try:
         async with (
             OutboxNotifier(engine) as notifier,
+            open_authenticator(settings, reads, application_name=APPLICATION_NAME) as callers,
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_prober(settings, (settings.host, settings.port)) as prober,
@@ -106,6 +102,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
                 settings=settings,
                 sessions=sessions,
                 reads=reads,
+                callers=callers,
                 agents=agents,
                 changes=ChangeQueues(settings),
                 registrations=registrations,

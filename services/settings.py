@@ -90,7 +90,17 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr = Field(
         default=SecretStr(""),
-        description="API key that every request must send; required unless the API listens on loopback only.",
+        description="An API key that may do everything. If it is set, every request must send a key.",
+    )
+    require_keys: bool = Field(
+        default=False,
+        description="Every request must send a key, also without PODIUM_API_KEY: one of 'podium keys'. "
+        "This or PODIUM_API_KEY is required unless the API listens on loopback only.",
+    )
+    auth_failures_per_minute: int = Field(
+        default=60,
+        ge=1,
+        description="Requests without a valid key per minute, address and API process; further ones get 429.",
     )
 
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
@@ -309,6 +319,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."
     )
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether requests must send a key."""
+        return self.require_keys or bool(self.api_key.get_secret_value())
 
     @property
     def on_loopback(self) -> bool:

@@ -9,7 +9,8 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 from litestar.types import ASGIApp
 
 from api.events.stream import MEDIA_TYPE, EventStream, Subscription
-from api.http.parameters import agent_uuid
+from api.http.access import AGENT_KEY, READ, needs
+from api.http.parameters import AnyRequest, agent_uuid, identity_of
 from api.http.problems import documented
 from api.resources import Injected, Resources
 from contracts.events import EVENT_TYPES
@@ -60,9 +61,10 @@ RESPONSES = {
 }
 
 
-@get("/events", responses={**RESPONSES, **documented(410)})
+@get("/events", opt=needs("read", agents="answer"), responses={**RESPONSES, **documented(410)})
 async def follow_events(
     *,
+    request: AnyRequest,
     resources: Injected,
     last_event_id: LastEventId = None,
     since: Since = None,
@@ -74,10 +76,15 @@ async def follow_events(
     An event appears as soon as it is committed, before the broker has it.
     """
     start, now = await _start(resources, None, last_event_id, since)
-    return EventStream(resources, Subscription(None, start, now, _known(types), follow))
+    return EventStream(resources, Subscription(None, start, now, _known(types), follow, identity_of(request)))
 
 
-@get("/agents/{agent_id:str}/events", responses={**RESPONSES, **documented(404, 410)})
+@get(
+    "/agents/{agent_id:str}/events",
+    opt=READ,
+    security=AGENT_KEY,
+    responses={**RESPONSES, **documented(404, 410)},
+)
 async def follow_events_of_agent(
     *,
     agent_id: FromPath[str],

@@ -15,6 +15,7 @@ from api.events.fanout import RETRY
 from api.events.topics import Step, Topic, frame
 from api.http.request_body import until_disconnect
 from api.resources import Resources
+from services.domain.identity import EVERYBODY, Identity
 from services.errors import Unavailable
 from services.events.log import EventsRemoved, Position, cursor_of, read_events
 from services.storage.database import in_transaction
@@ -37,6 +38,7 @@ log = structlog.get_logger(__name__)
 class Subscription:
     """Which events a client wants: of which agent (None: of all), after which position, of which types (None: of all).
 
+    Of all agents, a client gets the events of those that its identity sees.
     `now` is the position of the newest event at the start; without `follow` the stream ends there.
     """
 
@@ -45,6 +47,7 @@ class Subscription:
     now: Position
     types: frozenset[str] | None
     follow: bool
+    identity: Identity = EVERYBODY
 
 
 class EventStream:
@@ -105,8 +108,10 @@ class EventStream:
 
     def _advance(self, step: Step) -> bytes:
         """Move to the end of the step; the events of it that the client wants."""
-        types = self._subscription.types
-        wanted = [each for each in step.frames if types is None or each.type in types]
+        types, identity = self._subscription.types, self._subscription.identity
+        wanted = [
+            each for each in step.frames if (types is None or each.type in types) and identity.sees(each.agent_name)
+        ]
         self._position = step.reached
         if wanted:
             self._sent_position = wanted[-1].position

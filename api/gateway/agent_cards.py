@@ -16,13 +16,15 @@ from litestar.params import FromPath
 from multidict import CIMultiDict
 from pydantic_core import from_json, to_json
 
+from api.auth.guard import admission_of
 from api.gateway.gateway import Gateway
-from api.gateway.headers import REQUEST_ID_HEADER, request_headers, route_headers
+from api.gateway.headers import request_headers, route_headers
 from api.gateway.upstream import Call
+from api.http.access import needs
 from api.http.jsonrpc import ForwardingFailure
-from api.http.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
+from api.http.parameters import REQUEST_ID_HEADER, AnyRequest, agent_name, agent_uuid, deployment_key
 from api.http.problems import documented
-from api.resources import Injected
+from api.resources import Injected, Resources
 from contracts.fields import check_service_address
 from services.errors import InvalidRequest, PodiumError
 from services.routing.routes import Route, RouteKey
@@ -49,6 +51,9 @@ _DOCUMENTED = {
     200: ResponseSpec(dict[str, object], description="The agent card", generate_examples=False),
 }
 
+# Those who call an agent need its card, too.
+_RULE = needs("read", "invoke", agents="route")
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -73,22 +78,23 @@ class AgentCardInvalid(ForwardingFailure):
     reason = "agent-card-invalid"
 
 
-@get(f"/agents/{{agent_id:str}}{CARD_PATH}", operation_id="get_agent_card", responses=_DOCUMENTED)
+@get(f"/agents/{{agent_id:str}}{CARD_PATH}", opt=_RULE, operation_id="get_agent_card", responses=_DOCUMENTED)
 async def card(agent_id: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The agent card of what serves the agent now. Its address is the agent's `rpc` route."""
     wanted = agent_uuid(agent_id)
-    return await _answer(request, resources.gateway, RouteKey(agent_id=wanted), f"/agents/{wanted}")
+    return await _answer(request, resources, RouteKey(agent_id=wanted), f"/agents/{wanted}")
 
 
-@get(f"/agents/name/{{name:str}}{CARD_PATH}", operation_id="get_agent_card_by_name", responses=_DOCUMENTED)
+@get(f"/agents/name/{{name:str}}{CARD_PATH}", opt=_RULE, operation_id="get_agent_card_by_name", responses=_DOCUMENTED)
 async def card_by_name(name: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The agent card of what serves the living agent of this name now. Its address is the agent's `rpc` route."""
     wanted = agent_name(name)
-    return await _answer(request, resources.gateway, RouteKey(name=wanted), f"/agents/name/{wanted}")
+    return await _answer(request, resources, RouteKey(name=wanted), f"/agents/name/{wanted}")
 
 
 @get(
     f"/agents/{{agent_id:str}}/deployments/{{deployment_id:str}}{CARD_PATH}",
+    opt=_RULE,
     operation_id="get_deployment_card",
     responses=_DOCUMENTED,
 )
@@ -99,7 +105,7 @@ async def preview_card(
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     return await _answer(
         request,
-        resources.gateway,
+        resources,
         RouteKey(agent_id=wanted, deployment_id=key),
         f"/agents/{wanted}/deployments/{key}",
     )
@@ -125,9 +131,10 @@ def rewritten(card: bytes, *, registered_url: str, rpc_url: str, needs_key: bool
         raise AgentCardInvalid("The agent's card cannot be read: it is not JSON, or not shaped as a card.") from exc
 
 
-async def _answer(request: AnyRequest, gateway: Gateway, key: RouteKey, base_path: str) -> Response[bytes]:
+async def _answer(request: AnyRequest, resources: Resources, key: RouteKey, base_path: str) -> Response[bytes]:
+    gateway = resources.gateway
     rpc_url = f"{_public_url(request, gateway)}{base_path}/rpc"
-    route = await gateway.routes.find(key)
+    route = await gateway.routes.find(key, admission_of(request, resources, request.route_handler).check)
     try:
         async with asyncio.timeout(gateway.settings.card_timeout.total_seconds()):
             found, route = await _fetched(request, gateway, route)
@@ -135,7 +142,7 @@ async def _answer(request: AnyRequest, gateway: Gateway, key: RouteKey, base_pat
         raise AgentCardTimeout from exc
     # A promote can change the card at any time.
     headers = {"cache-control": "no-cache", **route_headers(route)}
-    needs_key = bool(gateway.settings.api_key.get_secret_value())
+    needs_key = gateway.settings.keys_required
     content = rewritten(found, registered_url=route.rpc_url, rpc_url=rpc_url, needs_key=needs_key)
     return Response(content, headers=headers, media_type="application/json")
 

@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from api.auth.guard import admission_of
 from api.gateway.forward import Forward, UpstreamResponseBroken
 from api.gateway.routes import METHODS, ROUTES, route_key
 from api.http.problems import render_defect, render_domain_error
@@ -60,7 +61,8 @@ class FastPath:
         try:
             for guard in handler.resolve_guards():
                 await guard(request, handler)  # type: ignore[misc]
-            forward = Forward(provide_resources(self._state).gateway, route_key(**parameters))
+            resources = provide_resources(self._state)
+            forward = Forward(resources.gateway, route_key(**parameters), admission_of(request, resources, handler))
             await forward(scope, receive, tracking_send)
         except UpstreamResponseBroken:
             raise

@@ -16,6 +16,7 @@ from litestar.enums import ScopeType
 from litestar.types import HTTPScope, Receive, Scope, Send
 from multidict import CIMultiDict
 
+from api.auth.admission import Admission
 from api.gateway.balancer import BalancedCall
 from api.gateway.conversation_ids import ids_of_answer, needs_more
 from api.gateway.conversations import (
@@ -29,12 +30,13 @@ from api.gateway.conversations import (
     route_call,
 )
 from api.gateway.gateway import Gateway
-from api.gateway.headers import REQUEST_ID_HEADER, RawHeaders, request_headers, response_headers
+from api.gateway.headers import RawHeaders, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
+from api.http.parameters import REQUEST_ID_HEADER
 from api.http.problems import refusal_headers
 from api.http.request_body import ClientDisconnected, check_headers, read_body, until_disconnect
 from contracts.fields import ErrorStyle
@@ -63,9 +65,11 @@ class _InFlight:
 class Forward:
     """The forwarding of one call: an ASGI application that a route handler returns."""
 
-    def __init__(self, gateway: Gateway, key: RouteKey) -> None:
+    def __init__(self, gateway: Gateway, key: RouteKey, admission: Admission) -> None:
         self._gateway = gateway
         self._key = key
+        self._admission = admission
+        self._admit = None if admission.is_open else admission.check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the call until its end or the caller's disconnect, and record it in metrics and log."""
@@ -79,6 +83,7 @@ class Forward:
             trace_id=span.trace_id,
             span_id=span.span_id,
             began=perf_counter(),
+            actor=self._admission.identity.actor,
         )
         try:
             await self._serve(scope, receive, send, headers, record)
@@ -112,7 +117,7 @@ class Forward:
             buffered.reserve(size)
             if size > SMALL_BYTES and not checked:
                 checked = True
-                route = await self._gateway.routes.find(self._key)
+                route = await self._gateway.routes.find(self._key, self._admit)
                 self._gateway.error_styles.learn(scope["path"], route.error_style)
                 self._gateway.balancer.check(route)
 
@@ -125,11 +130,16 @@ class Forward:
         path = scope["path"]
         try:
             for _ in range(ATTEMPTS):
-                routed = await route_call(self._gateway, self._key, path, scope["headers"], buffered.content)
+                routed = await route_call(
+                    self._gateway, self._key, path, scope["headers"], buffered.content, admit=self._admit
+                )
                 record.route = routed.route
                 style = routed.route.error_style
                 self._gateway.error_styles.learn(path, style)
-                with self._gateway.balancer.enter(routed.route, preferred=routed.preferred_instance) as call:
+                with (
+                    self._gateway.call_limits.call(self._admission.identity, routed.route),
+                    self._gateway.balancer.enter(routed.route, preferred=routed.preferred_instance) as call,
+                ):
                     if await begin_conversation(self._gateway, routed, call.route):
                         exchange = self._exchange(_InFlight(scope, send, headers, buffered, record, routed), call)
                         if routed.key.session is None:
@@ -226,7 +236,7 @@ class Forward:
     async def _learn_style(self, path: str) -> None:
         """Look up the error style for a call that is refused before its route is read."""
         try:
-            style: ErrorStyle | None = (await self._gateway.routes.find(self._key)).error_style
+            style: ErrorStyle | None = (await self._gateway.routes.find(self._key, self._admit)).error_style
         except PodiumError as exc:
             style = exc.error_style
         if style is not None:

@@ -13,12 +13,12 @@ from multidict import CIMultiDict
 
 from api.gateway.redirects import LOCATION
 from api.gateway.upstream import AgentProtocolError
+from api.http.parameters import REQUEST_ID_HEADER
 from api.http.preconditions import GENERATION_HEADER
 from services.routing.routes import Route
 
 DEPLOYMENT_HEADER = "x-podium-deployment-id"
 INSTANCE_HEADER = "x-podium-instance-id"
-REQUEST_ID_HEADER = "x-request-id"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 

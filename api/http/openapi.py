@@ -23,6 +23,7 @@ PATH_PARAMETERS: dict[str, tuple[str, Json]] = {
     "agent_id": ("The id of the agent.", _UUID),
     "name": ("The name of the agent.", {"type": "string", "pattern": AGENT_NAME_PATTERN}),
     "deployment_id": ("The id of the deployment.", {"type": "string", "pattern": DEPLOYMENT_ID_PATTERN}),
+    "key_id": ("The id of the key.", _UUID),
     "parked_id": ("The id of the parked message.", _UUID),
 }
 
@@ -41,14 +42,16 @@ _CURSOR_HEADER = {
         "schema": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
     }
 }
+_RETRY_AFTER: Json = {
+    "retry-after": {
+        "description": "After how many seconds a retry may succeed.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
 _ERROR_HEADERS: dict[str, Json] = {
     "401": {"www-authenticate": {"description": "How to send a key.", "schema": {"type": "string"}}},
-    "503": {
-        "retry-after": {
-            "description": "After how many seconds a retry may succeed.",
-            "schema": {"type": "integer", "minimum": 1},
-        }
-    },
+    "429": _RETRY_AFTER,
+    "503": _RETRY_AFTER,
 }
 _RPC_BODY = {
     "description": f"A JSON-RPC 2.0 request ({JSON_RPC}) or whatever else the agent accepts; it is not parsed.",

@@ -5,6 +5,12 @@ from collections.abc import Iterable
 from litestar import HttpMethod, Response, route
 from litestar.handlers import HTTPRouteHandler
 
+from api.http.access import needs
+from services.domain.identity import SCOPES
+
+# Whoever has a key, whatever it is for: the answer says nothing about agents.
+_ANYBODY = needs(*SCOPES, agents="answer")
+
 
 def options_handlers(handlers: Iterable[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
     """A handler of OPTIONS for each path of these handlers. Register it before them."""
@@ -16,7 +22,14 @@ def options_handlers(handlers: Iterable[HTTPRouteHandler]) -> list[HTTPRouteHand
 
 
 def _options_handler(path: str, allowed: str) -> HTTPRouteHandler:
-    @route(path, http_method=HttpMethod.OPTIONS, status_code=204, include_in_schema=False, sync_to_thread=False)
+    @route(
+        path,
+        opt=_ANYBODY,
+        http_method=HttpMethod.OPTIONS,
+        status_code=204,
+        include_in_schema=False,
+        sync_to_thread=False,
+    )
     def answer_options() -> Response[None]:
         """The methods of this path."""
         return Response(None, headers={"allow": allowed})

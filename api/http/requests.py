@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from contracts.fields import DeploymentId, Image, Text
 from contracts.messages import Facts
 from services.agents.commands import AgentChange, Default, NewDeployment
-from services.domain.state import Affinity, AutoPromote, ConversationKeys, OnFailure
+from services.domain.state import Affinity, AutoPromote, ConversationKeys, ForwardAuthorization, OnFailure
 from services.errors import InvalidRequest, PodiumError
 
 # What `api.http.preconditions` accepts.
@@ -30,6 +30,8 @@ ProbeThreshold = Annotated[
     # In JSON, 3.0 is an integer too.
     BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
 ]
+CallsPerSecond = Annotated[float, Field(strict=True, gt=0, le=1_000_000)]
+CallsInFlight = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
 Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
 
 
@@ -176,6 +178,18 @@ class ChangeAgentRequest(BaseModel):
         default=None,
         description="How long conversations stay with a deployment that has stopped serving; 'default': from the "
         "settings.",
+    )
+
+    forward_authorization: ForwardAuthorization | None = Field(
+        default=None,
+        description="Whether agents get the Authorization header of calls: 'strip' removes it, 'pass' forwards one "
+        "that is not Podium's.",
+    )
+    calls_per_second: CallsPerSecond | Literal["none"] | None = Field(
+        default=None, description="RPC calls per second and API process, of all callers together; 'none': no limit."
+    )
+    calls_in_flight: CallsInFlight | Literal["none"] | None = Field(
+        default=None, description="RPC calls under way per API process, of all callers together; 'none': no limit."
     )
 
     def command(self) -> AgentChange:

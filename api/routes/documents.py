@@ -27,6 +27,8 @@ from api.http.responses import (
     RegisteredAgentAnswer,
     RpcErrorAnswer,
 )
+from api.routes.audit import AuditAnswer
+from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
 from api.routes.registrations import RegistrationAnswer
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
@@ -34,15 +36,20 @@ from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 REQUESTS = (
     ChangeAgentRequest,
     NewDeploymentRequest,
+    NewKeyRequest,
     PromoteRequest,
     RegisterAgentRequest,
     RegisterBuildRequest,
     RollbackRequest,
+    RotateKeyRequest,
 )
 ANSWERS = (
     AgentAnswer,
+    AuditAnswer,
     DeletedAnswer,
     DeploymentAnswer,
+    IssuedKeyAnswer,
+    KeyAnswer,
     ParkedAnswer,
     ParkedMessageAnswer,
     Problem,

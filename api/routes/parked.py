@@ -15,13 +15,23 @@ from litestar.params import FromPath
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
-from api.http.parameters import AgentFilter, Limit, PageNumber, agent_filter, parked_uuid
+from api.http.access import needs
+from api.http.parameters import (
+    AgentFilter,
+    AnyRequest,
+    Limit,
+    PageNumber,
+    agent_filter,
+    caller,
+    identity_of,
+    parked_uuid,
+)
 from api.http.problems import documented
 from api.http.responses import DeletedAnswer
-from api.resources import Injected
+from api.resources import Injected, Resources
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.cancellation import lost_as
-from services.errors import BrokerUnavailable
+from services.errors import BrokerUnavailable, ParkedNotFound
 from services.registration.parked import (
     Envelope,
     drop_parked,
@@ -37,6 +47,7 @@ from services.storage.models import Parked
 from services.storage.pages import Page
 
 ITEM = "/parked/{parked_id:str}"
+_READ, _CHANGE = needs("read", agents="answer"), needs("admin", agents="answer")
 
 CONNECT_SECONDS = 3.0
 # A broker with a memory alarm accepts the connection and confirms nothing.
@@ -91,52 +102,72 @@ class RetriedAnswer(BaseModel):
     retried_at: datetime
 
 
-@get("/parked", operation_id="list_parked_messages", responses=documented())
+@get("/parked", opt=_READ, operation_id="list_parked_messages", responses=documented())
 async def read_parked(
-    *, resources: Injected, agent: AgentFilter = None, limit: Limit = 50, page_number: PageNumber = 1
+    *,
+    request: AnyRequest,
+    resources: Injected,
+    agent: AgentFilter = None,
+    limit: Limit = 50,
+    page_number: PageNumber = 1,
 ) -> list[ParkedAnswer]:
     """Messages that could not be applied, newest first; of one agent name, or of all."""
-    name = agent_filter(agent)
+    name, identity = agent_filter(agent), identity_of(request)
     page = Page(limit=limit, number=page_number)
-    found = await in_transaction(resources.reads, lambda session: list_parked(session, page, name))
+    found = await in_transaction(resources.reads, lambda session: list_parked(session, page, name, identity))
     return [ParkedAnswer.model_validate(each) for each in found]
 
 
-@get(ITEM, operation_id="get_parked_message", responses=documented(404))
-async def read_parked_message(parked_id: FromPath[str], resources: Injected) -> ParkedMessageAnswer:
+@get(ITEM, opt=_READ, operation_id="get_parked_message", responses=documented(404))
+async def read_parked_message(
+    parked_id: FromPath[str], request: AnyRequest, resources: Injected
+) -> ParkedMessageAnswer:
     """One parked message with its headers and its body."""
     uuid = parked_uuid(parked_id)
-    return ParkedMessageAnswer.of(await in_transaction(resources.reads, lambda session: get_parked(session, uuid)))
+    return ParkedMessageAnswer.of(await _found(resources, uuid, request))
 
 
-@post(f"{ITEM}/retry", status_code=200, responses=documented(404, 409))
-async def retry_parked_message(parked_id: FromPath[str], resources: Injected) -> RetriedAnswer:
+@post(f"{ITEM}/retry", opt=_CHANGE, status_code=200, responses=documented(404, 409))
+async def retry_parked_message(parked_id: FromPath[str], request: AnyRequest, resources: Injected) -> RetriedAnswer:
     """Send a parked message to the registrations exchange again, with a new message id. It stays parked until dropped.
 
     The answer is sent after the broker has confirmed the message. A message that fails again is parked again. After a
     503 the request can be repeated: the message is applied once.
     """
-    uuid = parked_uuid(parked_id)
-    parked = await in_transaction(resources.reads, lambda session: get_parked(session, uuid))
+    uuid, change = parked_uuid(parked_id), caller(request)
+    parked = await _found(resources, uuid, request)
     message_id = retry_id(parked)
     await republish(resources.settings, sent_again(parked, message_id), str(message_id))
     log.info(
-        "A parked message was sent again.", action="parked.retried", parked_id=str(uuid), message_id=str(message_id)
+        "A parked message was sent again.",
+        action="parked.retried",
+        parked_id=str(uuid),
+        message_id=str(message_id),
+        actor=change.actor,
     )
-    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, uuid))
+    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, uuid, change))
     return RetriedAnswer(id=uuid, retry_message_id=message_id, retried_at=retried_at)
 
 
-@delete(ITEM, status_code=200, responses=documented(404))
-async def drop_parked_message(parked_id: FromPath[str], resources: Injected) -> DeletedAnswer:
+@delete(ITEM, opt=_CHANGE, status_code=200, responses=documented(404))
+async def drop_parked_message(parked_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete a parked message."""
-    uuid = parked_uuid(parked_id)
-    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid))
-    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=resources.actor)
+    uuid, change = parked_uuid(parked_id), caller(request)
+    await _found(resources, uuid, request)
+    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid, change))
+    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=change.actor)
     return DeletedAnswer(id=str(uuid), message=f"The parked message {uuid} is dropped.")
 
 
 ROUTES = [read_parked, read_parked_message, retry_parked_message, drop_parked_message]
+
+
+async def _found(resources: Resources, parked_id: UUID, request: AnyRequest) -> Parked:
+    """The message. Raises `ParkedNotFound`, also if its agent is one that the caller does not see."""
+    parked = await in_transaction(resources.reads, lambda session: get_parked(session, parked_id))
+    if not identity_of(request).sees(parked.agent_name):
+        raise ParkedNotFound
+    return parked
 
 
 async def republish(settings: Settings, envelope: Envelope, message_id: str) -> None:

@@ -160,7 +160,7 @@ def migrate() -> None:
 def api(port: Port = None) -> None:
     """Serve the HTTP API, configured by PODIUM_* variables."""
     from api.app import serve  # noqa: PLC0415 - other commands start faster without it
-    from api.auth import StartRefused  # noqa: PLC0415 - as above
+    from api.auth.binding import StartRefused  # noqa: PLC0415 - as above
 
     settings = _with_port(_required("database_url", "secret_key"), port)
     try:
