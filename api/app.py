@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Events", event_routes.ROUTES),
             _resource("Access", [*keys.ROUTES, *audit.ROUTES]),
             _resource("Deployments", deployments.LOOKUP_ROUTES),
+            *options_handlers(rpc_routes.ROUTES),
             *rpc_routes.ROUTES,
             _resource("Agent cards", agent_cards.ROUTES),
             _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),

@@ -37,8 +37,9 @@ class Authenticator:
             identity = await self.keys.identity(digest)
             if identity is not None:
                 return self._used(identity)
-        self.failures.check(address)
-        self.failures.record(address)
+        if credentials:
+            self.failures.check(address)
+            self.failures.record(address)
         raise Unauthorized
 
     async def identify_caller(self, credentials: Sequence[str], address: str) -> Identity:

@@ -9,7 +9,7 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 from litestar.types import ASGIApp
 
 from api.events.stream import MEDIA_TYPE, EventStream, Subscription
-from api.http.access import AGENT_KEY, READ, needs
+from api.http.access import READ, needs
 from api.http.parameters import AnyRequest, agent_uuid, identity_of
 from api.http.problems import documented
 from api.resources import Injected, Resources
@@ -82,7 +82,6 @@ async def follow_events(
 @get(
     "/agents/{agent_id:str}/events",
     opt=READ,
-    security=AGENT_KEY,
     responses={**RESPONSES, **documented(404, 410)},
 )
 async def follow_events_of_agent(

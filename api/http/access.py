@@ -1,9 +1,10 @@
 """Access rules of routes: what a caller needs, declared where the route is, and enforced by `api.auth.guard`."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from litestar.openapi.spec import SecurityRequirement
+from litestar.routes import BaseRoute, HTTPRoute
 
 from services.domain.identity import Scope
 
@@ -38,10 +39,6 @@ class Access(TypedDict):
 
 
 PUBLIC: Access = {"access": Rule()}
-# For the OpenAPI document.
-NO_KEY: list[SecurityRequirement] = [{}]
-# For the OpenAPI document: the key of the agent is accepted beside the keys of all other routes.
-AGENT_KEY: list[SecurityRequirement] = [{"agent_key": []}]
 
 
 def needs(*scopes: Scope, agents: Agents, agent_key: bool = False) -> Access:
@@ -51,3 +48,14 @@ def needs(*scopes: Scope, agents: Agents, agent_key: bool = False) -> Access:
 
 # The rule of what can be read of one agent.
 READ = needs("read", agents="path", agent_key=True)
+
+
+def rules_of(routes: Iterable[BaseRoute]) -> Mapping[tuple[str, str], Rule]:
+    """The rule of each path and method, which is in upper case."""
+    return {
+        (route.path_format, method): handler.opt["access"]
+        for route in routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in handler.http_methods
+    }

@@ -1,6 +1,6 @@
 """What the OpenAPI document says beyond what the framework derives from the handlers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from litestar.handlers import HTTPRouteHandler
@@ -8,7 +8,7 @@ from litestar.types import Method
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.http.access import AGENT_KEY, NO_KEY
+from api.http.access import Rule
 from api.http.preconditions import GENERATION_HEADER
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN
 
@@ -87,15 +87,20 @@ def operation_id(handler: HTTPRouteHandler, method: Method, _: object) -> str:
     return name if len(handler.http_methods) == 1 else f"{name}_{method.lower()}"
 
 
-def completed(document: Json, requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]]) -> Json:
+def completed(
+    document: Json,
+    requests: Sequence[type[BaseModel]],
+    answers: Sequence[type[BaseModel]],
+    rules: Mapping[tuple[str, str], Rule],
+) -> Json:
     """The document with patterns of path parameters, headers of answers, RPC bodies, and the models' own schemas.
 
     The framework's schemas of models lack the constraints of optional fields.
     """
     for path, item in document["paths"].items():
-        for operation in _operations(item):
+        for method, operation in _operations(item):
             operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
-            _complete_security(operation, document["security"])
+            _complete_security(operation, rules[path, method.upper()], document["security"])
             _complete_parameters(operation)
             _complete_answers(operation["responses"])
             if path.endswith("/rpc"):
@@ -110,15 +115,19 @@ def completed(document: Json, requests: Sequence[type[BaseModel]], answers: Sequ
     return document
 
 
-def _operations(item: Json) -> Iterator[Json]:
-    return (item[method] for method in METHODS if method in item)
+def _operations(item: Json) -> Iterator[tuple[str, Json]]:
+    return ((method, item[method]) for method in METHODS if method in item)
 
 
-def _complete_security(operation: Json, of_all_routes: list[Json]) -> None:
-    if operation.get("security") == NO_KEY:
+def _complete_security(operation: Json, rule: Rule, of_all_routes: list[Json]) -> None:
+    if rule.is_public:
         operation["security"] = []
-    elif operation.get("security") == AGENT_KEY:
-        operation["security"] = [*AGENT_KEY, *of_all_routes]
+        return
+    if rule.agent_key:
+        operation["security"] = [{"agent_key": []}, *of_all_routes]
+    scopes = " or ".join(f"`{scope}`" for scope in rule.scopes)
+    operation["description"] = f"{operation['description']}\n\nNeeds a key with the scope {scopes}."
+    operation["x-podium-scopes"] = list(rule.scopes)
 
 
 def _complete_parameters(operation: Json) -> None:

@@ -7,7 +7,7 @@ from litestar import Response, delete, get, patch
 from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.access import AGENT_KEY, READ, needs
+from api.http.access import READ, needs
 from api.http.parameters import (
     AnyRequest,
     Limit,
@@ -72,7 +72,7 @@ async def read_agents(
     return Response([AgentAnswer.of_view(view) for view in views], headers={CURSOR_HEADER: cursor})
 
 
-@get("/agents/{agent_id:str}", opt=READ, security=AGENT_KEY, operation_id="get_agent", responses=documented(404))
+@get("/agents/{agent_id:str}", opt=READ, operation_id="get_agent", responses=documented(404))
 async def read_agent(agent_id: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """One agent, deleted or not."""
     uuid = agent_uuid(agent_id)
@@ -82,7 +82,6 @@ async def read_agent(agent_id: FromPath[str], resources: Injected) -> Response[A
 @get(
     "/agents/name/{name:str}",
     opt=READ,
-    security=AGENT_KEY,
     operation_id="get_agent_by_name",
     responses=documented(404),
 )
@@ -148,7 +147,6 @@ async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resourc
 @get(
     "/agents/{agent_id:str}/promotions",
     opt=READ,
-    security=AGENT_KEY,
     operation_id="list_promotions",
     responses=documented(404),
 )

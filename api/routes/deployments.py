@@ -6,7 +6,7 @@ from litestar import Response, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.access import AGENT_KEY, READ, needs
+from api.http.access import READ, needs
 from api.http.parameters import (
     AnyRequest,
     Limit,
@@ -68,7 +68,7 @@ async def create(
     return _answer(await resources.change(uuid, work))
 
 
-@get(COLLECTION, opt=READ, security=AGENT_KEY, operation_id="list_deployments", responses=documented(404))
+@get(COLLECTION, opt=READ, operation_id="list_deployments", responses=documented(404))
 async def read_deployments(
     *,
     agent_id: FromPath[str],
@@ -87,7 +87,7 @@ async def read_deployments(
     return [DeploymentAnswer.of(view, in_list=True) for view in views]
 
 
-@get(ITEM, opt=READ, security=AGENT_KEY, operation_id="get_deployment", responses=documented(404))
+@get(ITEM, opt=READ, operation_id="get_deployment", responses=documented(404))
 async def read_deployment(
     agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
 ) -> Response[DeploymentAnswer]:

@@ -7,7 +7,7 @@ from litestar import HttpMethod, Response, route
 from litestar.openapi import ResponseSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.http.access import NO_KEY, PUBLIC
+from api.http.access import PUBLIC
 from api.http.problems import documented_public
 from api.http.responses import PartHealth, Readiness
 from api.resources import Injected, Resources
@@ -28,7 +28,6 @@ METHODS = [HttpMethod.GET, HttpMethod.HEAD]
     http_method=METHODS,
     status_code=200,
     opt=PUBLIC,
-    security=NO_KEY,
     responses=documented_public(),
 )
 async def check_live() -> dict[str, str]:
@@ -41,7 +40,6 @@ async def check_live() -> dict[str, str]:
     http_method=METHODS,
     status_code=200,
     opt=PUBLIC,
-    security=NO_KEY,
     responses={**documented_public(), 503: ResponseSpec(Readiness, generate_examples=False)},
 )
 async def check_ready(resources: Injected) -> Response[Readiness]:

@@ -9,7 +9,7 @@ from litestar.params import FromPath, JSONBody
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.access import AGENT_KEY, READ, needs
+from api.http.access import READ, needs
 from api.http.parameters import (
     AgentFilter,
     AnyRequest,
@@ -74,7 +74,6 @@ class DeregisteredAnswer(BaseModel):
     dto=JsonBody[RegisterAgentRequest],
     return_dto=None,
     opt=needs("register", agents="body", agent_key=True),
-    security=AGENT_KEY,
     operation_id="register_agent",
     responses=documented(409, 410, 413, 415),
 )
@@ -98,7 +97,6 @@ async def register(
     dto=JsonBody[DeregisterInstanceRequest],
     return_dto=None,
     opt=needs("register", agents="body", agent_key=True),
-    security=AGENT_KEY,
     operation_id="deregister_instance",
     responses=documented(409, 413, 415),
 )
@@ -153,7 +151,6 @@ async def read_registrations(
 @get(
     "/agents/{agent_id:str}/registrations",
     opt=READ,
-    security=AGENT_KEY,
     operation_id="list_registrations_of_agent",
     responses=documented(404),
 )
