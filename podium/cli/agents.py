@@ -1,6 +1,7 @@
 """`podium agents`: list agents, show one, or change its policy."""
 
 from datetime import timedelta
+from math import inf
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,6 +11,7 @@ from podium.cli.durations import format_duration, parse_duration
 from podium.cli.output import Column, age, details, local_time, serving_name
 
 DEFAULT: Literal["default"] = "default"
+NO_LIMIT: Literal["none"] = "none"
 
 Duration = timedelta | Literal["default"]
 
@@ -41,6 +43,18 @@ def _parse_count(text: str) -> int | Literal["default"]:
     if not text.strip().isdecimal():
         raise typer.BadParameter(f"{text!r} is neither a number nor '{DEFAULT}'.")
     return int(text)
+
+
+def _parse_limit(text: str) -> float | Literal["none"]:
+    if text.strip().lower() == NO_LIMIT:
+        return NO_LIMIT
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < inf:
+        raise typer.BadParameter(f"{text!r} is neither a positive number nor '{NO_LIMIT}'.")
+    return int(number) if number == int(number) else number
 
 
 agents = typer.Typer(
@@ -137,6 +151,18 @@ async def set_policy(
             help="How long conversations stay with a deployment that has stopped serving.",
         ),
     ] = None,
+    forward_authorization: Annotated[
+        Literal["strip", "pass"] | None,
+        typer.Option(help="Whether the agent gets the Authorization header of calls that is not for Podium."),
+    ] = None,
+    calls_per_second: Annotated[
+        float | None,
+        typer.Option(parser=_parse_limit, metavar="N", help="Most RPC calls per second and API process; or 'none'."),
+    ] = None,
+    calls_in_flight: Annotated[
+        float | None,
+        typer.Option(parser=_parse_limit, metavar="N", help="Most RPC calls under way per API process; or 'none'."),
+    ] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="Description of the agent.")] = None,
 ) -> None:
     """Change the policy of an agent.
@@ -155,6 +181,9 @@ async def set_policy(
         "conversation_idle_seconds": _seconds(conversation_idle),
         "conversation_max_age_seconds": _seconds(conversation_max_age),
         "drain_deadline_seconds": _seconds(drain_deadline),
+        "forward_authorization": forward_authorization,
+        "calls_per_second": calls_per_second,
+        "calls_in_flight": calls_in_flight,
         "description": description,
     }
     change = {name: value for name, value in options.items() if value is not None}
@@ -181,6 +210,8 @@ def _show(context: CommandContext, agent: dict[str, Any]) -> None:
             ("on failure", agent["on_failure"]),
             ("probes", _probes(agent)),
             ("conversations", _conversations(agent)),
+            ("calls", _limits(agent)),
+            ("authorization", "passed to the agent" if agent["forward_authorization"] == "pass" else None),
             ("type", agent["acp_type"]),
             ("image", agent["docker_image"]),
             ("description", agent["description"]),
@@ -227,6 +258,16 @@ def _conversations(agent: dict[str, Any]) -> str:
         if agent[field] is not None:
             parts.append(f"{words} {_format_seconds(agent[field])}")
     return ", ".join(parts)
+
+
+def _limits(agent: dict[str, Any]) -> str | None:
+    """The agent's limits of calls; None if it has none."""
+    parts = []
+    if agent["calls_per_second"] is not None:
+        parts.append(f"{agent['calls_per_second']:g} per second")
+    if agent["calls_in_flight"] is not None:
+        parts.append(f"{agent['calls_in_flight']} under way")
+    return ", ".join(parts) or None
 
 
 def _seconds(duration: Duration | None) -> float | str | None:

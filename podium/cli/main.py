@@ -12,12 +12,14 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from podium.cli.agents import agents
+from podium.cli.audit import audit
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
 from podium.cli.drain import drain
 from podium.cli.events import events
 from podium.cli.exits import ExitCode, Failure, epilog
 from podium.cli.history import history
+from podium.cli.keys import keys
 from podium.cli.output import plain
 from podium.cli.parked import parked
 from podium.cli.promotions import promote, rollback
@@ -50,6 +52,8 @@ ORDER = [
     "rpc",
     "register",
     "deregister",
+    "keys",
+    "audit",
 ]
 
 
@@ -189,9 +193,21 @@ def worker(
     _run(run_workers(_required("database_url", "amqp_url"), selected))
 
 
-for group in (agents, deployments, parked):
+for group in (agents, deployments, parked, keys):
     app.add_typer(group)
-for operator_command in (registrations, promote, rollback, drain, history, events, rpc, register, deregister, doctor):
+for operator_command in (
+    registrations,
+    promote,
+    rollback,
+    drain,
+    history,
+    events,
+    rpc,
+    register,
+    deregister,
+    audit,
+    doctor,
+):
     app.command()(operator_command)
 
 

@@ -21,6 +21,7 @@ from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod
 from tests.support.factories import a_body
+from tests.support.waiting import rows
 
 ADMIN = {"x-api-key": "the-api-key"}
 OWN, FOREIGN = "team-bot", "other-bot"
@@ -155,7 +156,7 @@ def reason_of(answer: Answer) -> str:
     if answer.status < 400 or not answer.body:
         return ""
     error = answer.json
-    return error["error"]["data"]["reason"] if "error" in error else error["type"].rpartition(":")[2]
+    return str(error["error"]["data"]["reason"] if "error" in error else error["type"].rpartition(":")[2])
 
 
 async def test_without_a_valid_key_nothing_is_told(keyed: Api, subjects: tuple[Subject, Subject]) -> None:
@@ -250,10 +251,5 @@ async def test_the_openapi_document_names_the_scopes(keyed: Api) -> None:
 async def everything(sessions: Sessions) -> list[Any]:
     """What is stored, without the times of last use."""
     tables = ("agents", "deployments", "promotions", "registrations", "parked", "audit", "instances")
-    found = []
-    for table in tables:
-        query = text(f"SELECT to_jsonb({table}) FROM {table} ORDER BY 1")
-        found.append((await in_transaction(sessions, lambda session, query=query: session.execute(query))).all())
-    keys = text("SELECT id, secret_sha256, revoked_at FROM keys ORDER BY id")
-    found.append((await in_transaction(sessions, lambda session: session.execute(keys))).all())
-    return found
+    found: list[Any] = [await rows(sessions, f"SELECT to_jsonb({table}) FROM {table} ORDER BY 1") for table in tables]
+    return [*found, await rows(sessions, "SELECT id, secret_sha256, revoked_at FROM keys ORDER BY id")]
