@@ -7,7 +7,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from services.settings import Settings
-from tests.integration.api.client import running_api
+from tests.integration.api.client import Api, running_api
 from tests.integration.cli.terminal import Terminal
 
 
@@ -31,7 +31,6 @@ async def test_from_the_first_key_to_the_last(terminal: Terminal, database: dict
     assert "valid key" in refused.error
     made = await terminal.done("keys", "create", "ops", "--scope", "admin", "--bootstrap", "-q", **database)
     admin = {"PODIUM_API_KEY": made.out.strip()}
-    assert made.err == "Store the secret now: it cannot be read again.\n"
 
     options = (
         "--scope",
@@ -46,6 +45,7 @@ async def test_from_the_first_key_to_the_last(terminal: Terminal, database: dict
         "90d",
     )
     created = await terminal.done("keys", "create", "ci-deploy", *options, **admin)
+    assert created.err == "Store the secret now: it cannot be read again.\n"
     secret = next(line.split()[-1] for line in created.out.splitlines() if line.strip().startswith("secret"))
     assert (await terminal.done("agents", "--json", PODIUM_API_KEY=secret)).json == []
     assert "ci-deploy" in (await terminal.quick("keys", "list", **admin)).out
