@@ -57,5 +57,5 @@ def rules_of(routes: Iterable[BaseRoute]) -> Mapping[tuple[str, str], Rule]:
         for route in routes
         if isinstance(route, HTTPRoute)
         for handler in route.route_handlers
-        for method in handler.http_methods
+        for method in sorted(handler.http_methods)
     }

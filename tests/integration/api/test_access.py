@@ -86,7 +86,7 @@ async def test_an_agents_own_key_lets_its_pods_register_again(serve: Serve) -> N
         await api.call("POST", "/agents/register", data=b'{"name": {}}', headers=own),
         await api.call("POST", "/agents/register", data=b'{"name": "\\u0000"}', headers=own),
         await api.post("/agents/register-build", {"name": "bot"}, headers=own),
-        await api.get(f"/agents/{bot['id']}", headers=own),
+        await api.get(f"/agents/{other['id']}", headers=own),
         await api.post("/agents/register", a_body("bot"), headers={"x-api-key": bot["agent_api_key"]}),
         await api.post("/agents/register", a_body("bot"), headers={"x-agent-api-key": "pak_" + "0" * 64}),
     ]
