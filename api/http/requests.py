@@ -21,17 +21,18 @@ T = TypeVar("T", bound=BaseModel)
 JSON = "application/json"
 REASON_MAX_LENGTH = 2000
 
+# In JSON, 3.0 is an integer too.
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 ProbeSeconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400)]
 # Up to a hundred years.
 ConversationSeconds = Annotated[float, Field(strict=True, ge=1, le=3_155_760_000)]
 ProbeThreshold = Annotated[
     int,
     Field(strict=True, ge=1, le=1000),
-    # In JSON, 3.0 is an integer too.
-    BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+    _WHOLE,
 ]
 CallsPerSecond = Annotated[float, Field(strict=True, gt=0, le=1_000_000)]
-CallsInFlight = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
+CallsInFlight = Annotated[int, Field(strict=True, gt=0, le=1_000_000), _WHOLE]
 Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
 
 

@@ -1,5 +1,6 @@
 """The audit log: changes that are not in the ledger, with who made them."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -11,12 +12,24 @@ from api.http.access import needs
 from api.http.parameters import AgentFilter, AnyRequest, Limit, agent_filter, identity_of
 from api.http.problems import documented
 from api.resources import Injected
+from services.errors import InvalidRequest
 from services.identities.audit import list_audit
 from services.storage.database import in_transaction
 
+ENTRY_ID_PATTERN = r"^[1-9][0-9]{0,17}$"
 Before = Annotated[
-    int | None, QueryParameter(ge=1, le=2**63 - 1, description="Only entries before the one with this id.")
+    str | None,
+    QueryParameter(description="Only entries before the one with this id.", schema_extra={"pattern": ENTRY_ID_PATTERN}),
 ]
+
+
+def entry_id(text: str | None) -> int | None:
+    """The id in the query parameter `before`, if there is one. Raises `InvalidRequest` for a malformed one."""
+    if text is None:
+        return None
+    if not re.fullmatch(ENTRY_ID_PATTERN, text):
+        raise InvalidRequest("before must be the id of an entry, such as 42.", field="before")
+    return int(text)
 
 
 class AuditAnswer(BaseModel):
@@ -45,10 +58,10 @@ async def read_audit(
     before: Before = None,
 ) -> list[AuditAnswer]:
     """Changes that are not in the ledger, newest first: keys, settings, deletions, parked messages."""
-    name, identity = agent_filter(agent), identity_of(request)
+    name, identity, first = agent_filter(agent), identity_of(request), entry_id(before)
     found = await in_transaction(
         resources.reads,
-        lambda session: list_audit(session, identity, limit=limit, before=before, agent_name=name),
+        lambda session: list_audit(session, identity, limit=limit, before=first, agent_name=name),
     )
     return [AuditAnswer.model_validate(each) for each in found]
 

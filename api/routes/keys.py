@@ -6,15 +6,15 @@ from uuid import UUID
 
 from litestar import delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.http.access import needs
 from api.http.parameters import AnyRequest, Limit, PageNumber, caller, key_uuid
 from api.http.problems import documented
-from api.http.requests import JsonBody
+from api.http.requests import CallsInFlight, CallsPerSecond, JsonBody
 from api.http.responses import DeletedAnswer
 from api.resources import Injected
-from contracts.fields import AgentName, Moment, Text
+from contracts.fields import AgentName, Text
 from services.domain.identity import AGENT_PATTERN, Scope
 from services.identities.keys import IssuedKey, NewKey, create_key, list_keys, revoke_key, rotate_key
 from services.storage.database import in_transaction
@@ -24,15 +24,10 @@ from services.storage.pages import Page
 ITEM = "/keys/{key_id:str}"
 MOST_AGENTS = 100
 LONGEST_OVERLAP = timedelta(days=30)
+LONGEST_VALIDITY = timedelta(days=3653)
 
 _RULE = needs("admin", agents="all")
 _Pattern = Annotated[str, StringConstraints(pattern=AGENT_PATTERN)]
-
-
-def _future(value: datetime) -> datetime:
-    if value.timestamp() <= datetime.now(value.tzinfo).timestamp():
-        raise ValueError("it must be in the future")
-    return value
 
 
 class NewKeyRequest(BaseModel):
@@ -48,11 +43,13 @@ class NewKeyRequest(BaseModel):
     owner: Annotated[Text, StringConstraints(max_length=200)] | None = Field(
         default=None, description="Whom to ask about the key."
     )
-    expires_at: Annotated[Moment, AfterValidator(_future)] | None = None
-    calls_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
+    expires_in_seconds: Annotated[float, Field(strict=True, gt=0, le=LONGEST_VALIDITY.total_seconds())] | None = Field(
+        default=None, description="How long the key is valid; null: until it is revoked."
+    )
+    calls_per_second: CallsPerSecond | None = Field(
         default=None, description="RPC calls per second and API process; null: no limit."
     )
-    calls_in_flight: Annotated[int, Field(gt=0, le=1_000_000)] | None = Field(
+    calls_in_flight: CallsInFlight | None = Field(
         default=None, description="RPC calls under way per API process; null: no limit."
     )
 
@@ -63,7 +60,7 @@ class NewKeyRequest(BaseModel):
             scopes=tuple(self.scopes),
             agents=None if self.agents is None else tuple(self.agents),
             owner=self.owner,
-            expires_at=self.expires_at,
+            valid_for=None if self.expires_in_seconds is None else timedelta(seconds=self.expires_in_seconds),
             calls_per_second=self.calls_per_second,
             calls_in_flight=self.calls_in_flight,
         )
@@ -74,7 +71,7 @@ class RotateKeyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    overlap_seconds: Annotated[float, Field(ge=0, le=LONGEST_OVERLAP.total_seconds())] = Field(
+    overlap_seconds: Annotated[float, Field(strict=True, ge=0, le=LONGEST_OVERLAP.total_seconds())] = Field(
         default=0, description="0: it ends at once."
     )
 

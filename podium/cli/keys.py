@@ -1,6 +1,6 @@
 """`podium keys`: create, list, rotate and revoke API keys."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -106,7 +106,7 @@ async def create(
         "scopes": list(scope),
         "agents": agent or None,
         "owner": owner,
-        "expires_at": None if expires is None else (datetime.now(UTC) + expires).isoformat(),
+        "expires_in_seconds": None if expires is None else expires.total_seconds(),
         "calls_per_second": calls_per_second,
         "calls_in_flight": calls_in_flight,
     }

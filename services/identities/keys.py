@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
 
@@ -30,7 +30,7 @@ class NewKey:
     scopes: tuple[Scope, ...]
     agents: tuple[str, ...] | None = None
     owner: str | None = None
-    expires_at: datetime | None = None
+    valid_for: timedelta | None = None
     calls_per_second: float | None = None
     calls_in_flight: int | None = None
 
@@ -69,7 +69,7 @@ async def create_key(session: AsyncSession, new: NewKey, caller: Caller) -> Issu
         calls_per_second=new.calls_per_second,
         calls_in_flight=new.calls_in_flight,
         created_by=caller.actor,
-        expires_at=new.expires_at,
+        expires_at=None if new.valid_for is None else func.clock_timestamp() + new.valid_for,
     )
     session.add(key)
     await session.flush()

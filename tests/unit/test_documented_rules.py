@@ -18,7 +18,9 @@ def rules_table() -> str:
     """Every route that needs a key as a line of a table, in the order of the application."""
     app = create_app(Settings(secret_key=SecretStr("s"), database_url=SecretStr("postgresql://h/d")))
     lines = ["| route | scope | agent |", "|---|---|---|"]
-    for (path, method), rule in rules_of(app.routes).items():
+    rules = rules_of(app.routes)
+    paths = list(dict.fromkeys(path for path, _ in rules))
+    for (path, method), rule in sorted(rules.items(), key=lambda each: (paths.index(each[0][0]), each[0][1])):
         if method != "OPTIONS" and not rule.is_public:
             lines.append(f"| `{method} {path}` | {scopes_of(rule)} | {rule.agents} |")
     return "\n".join(lines) + "\n"

@@ -104,7 +104,7 @@ async def test_a_key_that_expires(serve: Serve, pod: Pod) -> None:
     api = await keyed(serve)
     await api.post("/agents/register", a_body("bot", acp_url=pod.url), headers=ADMIN)
     end = datetime.now(UTC) + timedelta(seconds=1)
-    headers, _ = await created(api, "invoke", "read", expires_at=end.isoformat())
+    headers, _ = await created(api, "invoke", "read", expires_in_seconds=1)
     assert (await call(api, headers)).status == 200
     async with asyncio.timeout(5):
         while (await call(api, headers)).status == 200:
@@ -142,7 +142,7 @@ async def test_the_secret_is_shown_once_and_stored_nowhere(serve: Serve, session
         ({"name": "ci", "scopes": ["read"], "agents": []}, "agents"),
         ({"name": "ci", "scopes": ["read"], "agents": ["*"]}, "agents.0"),
         ({"name": "ci", "scopes": ["read"], "agents": ["a%"]}, "agents.0"),
-        ({"name": "ci", "scopes": ["read"], "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+        ({"name": "ci", "scopes": ["read"], "expires_in_seconds": 0}, "expires_in_seconds"),
         ({"name": "ci", "scopes": ["read"], "calls_per_second": 0}, "calls_per_second"),
         ({"name": "ci", "scopes": ["read"], "secret": "mine"}, "secret"),
     ],
