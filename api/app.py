@@ -17,7 +17,7 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry
 
-from api.auth.binding import check_bind
+from api.auth.binding import check_bind, read_issuers
 from api.auth.browsers import check_origin
 from api.auth.guard import check_caller
 from api.events import routes as event_routes
@@ -43,11 +43,12 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings) -> Litestar:
     """The application. It connects to nothing before the first request. Raises `StartRefused`."""
     check_bind(settings)
+    issuers = read_issuers(settings)
     registry = CollectorRegistry()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with open_resources(settings, registry) as resources:
+        async with open_resources(settings, registry, issuers) as resources:
             app.state.resources = resources
             yield
 

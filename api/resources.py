@@ -1,7 +1,7 @@
 """The resources of one API process, injected into its route handlers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth.authenticator import Authenticator, open_authenticator
+from api.auth.oidc.grants import IssuerConfig
+from api.auth.oidc.tokens import Tokens
 from api.batches import Batches, open_batches
 from api.change_queues import ChangeQueues
 from api.database_check import DatabaseCheck
@@ -75,7 +77,9 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, registry: CollectorRegistry) -> AsyncGenerator[Resources, None]:
+async def open_resources(
+    settings: Settings, registry: CollectorRegistry, issuers: Sequence[IssuerConfig] = ()
+) -> AsyncGenerator[Resources, None]:
     """The resources, closed on exit. They connect to nothing before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
@@ -85,7 +89,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
     try:
         async with (
             OutboxNotifier(engine) as notifier,
-            open_authenticator(settings, reads, application_name=APPLICATION_NAME) as callers,
+            open_authenticator(settings, reads, Tokens(issuers), application_name=APPLICATION_NAME) as callers,
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_prober(settings, (settings.host, settings.port)) as prober,

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         description="Every request must send a key, also without PODIUM_API_KEY: one of 'podium keys'. "
         "This or PODIUM_API_KEY is required unless the API listens on loopback only.",
     )
+    oidc_file: str = Field(
+        default="",
+        description="TOML file of OpenID Connect issuers and grants; if it is set, every request must send a key or a "
+        "token.",
+    )
     auth_failures_per_minute: int = Field(
         default=60,
         ge=1,
@@ -323,7 +328,7 @@ class Settings(BaseSettings):
     @property
     def keys_required(self) -> bool:
         """Whether requests must send a key."""
-        return self.require_keys or bool(self.api_key.get_secret_value())
+        return self.require_keys or bool(self.oidc_file) or bool(self.api_key.get_secret_value())
 
     @property
     def on_loopback(self) -> bool:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from api.auth.failures import Failures
+from api.auth.oidc.tokens import Tokens
 from services.api_keys import same_secret
 from services.domain.identity import API_KEY_HOLDER, Identity
 from services.errors import Unauthorized
@@ -23,6 +24,7 @@ class Authenticator:
     keys: KeyReads
     last_used: LastUsed
     failures: Failures
+    tokens: Tokens
 
     async def identify(self, credentials: Sequence[str], address: str) -> Identity:
         """The identity of the first valid one of these keys, as it is now.
@@ -37,6 +39,12 @@ class Authenticator:
             identity = await self.keys.identity(digest)
             if identity is not None:
                 return self._used(identity)
+        for token in filter(self.tokens.recognizes, credentials):
+            if (accepted := self.tokens.accepted(token)) is not None:
+                return accepted
+            self.failures.check(address)
+            if (identity := await self.tokens.identity(token)) is not None:
+                return identity
         if credentials:
             self.failures.check(address)
             self.failures.record(address)
@@ -66,14 +74,14 @@ class Authenticator:
 
 @asynccontextmanager
 async def open_authenticator(
-    settings: Settings, sessions: Sessions, *, application_name: str
+    settings: Settings, sessions: Sessions, tokens: Tokens, *, application_name: str
 ) -> AsyncGenerator[Authenticator, None]:
     """The authenticator, closed on exit. It connects to nothing before the first key that it has to read."""
     async with (
         KeyReads(settings, application_name=application_name) as keys,
         open_last_used(sessions) as last_used,
     ):
-        yield Authenticator(settings.api_key.get_secret_value(), keys, last_used, Failures(settings))
+        yield Authenticator(settings.api_key.get_secret_value(), keys, last_used, Failures(settings), tokens)
 
 
 def is_stored_key(credential: str) -> bool:

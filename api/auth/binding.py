@@ -1,10 +1,21 @@
 """Checks of the settings when the API starts."""
 
+from pathlib import Path
+
+from api.auth.oidc.grants import GrantsInvalid, IssuerConfig, read_grants
 from services.settings import Settings
 
 
 class StartRefused(Exception):
     """The API refuses to start with these settings."""
+
+
+def read_issuers(settings: Settings) -> list[IssuerConfig]:
+    """The issuers whose tokens are accepted. Raises `StartRefused` if their file cannot be used."""
+    try:
+        return read_grants(Path(settings.oidc_file)) if settings.oidc_file else []
+    except GrantsInvalid as error:
+        raise StartRefused(f"The API refuses to start, because of PODIUM_OIDC_FILE: {error}") from error
 
 
 def check_bind(settings: Settings) -> None:
