@@ -21,7 +21,7 @@ from api.auth.binding import check_bind, read_issuers
 from api.auth.browsers import check_origin
 from api.auth.guard import check_caller
 from api.events import routes as event_routes
-from api.gateway import agent_cards
+from api.gateway import agent_cards, resource_metadata
 from api.gateway import routes as rpc_routes
 from api.gateway.fast_path import FastPath
 from api.gateway.forward import UpstreamResponseBroken
@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Deployments", deployments.LOOKUP_ROUTES),
             *options_handlers(rpc_routes.ROUTES),
             *rpc_routes.ROUTES,
-            _resource("Agent cards", agent_cards.ROUTES),
+            _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
             _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
             _resource("Documents", documents.ROUTES),
         ],

@@ -12,10 +12,14 @@ from services.errors import AgentNotFound
 
 @dataclass(slots=True)
 class Admission:
-    """A caller of the gateway. `identify` finds its identity anew, and raises if it may not call any more."""
+    """A caller of the gateway. `identify` finds its identity anew, and raises if it may not call any more.
+
+    `recognizes` says whether a bearer token is a credential for Podium, which no agent may get.
+    """
 
     identity: Identity
     identify: Callable[[], Awaitable[Identity]]
+    recognizes: Callable[[str], bool]
 
     async def check(self, agent_name: str | None, keys_version: int | None) -> None:
         """Raise `AgentNotFound` unless the caller sees this agent, and `Unauthorized` if its key is not valid any more.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from api.auth.failures import Failures
 from api.auth.oidc.tokens import Tokens
-from services.api_keys import same_secret
+from services.api_keys import AGENT_KEY_PREFIX, same_secret
 from services.domain.identity import API_KEY_HOLDER, Identity
 from services.errors import Unauthorized
 from services.identities.key_reads import KeyReads
@@ -62,6 +62,14 @@ class Authenticator:
             if identity is not None:
                 return self._used(identity)
         return await self.identify(credentials, address)
+
+    def recognizes(self, credential: str) -> bool:
+        """Whether this is a credential for Podium, valid or not."""
+        return (
+            credential.startswith((KEY_PREFIX, AGENT_KEY_PREFIX))
+            or self._has_api_key([credential])
+            or self.tokens.recognizes(credential)
+        )
 
     def _has_api_key(self, credentials: Sequence[str]) -> bool:
         return bool(self.api_key) and any(same_secret(given, self.api_key) for given in credentials)

@@ -53,7 +53,7 @@ def admission_of(connection: Connection, resources: Resources, handler: BaseRout
     async def identify() -> Identity:
         return _allowed(await resources.callers.identify(api_keys(connection), _address(connection)), rule)
 
-    return Admission(connection.scope["user"], identify)
+    return Admission(connection.scope["user"], identify, resources.callers.recognizes)
 
 
 async def _identity(connection: Connection, resources: Resources, rule: Rule, credentials: list[str]) -> Identity:

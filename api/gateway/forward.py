@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 
 from api.auth.admission import Admission
 from api.gateway.balancer import BalancedCall
+from api.gateway.challenges import WELL_KNOWN
 from api.gateway.conversation_ids import ids_of_answer, needs_more
 from api.gateway.conversations import (
     ATTEMPTS,
@@ -30,7 +31,7 @@ from api.gateway.conversations import (
     route_call,
 )
 from api.gateway.gateway import Gateway
-from api.gateway.headers import RawHeaders, request_headers, response_headers
+from api.gateway.headers import RawHeaders, caller_authorization, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
@@ -156,9 +157,12 @@ class Forward:
         """Send the call, and the answer to the caller."""
         scope, record, buffered = now.scope, now.record, now.buffered
         record.request_bytes = len(buffered.content)
+        headers = now.headers
+        if call.route.forward_authorization == "pass":
+            headers = self._with_authorization(scope, headers)
         try:
             response = await call.answer(
-                lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], now.headers, buffered.content)
+                lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], headers, buffered.content)
             )
         finally:
             route = record.route = call.route
@@ -172,6 +176,15 @@ class Forward:
             await self._stream_answer(response, returned, now.send, record, began)
         finally:
             response.close()
+
+    def _with_authorization(self, scope: HTTPScope, headers: CIMultiDict[str]) -> CIMultiDict[str]:
+        """The headers for an agent that authenticates its callers itself."""
+        authorization = caller_authorization(scope["headers"], self._admission.recognizes)
+        if authorization is None:
+            return headers
+        complete = headers.copy()
+        complete["authorization"] = authorization
+        return complete
 
     async def _with_issued_ids(self, routed: RoutedCall, route: Route, response: aiohttp.ClientResponse) -> bytes:
         """The beginning of the answer; the ids of conversations that it issues are pinned already."""
@@ -191,16 +204,25 @@ class Forward:
         self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
     ) -> RawHeaders:
         """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
-        headers = response_headers(response.raw_headers, route)
+        path = scope["raw_path"].decode("latin-1")
+        passes = route.forward_authorization == "pass"
+        metadata_url = f"{self._base_url(scope)}{WELL_KNOWN}{path}" if passes else None
+        headers = response_headers(response.raw_headers, route, metadata_url)
         if record.request_id.isascii():
             headers.append((_REQUEST_ID, record.request_id.encode()))
         if route.moved_from is not None:
             headers.append((MOVED_HEADER, route.moved_from.encode()))
         if "location" not in response.headers:
             return headers
-        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{scope['raw_path'].decode('latin-1')}"
+        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{path}"
         location = returned_location(response.status, response.raw_headers, rpc_url=route.rpc_url, route_url=route_url)
         return headers if location is None else [*headers, (LOCATION, location)]
+
+    def _base_url(self, scope: HTTPScope) -> str:
+        """The URL of this API for callers."""
+        configured = self._gateway.settings.public_url.rstrip("/")
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        return configured or f"{scope['scheme']}://{hosts[0].decode('latin-1') if hosts else ''}"
 
     async def _stream_answer(
         self,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api.http.access import Rule
+from api.http.jsonrpc import is_rpc
 from api.http.preconditions import GENERATION_HEADER
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN
 
@@ -103,11 +104,11 @@ def completed(
             _complete_security(operation, rules[path, method.upper()], document["security"])
             _complete_parameters(operation)
             _complete_answers(operation["responses"])
-            if path.endswith("/rpc"):
+            if is_rpc(path):
                 _complete_rpc(operation)
             if path == "/agents":
                 operation["responses"]["200"]["headers"] |= _CURSOR_HEADER
-        if path.endswith("/rpc"):
+        if is_rpc(path):
             item["post"]["requestBody"] = _RPC_BODY
     modes = [*((model, "validation") for model in requests), *((model, "serialization") for model in answers)]
     _, models = models_json_schema(modes, ref_template=REF)  # type: ignore[arg-type]

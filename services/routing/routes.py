@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic_core import from_json
@@ -97,6 +98,12 @@ class Route:
     def rpc_url(self) -> str:
         """The URL of the JSON-RPC endpoint."""
         return joined(self.acp_url, self.rpc_path)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of the address."""
+        parts = urlsplit(self.acp_url)
+        return f"{parts.scheme}://{parts.netloc}"
 
     def at(self, instance: Instance) -> "Route":
         """The route to this instance."""

@@ -26,6 +26,7 @@ from tests.support.waiting import rows
 ADMIN = {"x-api-key": "the-api-key"}
 OWN, FOREIGN = "team-bot", "other-bot"
 BOUND = ["team-*"]
+METADATA = "/.well-known/oauth-protected-resource/agents"
 PUBLIC = {"/health/live", "/health/ready", "/metrics", "/asyncapi", "/openapi.json"}
 SCHEMA = {"/schema", "/schema/{path}", "/schema/openapi.json"}
 # A stream that starts would not end.
@@ -88,7 +89,7 @@ def rules() -> dict[Operation, Rule]:
 
 
 def test_every_route_has_a_rule() -> None:
-    """G71: each handler declares who may call it; only health, metrics and documents are public."""
+    """G71: each handler declares who may call it; only health, metrics, documents and OAuth metadata are public."""
     app = create_app(Settings(secret_key=SecretStr("s"), database_url=SecretStr("postgresql://h/d")))
     public = set()
     for route in app.routes:
@@ -98,7 +99,9 @@ def test_every_route_has_a_rule() -> None:
             assert isinstance(rule, Rule), f"{route.path} has no rule"
             if rule.is_public:
                 public.add(route.path_format)
-    assert public == PUBLIC | SCHEMA
+    named = ("{agent_id}", "name/{name}", "{agent_id}/deployments/{deployment_id}")
+    metadata = {f"{METADATA}/{which}/rpc" for which in named}
+    assert public == PUBLIC | SCHEMA | metadata
 
 
 @pytest_asyncio.fixture
