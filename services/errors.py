@@ -227,6 +227,13 @@ class KeyMismatch(PodiumError):
     reason = "key-mismatch"
 
 
+class NotSigned(PodiumError):
+    """The message has no valid signature: sign it with the agent's signing key, which 'podium agents key' prints."""
+
+    status = 401
+    reason = "not-signed"
+
+
 class Unprocessable(PodiumError):
     """The database refuses this message: correct it and send it again."""
 
@@ -245,6 +252,13 @@ class NotRetryable(PodiumError):
 
     status = 409
     reason = "not-retryable"
+
+
+class RetryNotSigned(PodiumError):
+    """The parked message has no valid signature: check what it says, then retry it with accept_unsigned."""
+
+    status = 409
+    reason = "retry-not-signed"
 
 
 class Unavailable(PodiumError):

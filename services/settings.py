@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     amqp_url: SecretStr = Field(default=SecretStr(""), description="amqp://user:password@host:port/vhost (3.10+)")
     secret_key: SecretStr = Field(
         default=SecretStr(""),
-        description="Secret from which the agents' API keys are derived; the same for all API processes.",
+        description="Secret from which the agents' keys are derived; the same for all API processes and registrars.",
     )
     api_key: SecretStr = Field(
         default=SecretStr(""),
@@ -144,6 +144,12 @@ class Settings(BaseSettings):
         default=topology.DELIVERY_LIMIT,
         ge=1,
         description="Deliveries of a message before RabbitMQ makes it a dead letter.",
+    )
+
+    require_signed_announcements: bool = Field(
+        default=False,
+        description="Workers park a message from the queue that has no valid signature of its agent; they need "
+        "PODIUM_SECRET_KEY.",
     )
 
     batch_size: int = Field(

@@ -103,6 +103,15 @@ class ConditionalChangeWithReason(ConditionalChange):
             self.request_body.required = False
 
 
+@dataclass
+class OptionalBody(Operation):
+    """An OpenAPI operation whose body may be missing."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
+
+
 class NewDeploymentRequest(BaseModel):
     """A version that is created before its pod starts. Repeating the request with the same `id` is idempotent."""
 
@@ -137,6 +146,17 @@ class RollbackRequest(BaseModel):
     )
     reason: Reason | None = None
     force: StrictBool = Field(default=False, description="Roll back even if the target does not answer a probe.")
+
+
+class RetryRequest(BaseModel):
+    """How a parked message is sent again."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    accept_unsigned: StrictBool = Field(
+        default=False,
+        description="Sign it for its agent although it came without a valid signature: you have checked what it says.",
+    )
 
 
 class ChangeAgentRequest(BaseModel):

@@ -16,7 +16,7 @@ from api.http.access import PUBLIC, rules_of
 from api.http.openapi import completed, operation_id
 from api.http.parameters import AnyRequest
 from api.http.problems import documented_public
-from api.http.requests import ChangeAgentRequest, NewDeploymentRequest, PromoteRequest, RollbackRequest
+from api.http.requests import ChangeAgentRequest, NewDeploymentRequest, PromoteRequest, RetryRequest, RollbackRequest
 from api.http.responses import (
     AgentAnswer,
     DeletedAnswer,
@@ -40,6 +40,7 @@ REQUESTS = (
     PromoteRequest,
     RegisterAgentRequest,
     RegisterBuildRequest,
+    RetryRequest,
     RollbackRequest,
     RotateKeyRequest,
 )

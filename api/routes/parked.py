@@ -11,7 +11,7 @@ import structlog
 from aio_pika import Connection, DeliveryMode, Message
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from litestar import delete, get, post
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
@@ -27,8 +27,10 @@ from api.http.parameters import (
     parked_uuid,
 )
 from api.http.problems import documented
+from api.http.requests import JsonBody, OptionalBody, RetryRequest
 from api.http.responses import DeletedAnswer
 from api.resources import Injected, Resources
+from contracts.signatures import SIGNATURE_HEADER
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.cancellation import lost_as
 from services.errors import BrokerUnavailable, ParkedNotFound
@@ -39,8 +41,8 @@ from services.registration.parked import (
     list_parked,
     mark_retried,
     retry_id,
-    sent_again,
 )
+from services.registration.signatures import retry_of
 from services.settings import Settings
 from services.storage.database import in_transaction
 from services.storage.models import Parked
@@ -100,6 +102,7 @@ class RetriedAnswer(BaseModel):
     id: UUID
     retry_message_id: UUID = Field(description="The message id of the retry: GET /registrations shows its outcome.")
     retried_at: datetime
+    signed: bool = Field(description="Whether it was sent with a valid signature of its agent.")
 
 
 @get("/parked", opt=_READ, operation_id="list_parked_messages", responses=documented())
@@ -127,26 +130,47 @@ async def read_parked_message(
     return ParkedMessageAnswer.of(await _found(resources, uuid, request))
 
 
-@post(f"{ITEM}/retry", opt=_CHANGE, status_code=200, responses=documented(404, 409))
-async def retry_parked_message(parked_id: FromPath[str], request: AnyRequest, resources: Injected) -> RetriedAnswer:
+@post(
+    f"{ITEM}/retry",
+    opt=_CHANGE,
+    status_code=200,
+    dto=JsonBody[RetryRequest],
+    return_dto=None,
+    operation_class=OptionalBody,
+    responses=documented(404, 409, 413, 415),
+)
+async def retry_parked_message(
+    parked_id: FromPath[str],
+    request: AnyRequest,
+    resources: Injected,
+    data: JSONBody[RetryRequest | None] = None,
+) -> RetriedAnswer:
     """Send a parked message to the registrations exchange again, with a new message id. It stays parked until dropped.
 
     The answer is sent after the broker has confirmed the message. A message that fails again is parked again. After a
-    503 the request can be repeated: the message is applied once.
+    503 the request can be repeated: the message is applied once. It is signed if it came with a valid signature, or if
+    `accept_unsigned` is true; where signatures are required, another one gets 409.
     """
     uuid, change = parked_uuid(parked_id), caller(request)
+    accept_unsigned = data is not None and data.accept_unsigned
     parked = await _found(resources, uuid, request)
     message_id = retry_id(parked)
-    await republish(resources.settings, sent_again(parked, message_id), str(message_id))
+    envelope = retry_of(parked, message_id, resources.settings, accept_unsigned=accept_unsigned)
+    signed = SIGNATURE_HEADER in envelope.headers
+    await republish(resources.settings, envelope, str(message_id))
     log.info(
         "A parked message was sent again.",
         action="parked.retried",
         parked_id=str(uuid),
         message_id=str(message_id),
+        signed=signed,
+        accept_unsigned=accept_unsigned,
         actor=change.actor,
     )
-    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, uuid, change))
-    return RetriedAnswer(id=uuid, retry_message_id=message_id, retried_at=retried_at)
+    retried_at = await in_transaction(
+        resources.sessions, lambda session: mark_retried(session, uuid, change, accept_unsigned=accept_unsigned)
+    )
+    return RetriedAnswer(id=uuid, retry_message_id=message_id, retried_at=retried_at, signed=signed)
 
 
 @delete(ITEM, opt=_CHANGE, status_code=200, responses=documented(404))

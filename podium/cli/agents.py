@@ -1,5 +1,6 @@
 """`podium agents`: list agents, show one, or change its policy."""
 
+import re
 from datetime import timedelta
 from math import inf
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ import typer
 
 from podium.cli.command import LIST, AgentArgument, CommandContext, Limit, ListByDefault, Page, command
 from podium.cli.durations import format_duration, parse_duration
+from podium.cli.exits import ExitCode, Failure
 from podium.cli.output import Column, age, details, local_time, serving_name
 
 DEFAULT: Literal["default"] = "default"
@@ -60,8 +62,8 @@ def _parse_limit(text: str) -> float | Literal["none"]:
 agents = typer.Typer(
     name="agents",
     cls=AgentsGroup,
-    help="List agents, show one, or change its policy.",
-    subcommand_metavar="[list] [AGENT] | set AGENT",
+    help="List agents, show one, change its policy, or print its signing key.",
+    subcommand_metavar="[list] [AGENT] | set AGENT | key NAME",
 )
 
 
@@ -88,6 +90,28 @@ async def list_agents(
     if not rows:
         output.note("There are no agents yet: 'podium register' announces one." if page == 1 else "No more agents.")
     output.note_next_page(rows, limit, page)
+
+
+@agents.command("key")
+@command
+async def print_key(
+    context: CommandContext,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the agent.", show_default=False)],
+) -> None:
+    """Print the key with which an agent's pods sign their announcements, for their PODIUM_AGENT_KEY.
+
+    It is derived from PODIUM_SECRET_KEY on this machine: the agent need not exist, and no server is asked.
+    """
+    from contracts.fields import AGENT_NAME_PATTERN  # noqa: PLC0415 - --help starts faster without it
+    from services.registration.signatures import signing_key  # noqa: PLC0415 - as above
+
+    if not re.fullmatch(AGENT_NAME_PATTERN, name):
+        raise Failure(f"{name!r} is not the name of an agent.", ExitCode.USAGE)
+    secret_key = context.environment.get("PODIUM_SECRET_KEY")
+    if not secret_key:
+        raise Failure("PODIUM_SECRET_KEY is not set: run this where the API or a worker gets it.", ExitCode.USAGE)
+    key = signing_key(secret_key, name)
+    context.output.item({"name": name, "key": key}, key, key)
 
 
 @agents.command("set")

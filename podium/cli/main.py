@@ -181,7 +181,8 @@ def worker(
 
     You can run several processes at the same time.
     """
-    from workers.runner import WorkerName, run_workers  # noqa: PLC0415 - other commands start faster without it
+    from workers.registrar.consumer import StartRefused  # noqa: PLC0415 - other commands start faster without it
+    from workers.runner import WorkerName, run_workers  # noqa: PLC0415 - as above
 
     unknown = set(names or ()) - set(WorkerName)
     if unknown:
@@ -190,7 +191,11 @@ def worker(
             f"there is no worker {', '.join(sorted(unknown))}: choose from {known}.", param_hint="NAME"
         )
     selected = [WorkerName(name) for name in names or WorkerName]
-    _run(run_workers(_required("database_url", "amqp_url"), selected))
+    settings = _required("database_url", "amqp_url")
+    try:
+        _run(run_workers(settings, selected))
+    except StartRefused as error:
+        _fail(str(error), ExitCode.USAGE)
 
 
 for group in (agents, deployments, parked, keys):

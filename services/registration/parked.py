@@ -17,7 +17,7 @@ from sqlalchemy.orm import defer
 
 from services.domain.caller import Caller
 from services.domain.identity import EVERYBODY, Identity
-from services.errors import NotRetryable, ParkedNotFound, PodiumError
+from services.errors import NotRetryable, NotSigned, ParkedNotFound, PodiumError
 from services.identities.audit import record
 from services.identities.visibility import visible
 from services.storage.models import Parked
@@ -51,11 +51,14 @@ class Refusal:
 
     @property
     def key(self) -> str:
-        """The key of the row; refusals with the same key share it."""
+        """The key of the row; refusals with the same key share it.
+
+        A message that is not signed may have the id of a pod's own message, whose row it must not take.
+        """
         complete = self.message_id is not None and self.agent_name is not None and self.deployment_id is not None
         if complete and not self.alone:
             return f"{self.agent_name}/{self.deployment_id}/{self.error.reason}"
-        if self.message_id is not None:
+        if self.message_id is not None and not isinstance(self.error, NotSigned):
             return str(self.message_id)
         return hashlib.sha256(self.envelope.body).hexdigest()
 
@@ -140,12 +143,15 @@ async def get_parked(session: AsyncSession, parked_id: UUID) -> Parked:
     return found
 
 
-async def mark_retried(session: AsyncSession, parked_id: UUID, caller: Caller) -> datetime:
+async def mark_retried(
+    session: AsyncSession, parked_id: UUID, caller: Caller, *, accept_unsigned: bool = False
+) -> datetime:
     """Store that the message was sent again; returns the time. Only the audit log knows if it was dropped meanwhile."""
     now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
     marked = update(Parked).where(Parked.id == parked_id).values(retried_at=now).returning(Parked.agent_name)
     agent_name = await session.scalar(marked)
-    await record(session, caller, "parked.retried", str(parked_id), agent_name=agent_name)
+    details: dict[str, object] | None = {"accept_unsigned": True} if accept_unsigned else None
+    await record(session, caller, "parked.retried", str(parked_id), agent_name=agent_name, details=details)
     return now
 
 
