@@ -3,13 +3,15 @@
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts import topology
 from contracts.fields import check_service_address
+from services.tls import check_ca_file
 
 
 def _plain_seconds(value: object) -> object:
@@ -23,6 +25,17 @@ def _plain_seconds(value: object) -> object:
 def _listed(value: object) -> object:
     """The parts of a comma-separated list."""
     return [part for each in value.split(",") if (part := each.strip())] if isinstance(value, str) else value
+
+
+def _ca_file_or_none(value: str) -> str:
+    return check_ca_file(value) if value else value
+
+
+def _only_with_tls(value: str, info: ValidationInfo) -> str:
+    url = info.data.get("amqp_url", SecretStr("")).get_secret_value()
+    if value and url and urlsplit(url).scheme != "amqps":
+        raise PydanticCustomError("no_tls", "PODIUM_AMQP_URL must begin with amqps:// for TLS")
+    return value
 
 
 def _address_or_none(value: str) -> str:
@@ -55,6 +68,8 @@ RelayPoll = Annotated[
 ]
 
 
+CaFile = Annotated[str, AfterValidator(_ca_file_or_none)]
+
 # Comma-separated lists.
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_listed)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
@@ -84,6 +99,14 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="postgresql://user:password@host:port/database (14 or later)"
     )
     amqp_url: SecretStr = Field(default=SecretStr(""), description="amqp://user:password@host:port/vhost (3.10+)")
+    database_ca_file: CaFile = Field(
+        default="",
+        description="PEM file of the authority of PostgreSQL's certificate, which must be of the URL's host; with it, "
+        "connections always use TLS.",
+    )
+    amqp_ca_file: Annotated[CaFile, AfterValidator(_only_with_tls)] = Field(
+        default="", description="The same for RabbitMQ's certificate; needs an amqps:// URL."
+    )
     secret_key: SecretStr = Field(
         default=SecretStr(""),
         description="Secret from which the agents' keys are derived; the same for all API processes and registrars.",

@@ -13,6 +13,7 @@ from api.http.responses import PartHealth, Readiness
 from api.resources import Injected, Resources
 from services.health.janitors import living_janitors
 from services.storage.database import Sessions
+from services.tls import broker_options, certificate_problem
 
 BROKER_LIMIT_SECONDS = 1
 JANITORS_LIMIT_SECONDS = 1
@@ -76,11 +77,13 @@ async def _broker(resources: Resources) -> PartHealth:
         return PartHealth(ok=False, detail="not configured")
     try:
         async with asyncio.timeout(BROKER_LIMIT_SECONDS):
-            _, writer = await asyncio.open_connection(url.hostname, url.port or _AMQP_PORTS.get(url.scheme))
+            _, writer = await asyncio.open_connection(
+                url.hostname, url.port or _AMQP_PORTS.get(url.scheme), **broker_options(resources.settings)
+            )
             writer.close()
             await writer.wait_closed()
-    except (OSError, ValueError):
-        return PartHealth(ok=False, detail="cannot be reached")
+    except (OSError, ValueError) as error:
+        return PartHealth(ok=False, detail=certificate_problem(error) or "cannot be reached")
     return PartHealth(ok=True)
 
 

@@ -47,6 +47,7 @@ from services.settings import Settings
 from services.storage.database import in_transaction
 from services.storage.models import Parked
 from services.storage.pages import Page
+from services.tls import broker_url, certificate_problem
 
 ITEM = "/parked/{parked_id:str}"
 _READ, _CHANGE = needs("read", agents="answer"), needs("admin", agents="answer")
@@ -196,7 +197,7 @@ async def _found(resources: Resources, parked_id: UUID, request: AnyRequest) -> 
 
 async def republish(settings: Settings, envelope: Envelope, message_id: str) -> None:
     """Publish the message on a connection of its own, and wait for the confirm. Raises `BrokerUnavailable`."""
-    url = settings.amqp_url.get_secret_value()
+    url = broker_url(settings)
     if not url:
         raise BrokerUnavailable("The API has no broker configured: set PODIUM_AMQP_URL.")
     connection = Connection(URL(url))
@@ -223,7 +224,8 @@ async def _connect(connection: Connection) -> None:
     try:
         await connection.connect(timeout=CONNECT_SECONDS)
     except (AMQPError, OSError, RuntimeError) as error:
-        raise BrokerUnavailable from error
+        problem = certificate_problem(error)
+        raise BrokerUnavailable(f"The broker cannot be used: {problem}." if problem else None) from error
 
 
 def _message(envelope: Envelope, message_id: str) -> Message:

@@ -34,6 +34,7 @@ from podium.cli.durations import format_duration
 from podium.cli.exits import ExitCode, Failure
 from services.cancellation import lost_as
 from services.registration.signatures import signing_key
+from services.tls import certificate_problem, check_ca_file, trusting
 from workers.retry import at_most, backoff
 
 CONNECT_SECONDS = 5
@@ -191,6 +192,13 @@ def publisher(environment: Mapping[str, str]) -> Send:
         )
     if not re.match(r"amqps?://[^/]", url):
         raise Failure("PODIUM_AMQP_URL is not an address such as amqp://user:password@host:5672/.", ExitCode.USAGE)
+    try:
+        ca_file = environment.get("PODIUM_AMQP_CA_FILE", "")
+        url = trusting(url, check_ca_file(ca_file)) if ca_file else url
+    except ValueError as error:
+        raise Failure(f"PODIUM_AMQP_CA_FILE is not valid: {error}.", ExitCode.USAGE) from None
+    if ca_file and not url.startswith("amqps:"):
+        raise Failure("PODIUM_AMQP_CA_FILE is not valid: PODIUM_AMQP_URL must begin with amqps://.", ExitCode.USAGE)
 
     async def publish(message: PodMessage) -> AwaitDecision:
         try:
@@ -299,6 +307,8 @@ def _cause_of(error: BaseException, url: str) -> str:
     # The URL contains the password, so only host and port are shown.
     parsed = URL(url)
     broker = f"RabbitMQ at {parsed.host}:{parsed.port or 5672}"
+    if (problem := certificate_problem(error)) is not None:
+        return f"{broker} cannot be used: {problem}. Check PODIUM_AMQP_CA_FILE."
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return f"{broker} refuses this user or password: check PODIUM_AMQP_URL."
     if isinstance(error, PublishError | ChannelNotFoundEntity):

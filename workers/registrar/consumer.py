@@ -17,6 +17,7 @@ from aio_pika.exceptions import AMQPConnectionError
 from services.registration.batch import Terms
 from services.settings import Settings
 from services.storage.database import Sessions
+from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS
 from workers.amqp.decoding import tolerate_invalid_properties
@@ -117,7 +118,7 @@ class Registrar:
         return Settler(decider, self._records, deferred, replies, signed_with=self._signed_with)
 
     def _replies(self) -> Replies:
-        return Replies(self._settings.amqp_url.get_secret_value())
+        return Replies(broker_url(self._settings))
 
     async def _next_batch(self, buffer: DeliveryBuffer, stop: asyncio.Event) -> list[AbstractIncomingMessage]:
         """Wait for messages, then a short time for more of them; returns at most one batch, possibly an empty one."""
