@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from podium.cli.agents import agents
 from podium.cli.audit import audit
+from podium.cli.broker_policy import broker_policy
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
 from podium.cli.drain import drain
@@ -54,6 +55,7 @@ ORDER = [
     "deregister",
     "keys",
     "audit",
+    "broker-policy",
 ]
 
 
@@ -212,6 +214,8 @@ for operator_command in (
     deregister,
     audit,
     doctor,
+    doctor,
+    broker_policy,
 ):
     app.command()(operator_command)
 

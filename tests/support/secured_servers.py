@@ -1,6 +1,7 @@
 """Private servers with TLS and certificates of an authority of their own, and with RabbitMQ's management API."""
 
 import os
+import shlex
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ import trustme
 from yarl import URL
 
 from podium.servers.accounts import change_owner, write_private
+from podium.servers.binaries import find_rabbitmq
 from podium.servers.data_directory import choose_servers_dir, load_state, lock_servers, make_server_folder
 from podium.servers.ports import LOOPBACK
 from podium.servers.postgres import Postgres
 from podium.servers.process import Launch, ProcessContext
-from podium.servers.rabbitmq import Rabbitmq
+from podium.servers.rabbitmq import EPMD, NODE, Rabbitmq
 from podium.servers.server import PrivateServer
 
 AMQPS, MANAGEMENT = "amqps", "management"
@@ -74,6 +76,18 @@ class SecuredServers:
     management_url: str
     """Of the management API, with the administrator's password."""
     ca_file: Path
+    ctl_environment: Mapping[str, str]
+    """With these variables, RabbitMQ's own programs talk to this node."""
+
+    def rabbitmqctl(self, folder: Path) -> dict[str, str]:
+        """Variables with which a shell finds a `rabbitmqctl` that talks to this node; it is written into the folder."""
+        found = find_rabbitmq(os.environ)
+        assert found is not None
+        program = folder / "rabbitmqctl"
+        variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.ctl_environment.items())
+        program.write_text(f'#!/bin/sh\nexec env {variables} {found.server.with_name("rabbitmqctl")} "$@"\n')
+        program.chmod(0o755)
+        return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @asynccontextmanager
@@ -107,6 +121,12 @@ async def secured_servers(folder: Path) -> AsyncIterator[SecuredServers]:
                 amqps_url=str(amqp.with_scheme("amqps").with_host(TLS_HOST).with_port(ports[AMQPS])),
                 management_url=str(amqp.with_scheme("http").with_port(ports[MANAGEMENT])),
                 ca_file=ca_file,
+                ctl_environment={
+                    "HOME": str(servers_dir / Rabbitmq.name),
+                    "RABBITMQ_NODENAME": NODE,
+                    "ERL_EPMD_PORT": str(ports[EPMD]),
+                    "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+                },
             )
         finally:
             for server in servers.values():

@@ -30,7 +30,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTINGS = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end of settings -->)", re.DOTALL)
 RENEW = "PODIUM_RENEW_SNAPSHOTS"
 # Addresses of the command line alone, which no process of Podium reads as a setting.
-OF_THE_COMMAND_LINE = {"PODIUM_API_URL", "PODIUM_AGENT_KEY"}
+OF_THE_COMMAND_LINE = {"PODIUM_API_URL", "PODIUM_AGENT_KEY", "PODIUM_MANAGEMENT_AUTH"}
 
 
 def id_of(document: Path) -> str:
