@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from podium.cli.agents import agents
 from podium.cli.audit import audit
 from podium.cli.broker_policy import broker_policy
+from podium.cli.database_roles import database_roles
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
 from podium.cli.drain import drain
@@ -56,6 +57,7 @@ ORDER = [
     "keys",
     "audit",
     "broker-policy",
+    "database-roles",
 ]
 
 
@@ -214,8 +216,8 @@ for operator_command in (
     deregister,
     audit,
     doctor,
-    doctor,
     broker_policy,
+    database_roles,
 ):
     app.command()(operator_command)
 

@@ -25,7 +25,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = ROOT / "docs" / "operations.md"
 CONTRACTS = ROOT / "docs" / "contracts.md"
 COMMAND_LINE = ROOT / "docs" / "cli.md"
-SECTION = re.compile(r"^### `podium (?P<command>[a-z ]+)`$\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^### `podium (?P<command>[a-z -]+)`$\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTINGS = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end of settings -->)", re.DOTALL)
 RENEW = "PODIUM_RENEW_SNAPSHOTS"
