@@ -30,7 +30,7 @@ async def database_roles(
 ) -> None:
     """Print the SQL that makes a role to migrate and a role to run Podium; with --apply, execute it.
 
-    The second one can change neither the schema nor rows of the ledger. Executing it again changes nothing.
+    The second one can change neither the schema nor rows of the ledger and of the audit log. Executing it again is safe.
     """
     from services.storage.roles import Roles, statements  # noqa: PLC0415 - --help starts faster without it
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.storage.models import Base
 
 # What is written once, and never changed or removed: a new table of that kind belongs here.
-APPEND_ONLY = ("promotions",)
+APPEND_ONLY = ("promotions", "audit")
 # Written by migrations alone.
 OF_MIGRATIONS = ("alembic_version",)
 

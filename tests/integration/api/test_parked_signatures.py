@@ -69,6 +69,8 @@ async def test_an_unsigned_message_is_retried_only_on_purpose(
         assert (retried.status, retried.json["signed"]) == (200, True)
         (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
     assert row.outcome == "Registered"
+    (entry,) = await rows(sessions, "SELECT details FROM audit WHERE action = 'parked.retried'")
+    assert entry.details == {"accept_unsigned": True}
 
 
 async def test_the_api_refuses_what_workers_would_park(serve: Serve, sessions: Sessions) -> None:

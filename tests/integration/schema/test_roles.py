@@ -22,8 +22,7 @@ from services.settings import Settings
 from services.storage import roles as storage_roles
 from services.storage.database import Sessions, close_engine, make_engine
 from services.storage.migrate import migrate
-from services.storage.models import Base
-from services.storage.roles import APPEND_ONLY, OF_MIGRATIONS, Roles, excess, statements
+from services.storage.roles import APPEND_ONLY, Roles, excess, statements
 from tests.integration.api.client import running_api
 from tests.integration.cli.terminal import Terminal
 from tests.integration.workers.conftest import working
@@ -139,6 +138,7 @@ async def test_everything_runs_under_the_two_roles(
             await eventually_rows(sessions, "SELECT 1 WHERE NOT EXISTS (SELECT FROM registrations)")
             await eventually_rows(sessions, "SELECT 1 WHERE NOT EXISTS (SELECT FROM parked)")
         assert len(await rows(sessions, "SELECT 1 FROM promotions")) == 3
+        assert await rows(sessions, "SELECT 1 FROM audit WHERE action LIKE 'deployment%'")
 
 
 REFUSED = {
@@ -156,6 +156,9 @@ REFUSED = {
     "change the ledger": "UPDATE promotions SET actor = 'nobody'",
     "remove from the ledger": "DELETE FROM promotions",
     "empty the ledger": "TRUNCATE promotions",
+    "change the audit log": "UPDATE audit SET actor = 'nobody'",
+    "remove from the audit log": "DELETE FROM audit",
+    "empty the audit log": "TRUNCATE audit",
     "lock the ledger for a change": "SELECT FROM promotions FOR UPDATE",
     "empty another table": "TRUNCATE parked",
     "pretend a migration": "UPDATE alembic_version SET version_num = '0001'",
@@ -259,7 +262,10 @@ async def test_the_printed_script_is_what_is_applied(made: RolesOfTest) -> None:
     assert same.code == 2
 
 
-def test_protected_tables_exist() -> None:
-    """Each name in the lists is that of a table, so that none is protected in vain."""
-    assert set(APPEND_ONLY) <= set(Base.metadata.tables)
-    assert OF_MIGRATIONS == ("alembic_version",)
+async def test_every_append_only_table_is_protected(sessions: Sessions) -> None:
+    """G94: Whatever has triggers that refuse changes is in the list, and nothing else."""
+    query = (
+        "SELECT DISTINCT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
+        "JOIN pg_proc AS f ON f.oid = t.tgfoid WHERE f.proname LIKE '%append_only'"
+    )
+    assert {row.relname for row in await rows(sessions, query)} == set(APPEND_ONLY)
