@@ -30,7 +30,7 @@ async def database_roles(
 ) -> None:
     """Print the SQL that makes a role to migrate and a role to run Podium; with --apply, execute it.
 
-    The second one can change neither the schema nor rows of the ledger and of the audit log. Executing it again is safe.
+    The second one can change neither the schema nor rows of the ledger and the audit log. It is safe to execute again.
     """
     from services.storage.roles import Roles, statements  # noqa: PLC0415 - --help starts faster without it
 
