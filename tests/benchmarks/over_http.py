@@ -84,9 +84,10 @@ class Counts:
         return self.database_seconds / self.answers * 1000
 
 
-def _request(method: str, path: str, host: str, body: object = None) -> str:
+def request(method: str, path: str, host: str, body: object = None, headers: str = "") -> str:
+    """The text of a request; each of the further headers ends with CR LF."""
     content = "" if body is None else json.dumps(body)
-    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}"
     if body is not None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     return f"{head}\r\n{content}"
@@ -105,7 +106,7 @@ def _announcement(agent: int, version: int, turn: int = 0) -> dict[str, object]:
 
 def _registrations(agents: list[str], host: str) -> list[list[str]]:
     return [
-        [_request("POST", "/agents/register", host, _announcement(agent, turn % VERSIONS, turn)) for turn in range(20)]
+        [request("POST", "/agents/register", host, _announcement(agent, turn % VERSIONS, turn)) for turn in range(20)]
         for agent in range(len(agents))
     ]
 
@@ -115,15 +116,15 @@ def _promotes(agents: list[str], host: str) -> list[list[str]]:
         [f"/agents/{agent_id}/deployments/agent-{number}-v{version}/promote" for version in range(VERSIONS)]
         for number, agent_id in enumerate(agents)
     ]
-    return [[_request("POST", path, host, {}) for path in own] for own in paths]
+    return [[request("POST", path, host, {}) for path in own] for own in paths]
 
 
 def _reads(agents: list[str], host: str) -> list[list[str]]:
-    return [[_request("GET", f"/agents/{agent_id}", host)] for agent_id in agents]
+    return [[request("GET", f"/agents/{agent_id}", host)] for agent_id in agents]
 
 
 def _lists(agents: list[str], host: str) -> list[list[str]]:  # noqa: ARG001 - as the others
-    return [[_request("GET", "/agents?limit=50", host)]]
+    return [[request("GET", "/agents?limit=50", host)]]
 
 
 WORK: dict[str, Requests] = {
@@ -155,11 +156,12 @@ async def over_http(
                         await _load(target, kind, connections, WARM_UP_SECONDS)
                     for _ in range(TURNS):
                         for target in targets:
-                            await _count(bench, target, kind, connections, seconds / TURNS, counts[target.name])
+                            await count(bench, target, kind, connections, seconds / TURNS, counts[target.name])
     return found
 
 
-async def _count(bench: Bench, target: Target, kind: str, connections: int, seconds: float, into: Counts) -> None:
+async def count(bench: Bench, target: Target, kind: str, connections: int, seconds: float, into: Counts) -> None:
+    """Send requests of one kind and add their counts."""
     database = bench.servers.postgres.pid if bench.servers.postgres else None
     before = _cpu_seconds(target.pid), _cpu_seconds(database)
     loaded = await _load(target, kind, connections, seconds)
