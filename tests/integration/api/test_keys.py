@@ -94,6 +94,11 @@ async def test_a_rotated_key_and_its_overlap(serve: Serve) -> None:
     for headers in (old, new):
         (await api.get("/agents", headers=headers)).problem(401, "unauthorized")
     assert (await api.get("/agents", headers=newest)).status == 200
+    await api.post(f"{path}/rotate", {"overlap_seconds": 0.3}, headers=ADMIN)
+    async with asyncio.timeout(5):
+        while (await api.get("/agents", headers=newest)).status == 200:
+            await asyncio.sleep(0.05)
+    (await api.get("/agents", headers=newest)).problem(401, "unauthorized")
     await api.delete(path, headers=ADMIN)
     (await api.post(f"{path}/rotate", {}, headers=ADMIN)).problem(404, "key-not-found")
 

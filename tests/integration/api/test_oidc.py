@@ -227,3 +227,15 @@ async def test_odd_keys_of_an_issuer_are_passed_over(api: Api, issuer: Issuer) -
     assert (await api.get("/agents", headers=bearer(without_id))).status == 200
     forged = issuer.token(key=secret, header={"kid": "secret"}, **OPERATOR)
     (await api.get("/agents", headers=bearer(forged))).problem(401, "unauthorized")
+
+
+async def test_an_algorithm_that_the_file_does_not_list(serve: Serve, issuer: Issuer, tmp_path: Path) -> None:
+    """G76: a signature that is valid, but made by another algorithm, gets 401."""
+    path = tmp_path / "grants.toml"
+    listed = 'audience = "podium"\nalgorithms = ["RS256"]'
+    path.write_text(GRANTS.format(url=issuer.url).replace('audience = "podium"', listed))
+    api = await serve(oidc_file=str(path))
+    assert (await api.get("/agents", headers=bearer(issuer.token(**OPERATOR)))).status == 200
+    issuer.keys.append(a_signing_key("second"))
+    fresh = await serve(oidc_file=str(path))
+    (await fresh.get("/agents", headers=bearer(issuer.token(**OPERATOR)))).problem(401, "unauthorized")
