@@ -18,6 +18,8 @@ from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry
 
 from api.auth import check_bind, check_caller, check_origin
+from api.console.page import template_config
+from api.console.routes import console_routes
 from api.events import routes as event_routes
 from api.gateway import agent_cards
 from api.gateway import routes as rpc_routes
@@ -63,6 +65,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Agent cards", agent_cards.ROUTES),
             _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
             _resource("Documents", documents.ROUTES),
+            *console_routes(),
         ],
         dependencies={"resources": Provide(provide_resources, sync_to_thread=False)},
         exception_handlers=EXCEPTION_HANDLERS,
@@ -71,6 +74,7 @@ def create_app(settings: Settings) -> Litestar:
         logging_config=None,
         openapi_config=documents.openapi_config(key_required=bool(settings.api_key.get_secret_value())),
         request_max_body_size=REGISTRATION_MAX_BYTES,
+        template_config=template_config(),
     )
     # Around routing, so that requests without a route are counted too.
     app.asgi_handler = MeasuredApp(FastPath(app), registry)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.batches import Batches, open_batches
 from api.change_queues import ChangeQueues
+from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
@@ -54,6 +55,7 @@ class Resources:
     gateway: Gateway
     prober: Prober
     events: FanOut
+    watch: Watch
 
     @property
     def terms(self) -> ConversationTerms:
@@ -92,6 +94,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
             OutboxNotifier(engine) as notifier,
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
+            open_watch(reads, events) as watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
             open_batches(
@@ -114,6 +117,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
                 gateway=gateway,
                 prober=prober,
                 events=events,
+                watch=watch,
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))

@@ -18,7 +18,7 @@ from yarl import URL
 from api.http.parameters import AgentFilter, Limit, PageNumber, agent_filter, parked_uuid
 from api.http.problems import documented
 from api.http.responses import DeletedAnswer
-from api.resources import Injected
+from api.resources import Injected, Resources
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.cancellation import lost_as
 from services.errors import BrokerUnavailable
@@ -116,7 +116,11 @@ async def retry_parked_message(parked_id: FromPath[str], resources: Injected) ->
     The answer is sent after the broker has confirmed the message. A message that fails again is parked again. After a
     503 the request can be repeated: the message is applied once.
     """
-    uuid = parked_uuid(parked_id)
+    return await send_again(resources, parked_uuid(parked_id))
+
+
+async def send_again(resources: Resources, uuid: UUID) -> RetriedAnswer:
+    """Send the message again, and wait for the confirm. Raises `ParkedNotFound`, `NotRetryable`, `BrokerUnavailable`."""
     parked = await in_transaction(resources.reads, lambda session: get_parked(session, uuid))
     message_id = retry_id(parked)
     await republish(resources.settings, sent_again(parked, message_id), str(message_id))
@@ -131,9 +135,14 @@ async def retry_parked_message(parked_id: FromPath[str], resources: Injected) ->
 async def drop_parked_message(parked_id: FromPath[str], resources: Injected) -> DeletedAnswer:
     """Delete a parked message."""
     uuid = parked_uuid(parked_id)
-    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid))
-    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=resources.actor)
+    await drop(resources, uuid, resources.actor)
     return DeletedAnswer(id=str(uuid), message=f"The parked message {uuid} is dropped.")
+
+
+async def drop(resources: Resources, uuid: UUID, actor: str) -> None:
+    """Delete the message, and say so in the log. Raises `ParkedNotFound`."""
+    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid))
+    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=actor)
 
 
 ROUTES = [read_parked, read_parked_message, retry_parked_message, drop_parked_message]

@@ -82,11 +82,12 @@ class InboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """A filter for announcements: those for this name, received from `since` to `until`."""
+    """A filter for announcements: those for this name, received from `since` to `until`; maybe of one deployment."""
 
     name: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    deployment_id: str | None = None
 
     @classmethod
     def of(cls, agent: AgentState) -> "Lifetime":
@@ -166,4 +167,6 @@ def _within(
         query = query.where(table.received_at >= lifetime.since)
     if lifetime.until is not None:
         query = query.where(table.received_at <= lifetime.until)
+    if lifetime.deployment_id is not None:
+        query = query.where(table.deployment_id == lifetime.deployment_id)
     return query

@@ -1,0 +1,220 @@
+"""Changes of agents: each has a page that says what will happen, and a form that sends the generation of that page.
+
+A form from an earlier generation changes nothing: the page is shown again, with what has changed since.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+from uuid import UUID
+
+from litestar import get, post
+from litestar.params import FromPath, QueryParameter
+from litestar.response import Template
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.console import previews
+from api.console.agent import AgentPage, Version, read_agent_page
+from api.console.page import OnPage, Page, go
+from api.console.visitors import Scope
+from api.http.parameters import agent_uuid, deployment_key
+from api.http.requests import RollbackRequest, first_problem
+from api.routes.rollback import rolled_back
+from services.agents.commands import AgentChange, change_agent, delete_agent, delete_deployment
+from services.agents.overview import VersionCounts, version_counts
+from services.agents.queries import get_deployment
+from services.errors import DeploymentNotFound, InvalidRequest, PodiumError
+from services.promotion.promote import Caller, promote
+from services.promotion.rollback_targets import Target, rollback_targets
+from services.storage.database import in_transaction
+
+Action = Literal["promote", "rollback", "delete", "pause", "resume", "delete-agent"]
+NEEDED: dict[Action, Scope] = {
+    "promote": "promote",
+    "rollback": "promote",
+    "delete": "promote",
+    "pause": "promote",
+    "resume": "promote",
+    "delete-agent": "admin",
+}
+PATH = "/console/agents/{agent_id:str}/{action:str}"
+TARGETS = 10
+LEGACY = "legacy"
+
+
+class _Read:
+    """What the page of an action shows."""
+
+    def __init__(self, found: AgentPage, version: Version | None, targets: list[Target]) -> None:
+        self.found = found
+        self.agent = found.agent.agent
+        self.version = version
+        self.targets = targets
+
+    @property
+    def serves(self) -> str:
+        """What serves the agent, in words."""
+        if self.agent.production_deployment_id is not None:
+            return self.agent.production_deployment_id
+        return "its legacy address" if self.found.agent.acp_url else "nothing"
+
+    def preview(self, action: Action) -> previews.Preview:
+        """What the action will do."""
+        if action == "rollback":
+            return previews.of_rollback(self.agent, self.serves, self.targets)
+        if action == "pause":
+            return previews.of_pause(self.agent)
+        if action == "resume":
+            return previews.of_resume(self.agent)
+        if action == "delete-agent":
+            return previews.of_delete_agent(self.agent, self.serves)
+        if self.version is None:
+            raise DeploymentNotFound
+        if action == "delete":
+            return previews.of_delete(self.version)
+        return previews.of_promote(self.agent, self.serves, self.found.production, self.version)
+
+
+@get(PATH, include_in_schema=False)
+async def ask(
+    agent_id: FromPath[str],
+    action: FromPath[str],
+    page: OnPage,
+    version: Annotated[str | None, QueryParameter()] = None,
+    seen: Annotated[int | None, QueryParameter(ge=0)] = None,
+) -> Template:
+    """What the action will do, and the form that confirms it."""
+    wanted = _action(action)
+    page.require(NEEDED[wanted])
+    return await _show(page, agent_uuid(agent_id), wanted, version, seen=seen)
+
+
+@post(PATH, include_in_schema=False, status_code=200)
+async def confirm(
+    agent_id: FromPath[str],
+    action: FromPath[str],
+    page: OnPage,
+    version: Annotated[str | None, QueryParameter()] = None,
+) -> Any:  # noqa: ANN401 - the page again, or the way to the agent's
+    """Make the change, if the agent is still at the generation that the page has shown."""
+    wanted, uuid = _action(action), agent_uuid(agent_id)
+    form = await page.form()
+    page.require(NEEDED[wanted])
+    try:
+        seen = _generation(form)
+        await _change(page, uuid, wanted, version, form, seen)
+    except PodiumError as error:
+        return await _show(
+            page, uuid, wanted, version, seen=_number(form.get("generation")), form=form, error=error, after_post=True
+        )
+    return go(f"/console/agents/{uuid}")
+
+
+async def _change(
+    page: Page, agent_id: UUID, action: Action, version: str | None, form: dict[str, str], seen: int
+) -> None:
+    """Raises the reason if the change is refused."""
+    resources = page.resources
+    try:
+        body = RollbackRequest(
+            to=form.get("to") or None, reason=form.get("reason", "").strip() or None, force=form.get("force") == "yes"
+        )
+    except ValidationError as exc:
+        raise first_problem(exc) from exc
+    caller = Caller(actor=page.actor, reason=body.reason, if_generation=seen)
+    if action == "rollback":
+        await rolled_back(resources, agent_id, caller, body)
+        return
+
+    async def work(session: AsyncSession) -> object:
+        if action == "promote":
+            return await promote(session, agent_id, deployment_key(version or ""), caller)
+        if action == "delete":
+            key = deployment_key(version or "")
+            return await delete_deployment(
+                session, agent_id, key, if_generation=seen, terms=resources.terms, force=body.force
+            )
+        if action == "delete-agent":
+            await _require_name(session, page, agent_id, form)
+            return await delete_agent(session, agent_id, caller)
+        pause = AgentChange(auto_promote_paused=action == "pause")
+        return await change_agent(session, agent_id, pause, if_generation=seen)
+
+    await resources.change(agent_id, work)
+
+
+async def _require_name(session: AsyncSession, page: Page, agent_id: UUID, form: dict[str, str]) -> None:
+    found = await read_agent_page(session, agent_id, page.resources.terms)
+    if form.get("name", "").strip() != found.agent.agent.name:
+        raise InvalidRequest("Type the agent's name to confirm.", field="name")
+
+
+async def _show(  # noqa: PLR0917 - named where it is called
+    page: Page,
+    agent_id: UUID,
+    action: Action,
+    version: str | None,
+    *,
+    seen: int | None = None,
+    form: dict[str, str] | None = None,
+    error: PodiumError | None = None,
+    after_post: bool = False,
+) -> Template:
+    """The page of the action, for the generation now; `seen` is the one that an earlier form had."""
+    read = await in_transaction(
+        page.resources.reads, lambda session: _read(session, page, agent_id, action, version)
+    )
+    generation = read.agent.generation
+    since = [each.promotion for each in read.found.changes if seen is not None and each.promotion.generation > seen]
+    base = f"/console/agents/{agent_id}"
+    query = f"?version={version}&" if version else "?"
+    return page.show(
+        "action.html",
+        status=error.status if error else 200,
+        agent=read.agent,
+        base=base,
+        action=action,
+        version=read.version.view.deployment if read.version else None,
+        preview=read.preview(action),
+        changes=since,
+        is_stale=bool(since) and not after_post,
+        was_stale=bool(since) and after_post,
+        error=None if error is None or since else error,
+        form=form or {},
+        generation=generation,
+        post_url=f"{base}/{action}{query}".rstrip("?&"),
+        own_url=f"{base}/{action}{query}seen={generation if seen is None or after_post else seen}",
+        cursor=str(read.agent.event_seq),
+    )
+
+
+async def _read(session: AsyncSession, page: Page, agent_id: UUID, action: Action, version: str | None) -> _Read:
+    terms = page.resources.terms
+    found = await read_agent_page(session, agent_id, terms)
+    shown = None
+    if version is not None:
+        key = deployment_key(version)
+        view = await get_deployment(session, agent_id, key, terms)
+        shown = Version.of(view, (await version_counts(session, [key], terms)).get(key, VersionCounts(0, 0, 0)))
+    targets = await rollback_targets(session, agent_id, limit=TARGETS) if action == "rollback" else []
+    return _Read(found, shown, targets)
+
+
+def _action(text: str) -> Action:
+    found: Action | None = next((each for each in get_args(Action) if each == text), None)
+    if found is None:
+        raise InvalidRequest("There is no such action: go back to the agent's page.")
+    return found
+
+
+def _generation(form: dict[str, str]) -> int:
+    number = _number(form.get("generation"))
+    if number is None:
+        raise InvalidRequest("The form has no generation: open the page again.")
+    return number
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None  # noqa: PLR2004 - the digits of a bigint
+
+
+ROUTES = [ask, confirm]
