@@ -125,19 +125,18 @@ async def _change(
         await rolled_back(resources, agent_id, caller, body)
         return
 
-    async def work(session: AsyncSession) -> object:
+    async def work(session: AsyncSession) -> None:
         if action == "promote":
-            return await promote(session, agent_id, deployment_key(version or ""), caller)
-        if action == "delete":
+            await promote(session, agent_id, deployment_key(version or ""), caller)
+        elif action == "delete":
             key = deployment_key(version or "")
-            return await delete_deployment(
-                session, agent_id, key, if_generation=seen, terms=resources.terms, force=body.force
-            )
-        if action == "delete-agent":
+            await delete_deployment(session, agent_id, key, if_generation=seen, terms=resources.terms, force=body.force)
+        elif action == "delete-agent":
             await _require_name(session, page, agent_id, form)
-            return await delete_agent(session, agent_id, caller)
-        pause = AgentChange(auto_promote_paused=action == "pause")
-        return await change_agent(session, agent_id, pause, if_generation=seen)
+            await delete_agent(session, agent_id, caller)
+        else:
+            pause = AgentChange(auto_promote_paused=action == "pause")
+            await change_agent(session, agent_id, pause, if_generation=seen)
 
     await resources.change(agent_id, work)
 
@@ -160,9 +159,7 @@ async def _show(  # noqa: PLR0917 - named where it is called
     after_post: bool = False,
 ) -> Template:
     """The page of the action, for the generation now; `seen` is the one that an earlier form had."""
-    read = await in_transaction(
-        page.resources.reads, lambda session: _read(session, page, agent_id, action, version)
-    )
+    read = await in_transaction(page.resources.reads, lambda session: _read(session, page, agent_id, action, version))
     generation = read.agent.generation
     since = [each.promotion for each in read.found.changes if seen is not None and each.promotion.generation > seen]
     base = f"/console/agents/{agent_id}"

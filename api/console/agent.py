@@ -43,9 +43,7 @@ class Version:
     def of(cls, view: DeploymentView, counts: VersionCounts) -> "Version":
         """The version of a deployment."""
         metadata = view.deployment.registration_metadata
-        return cls(
-            view, counts, fact(metadata, *AUTHORS), fact(metadata, *COMMITS), fact(metadata, *BRANCHES)
-        )
+        return cls(view, counts, fact(metadata, *AUTHORS), fact(metadata, *COMMITS), fact(metadata, *BRANCHES))
 
     @property
     def pods(self) -> tuple[int, int]:

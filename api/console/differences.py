@@ -47,7 +47,11 @@ def _facts(deployment: DeploymentState) -> dict[str, Any]:
     for path, value in facts(deployment.registration_metadata).items():
         if path in _LEFT_OUT:
             continue
-        named = [each.get("id") or each.get("name") for each in value if isinstance(each, dict)] if isinstance(value, list) else []  # noqa: E501
+        named = (
+            [each.get("id") or each.get("name") for each in value if isinstance(each, dict)]
+            if isinstance(value, list)
+            else []
+        )  # noqa: E501
         if named and len(named) == len(value) and all(isinstance(name, str) for name in named):
             found |= {f"{path}: {name}": each for name, each in zip(named, value, strict=True)}
         else:

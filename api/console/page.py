@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from litestar import Response
-from litestar.contrib.jinja import JinjaTemplateEngine
+from litestar import MediaType, Response
 from litestar.datastructures import State
 from litestar.di import NamedDependency
+from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Redirect, Template
 from litestar.template import TemplateConfig
 from litestar.types import ResponseCookies
@@ -114,7 +114,12 @@ class Page:
             "now": datetime.now(UTC),
         }
         return Template(
-            template, context={**shared, **context}, headers=HEADERS, cookies=cookies, status_code=status
+            template,
+            context={**shared, **context},
+            headers=HEADERS,
+            cookies=cookies,
+            status_code=status,
+            media_type=MediaType.HTML,
         )
 
     async def form(self) -> dict[str, str]:

@@ -38,7 +38,8 @@ async def show_system(page: OnPage) -> Template:
         state = await in_transaction(resources.reads, system_state)
     except Unavailable:
         state = None
-    return page.show("system.html", parts_health=[(name.capitalize(), part) for name, part in parts.items()], queues=queues, state=state, own_url="/console/system")
+    shown = [(name.capitalize(), part) for name, part in parts.items()]
+    return page.show("system.html", parts_health=shown, queues=queues, state=state, own_url="/console/system")
 
 
 async def read_queues(settings: Settings) -> list[Queue] | None:

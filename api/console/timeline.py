@@ -48,6 +48,7 @@ def timeline(changes: Sequence[Change], now: datetime, span: timedelta | None) -
         if ends <= since or change.promotion.to_acp_url is None:
             continue
         x = max((change.promotion.at - since).total_seconds(), 0.0) / whole * WIDTH
+        x = min(x, WIDTH - NARROWEST)
         width = max(min((ends - since).total_seconds(), whole) / whole * WIDTH - x, NARROWEST)
         bars.append(Bar(round(x, 1), round(width, 1), change))
     return Timeline(since, bars)

@@ -34,7 +34,7 @@ async def show_version(agent_id: FromPath[str], version_id: FromPath[str], page:
         agent = (await get_agent(session, uuid)).agent
         view = await get_deployment(session, uuid, key, terms)
         pointer = agent.production_deployment_id
-        production = await get_deployment(session, uuid, pointer, terms) if pointer not in {None, key} else None  # type: ignore[arg-type]
+        production = await get_deployment(session, uuid, pointer, terms) if pointer not in {None, key} else None
         counts = await version_counts(session, [key], terms)
         announced = await recent_registrations(
             session, replace(Lifetime.of(agent), deployment_id=key), Rows(limit=SHOWN)

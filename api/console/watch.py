@@ -59,7 +59,7 @@ class Watch:
                 async with self._reads() as session:
                     state = tuple((await session.execute(_STATE)).one())
             except (SQLAlchemyError, OSError, TimeoutError):
-                state = self._state
+                state = self._state or ()
             if state != self._state or self._events.ended:
                 self._state = state
                 self.version += 1

@@ -8,13 +8,14 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 COLOURS = 8
+NONE = "\N{EN DASH}"
 _STEPS = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (86_400 * 60, "d", 86_400))
 _HEX = re.compile(r"[0-9a-f]{12,64}")
 
 
 def utc(moment: datetime | None) -> str:
     """`2026-11-26 12:04:31 UTC`; a dash for no time."""
-    return "–" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return NONE if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def iso(moment: datetime) -> str:
@@ -32,7 +33,7 @@ def ago(moment: datetime, now: datetime) -> str:
 def lasting(duration: timedelta | None) -> str:
     """`40 s`, `3 min`, `5 h`, `12 d`; a dash for none."""
     if duration is None:
-        return "–"
+        return NONE
     seconds = duration.total_seconds()
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -45,7 +46,7 @@ def lasting(duration: timedelta | None) -> str:
 def short(text: str | None, length: int = 24) -> str:
     """The text with its middle left out, if it is longer."""
     if text is None:
-        return "–"
+        return NONE
     return text if len(text) <= length else f"{text[: length - 9]}…{text[-8:]}"
 
 

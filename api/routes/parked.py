@@ -120,7 +120,10 @@ async def retry_parked_message(parked_id: FromPath[str], resources: Injected) ->
 
 
 async def send_again(resources: Resources, uuid: UUID) -> RetriedAnswer:
-    """Send the message again, and wait for the confirm. Raises `ParkedNotFound`, `NotRetryable`, `BrokerUnavailable`."""
+    """Send the message again, and wait for the confirm.
+
+    Raises `ParkedNotFound`, `NotRetryable`, `BrokerUnavailable`.
+    """
     parked = await in_transaction(resources.reads, lambda session: get_parked(session, uuid))
     message_id = retry_id(parked)
     await republish(resources.settings, sent_again(parked, message_id), str(message_id))

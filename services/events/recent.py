@@ -23,6 +23,9 @@ ORDER BY sequence DESC LIMIT :limit
 async def recent_events(
     session: AsyncSession, agent_id: UUID, *, subject: str | None = None, limit: int = 20
 ) -> Sequence[EventRow]:
-    """Up to `limit` stored events, newest first; with `subject`, those of its last 500 that are about this deployment."""
+    """Up to `limit` stored events, newest first.
+
+    With `subject`, those of the agent's last 500 that are about this deployment.
+    """
     parameters = {"agent_id": agent_id, "subject": subject, "far": FAR, "limit": limit}
     return (await session.execute(_RECENT, parameters)).all()

@@ -39,4 +39,62 @@
       search.select();
     }
   });
+
+  const form = document.getElementById("call");
+  if (!form) return;
+  const byId = (id) => document.getElementById(id);
+  let stopped = null;
+
+  byId("example").addEventListener("change", (event) => {
+    byId("body").value = event.target.selectedOptions[0].dataset.body;
+  });
+  byId("stop").addEventListener("click", () => stopped && stopped.abort());
+
+  async function send(side, version, name) {
+    const section = byId(`${side}-answer`);
+    const [status, answer] = [section.querySelector("p"), section.querySelector("pre")];
+    section.hidden = false;
+    byId(`${side}-title`).textContent = name;
+    status.textContent = "Sent, waiting for the answer";
+    answer.textContent = "";
+    const began = performance.now();
+    const passed = () => `${Math.round(performance.now() - began)} ms`;
+    try {
+      const response = await fetch(`${form.getAttribute("action")}?version=${encodeURIComponent(version)}`, {
+        method: "POST",
+        body: byId("body").value,
+        signal: stopped.signal,
+        headers: {
+          "content-type": "application/json",
+          accept: "application/json, text/event-stream",
+          "x-podium-token": form.dataset.token,
+          ...JSON.parse(byId("example").selectedOptions[0].dataset.headers),
+        },
+      });
+      const by = response.headers.get("x-podium-deployment-id");
+      const head = `HTTP ${response.status}${by ? ` from ${by}` : ""}`;
+      status.textContent = `${head}, streaming`;
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        answer.append(part.value);
+        answer.scrollTop = answer.scrollHeight;
+      }
+      status.textContent = `${head}, complete after ${passed()}`;
+    } catch (error) {
+      status.textContent = error.name === "AbortError" ? `Stopped after ${passed()}` : `The answer broke off after ${passed()}`;
+    }
+  }
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (stopped) stopped.abort();
+    const mine = (stopped = new AbortController());
+    const [left, right] = [byId("left"), byId("right")];
+    byId("right-answer").hidden = !right.value;
+    byId("stop").hidden = false;
+    const calls = [send("left", left.value, left.selectedOptions[0].text)];
+    if (right.value) calls.push(send("right", right.value, right.value));
+    await Promise.all(calls);
+    if (stopped === mine) byId("stop").hidden = true;
+  });
 })();
