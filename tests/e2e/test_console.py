@@ -110,16 +110,36 @@ async def test_the_story_of_an_operator(console: str, settings: Settings, pod: P
         await expect(other.page.locator("#refused")).to_contain_text("Nothing was changed by you.")
         await expect(other.page.locator("#refused")).to_contain_text("Better <greeting>")
         assert await serves(console) == "v2"
+        await converse(console)
 
         await roll_back(page)
         await expect(page.locator(".is-production")).to_contain_text("v1")
         await expect(page.get_by_text("paused", exact=True)).to_be_visible()
         await expect(page.locator("tr", has_text="v2").get_by_text("draining")).to_be_visible()
         await page.locator("#version-v2").click()
+        await expect(page.locator("#draining")).to_contain_text("1 open conversation stays here")
+        await end_conversations(console)
         await expect(page.locator("#drained")).to_contain_text("Drained")
 
         await call(page, console)
         await retry(page, console, settings, pod)
+
+
+async def converse(console: str) -> None:
+    """A call that opens a conversation with what serves."""
+    async with aiohttp.ClientSession() as client:
+        headers, call = {"x-podium-session": "s1"}, {"jsonrpc": "2.0", "id": 1, "method": "x"}
+        async with client.post(f"{console}/agents/name/bot/rpc", json=call, headers=headers) as response:
+            assert response.status == 200
+
+
+async def end_conversations(console: str) -> None:
+    """Conversations are over after a second."""
+    async with aiohttp.ClientSession() as client:
+        async with client.get(f"{console}/agents/name/bot") as response:
+            agent = (await response.json())["id"]
+        async with client.patch(f"{console}/agents/{agent}", json={"conversation_idle_seconds": 1}) as response:
+            assert response.status == 200
 
 
 async def roll_back(page: Page) -> None:
