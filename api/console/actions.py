@@ -3,6 +3,7 @@
 A form from an earlier generation changes nothing: the page is shown again, with what has changed since.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
@@ -39,6 +40,16 @@ NEEDED: dict[Action, Scope] = {
 PATH = "/console/agents/{agent_id:str}/{action:str}"
 TARGETS = 10
 LEGACY = "legacy"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The action that a visitor asks for."""
+
+    page: Page
+    agent_id: UUID
+    action: Action
+    version: str | None
 
 
 class _Read:
@@ -85,7 +96,7 @@ async def ask(
     """What the action will do, and the form that confirms it."""
     wanted = _action(action)
     page.require(NEEDED[wanted])
-    return await _show(page, agent_uuid(agent_id), wanted, version, seen=seen)
+    return await _show(_Asked(page, agent_uuid(agent_id), wanted, version), seen=seen)
 
 
 @post(PATH, include_in_schema=False, status_code=200)
@@ -96,31 +107,28 @@ async def confirm(
     version: Annotated[str | None, QueryParameter()] = None,
 ) -> Any:  # noqa: ANN401 - the page again, or the way to the agent's
     """Make the change, if the agent is still at the generation that the page has shown."""
-    wanted, uuid = _action(action), agent_uuid(agent_id)
+    asked = _Asked(page, agent_uuid(agent_id), _action(action), version)
     form = await page.form()
-    page.require(NEEDED[wanted])
+    page.require(NEEDED[asked.action])
     try:
         seen = _generation(form)
-        await _change(page, uuid, wanted, version, form, seen)
+        await _change(asked, form, seen)
     except PodiumError as error:
-        return await _show(
-            page, uuid, wanted, version, seen=_number(form.get("generation")), form=form, error=error, after_post=True
-        )
-    return go(f"/console/agents/{uuid}")
+        return await _show(asked, seen=_number(form.get("generation")), form=form, error=error)
+    return go(f"/console/agents/{asked.agent_id}")
 
 
-async def _change(
-    page: Page, agent_id: UUID, action: Action, version: str | None, form: dict[str, str], seen: int
-) -> None:
+async def _change(asked: _Asked, form: dict[str, str], seen: int) -> None:
     """Raises the reason if the change is refused."""
-    resources = page.resources
+    agent_id, action, version = asked.agent_id, asked.action, asked.version
+    resources = asked.page.resources
     try:
         body = RollbackRequest(
             to=form.get("to") or None, reason=form.get("reason", "").strip() or None, force=form.get("force") == "yes"
         )
     except ValidationError as exc:
         raise first_problem(exc) from exc
-    caller = Caller(actor=page.actor, reason=body.reason, if_generation=seen)
+    caller = Caller(actor=asked.page.actor, reason=body.reason, if_generation=seen)
     if action == "rollback":
         await rolled_back(resources, agent_id, caller, body)
         return
@@ -132,7 +140,7 @@ async def _change(
             key = deployment_key(version or "")
             await delete_deployment(session, agent_id, key, if_generation=seen, terms=resources.terms, force=body.force)
         elif action == "delete-agent":
-            await _require_name(session, page, agent_id, form)
+            await _require_name(session, asked, form)
             await delete_agent(session, agent_id, caller)
         else:
             pause = AgentChange(auto_promote_paused=action == "pause")
@@ -141,28 +149,25 @@ async def _change(
     await resources.change(agent_id, work)
 
 
-async def _require_name(session: AsyncSession, page: Page, agent_id: UUID, form: dict[str, str]) -> None:
-    found = await read_agent_page(session, agent_id, page.resources.terms)
+async def _require_name(session: AsyncSession, asked: _Asked, form: dict[str, str]) -> None:
+    found = await read_agent_page(session, asked.agent_id, asked.page.resources.terms)
     if form.get("name", "").strip() != found.agent.agent.name:
         raise InvalidRequest("Type the agent's name to confirm.", field="name")
 
 
-async def _show(  # noqa: PLR0917 - named where it is called
-    page: Page,
-    agent_id: UUID,
-    action: Action,
-    version: str | None,
+async def _show(
+    asked: _Asked,
     *,
     seen: int | None = None,
     form: dict[str, str] | None = None,
     error: PodiumError | None = None,
-    after_post: bool = False,
 ) -> Template:
-    """The page of the action, for the generation now; `seen` is the one that an earlier form had."""
-    read = await in_transaction(page.resources.reads, lambda session: _read(session, page, agent_id, action, version))
+    """The page of the action, for the generation now; `seen` is the one that an earlier page or a refused form had."""
+    page, action, version = asked.page, asked.action, asked.version
+    read = await in_transaction(page.resources.reads, lambda session: _read(session, asked))
     generation = read.agent.generation
     since = [each.promotion for each in read.found.changes if seen is not None and each.promotion.generation > seen]
-    base = f"/console/agents/{agent_id}"
+    base = f"/console/agents/{asked.agent_id}"
     query = f"?version={version}&" if version else "?"
     return page.show(
         "action.html",
@@ -173,26 +178,26 @@ async def _show(  # noqa: PLR0917 - named where it is called
         version=read.version.view.deployment if read.version else None,
         preview=read.preview(action),
         changes=since,
-        is_stale=bool(since) and not after_post,
-        was_stale=bool(since) and after_post,
+        is_stale=bool(since) and error is None,
+        was_stale=bool(since) and error is not None,
         error=None if error is None or since else error,
         form=form or {},
         generation=generation,
         post_url=f"{base}/{action}{query}".rstrip("?&"),
-        own_url=f"{base}/{action}{query}seen={generation if seen is None or after_post else seen}",
+        own_url=f"{base}/{action}{query}seen={generation if seen is None or error else seen}",
         cursor=str(read.agent.event_seq),
     )
 
 
-async def _read(session: AsyncSession, page: Page, agent_id: UUID, action: Action, version: str | None) -> _Read:
-    terms = page.resources.terms
+async def _read(session: AsyncSession, asked: _Asked) -> _Read:
+    agent_id, terms = asked.agent_id, asked.page.resources.terms
     found = await read_agent_page(session, agent_id, terms)
     shown = None
-    if version is not None:
-        key = deployment_key(version)
+    if asked.version is not None:
+        key = deployment_key(asked.version)
         view = await get_deployment(session, agent_id, key, terms)
         shown = Version.of(view, (await version_counts(session, [key], terms)).get(key, VersionCounts(0, 0, 0)))
-    targets = await rollback_targets(session, agent_id, limit=TARGETS) if action == "rollback" else []
+    targets = await rollback_targets(session, agent_id, limit=TARGETS) if asked.action == "rollback" else []
     return _Read(found, shown, targets)
 
 

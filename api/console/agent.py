@@ -11,7 +11,7 @@ from litestar.response import Template
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.console.page import OnPage
-from api.console.timeline import CHANGES, RANGES, timeline
+from api.console.timeline import CHANGES, RANGES, fitting_range, timeline
 from api.console.words import fact
 from api.http.parameters import agent_uuid
 from services.agents.overview import VersionCounts, version_counts
@@ -87,18 +87,20 @@ async def read_agent_page(
 async def show_agent(
     agent_id: FromPath[str],
     page: OnPage,
-    zoom: Annotated[str, QueryParameter(max_length=10)] = "7d",
+    zoom: Annotated[str | None, QueryParameter(max_length=10)] = None,
     versions: Annotated[int, QueryParameter(ge=1, le=1_000_000)] = 1,
 ) -> Template:
     """One agent, deleted or not."""
     uuid = agent_uuid(agent_id)
-    if zoom not in RANGES:
+    if zoom is not None and zoom not in RANGES:
         raise InvalidRequest(f"zoom must be one of {', '.join(RANGES)}.", field="zoom")
     resources = page.resources
     found = await in_transaction(
         resources.reads, lambda session: read_agent_page(session, uuid, resources.terms, versions)
     )
     now = datetime.now(UTC)
+    if zoom is None:
+        zoom = fitting_range(found.changes, now)
     return page.show(
         "agent.html",
         agent=found.agent.agent,

@@ -1,4 +1,4 @@
-"""The panel that calls an agent: production or any version, two of them side by side. The answer streams as it comes."""
+"""The panel that calls an agent: production or any version, two of them side by side. Answers stream."""
 
 import json
 from typing import Annotated

@@ -35,10 +35,8 @@ def differences(version: DeploymentState, production: DeploymentState) -> list[D
         if getattr(production, field) != getattr(version, field)
     ]
     before, after = _facts(production), _facts(version)
-    for path in sorted(before.keys() | after.keys()):
-        if before.get(path) != after.get(path):
-            found.append(Difference(path, before.get(path), after.get(path)))
-    return found
+    paths = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
+    return [*found, *(Difference(path, before.get(path), after.get(path)) for path in paths)]
 
 
 def _facts(deployment: DeploymentState) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def _facts(deployment: DeploymentState) -> dict[str, Any]:
             [each.get("id") or each.get("name") for each in value if isinstance(each, dict)]
             if isinstance(value, list)
             else []
-        )  # noqa: E501
+        )
         if named and len(named) == len(value) and all(isinstance(name, str) for name in named):
             found |= {f"{path}: {name}": each for name, each in zip(named, value, strict=True)}
         else:

@@ -81,6 +81,6 @@ class Sessions:
         return session
 
     def _is_secure(self, request: AnyRequest) -> bool:
-        """Whether the browser uses HTTPS, maybe up to a proxy. A wrong header only affects the browser that sends it."""
+        """Whether the browser uses HTTPS, maybe up to a proxy. A wrong header affects the browser that sends it."""
         schemes = {request.url.scheme, self._public_url.scheme, request.headers.get("x-forwarded-proto", "").lower()}
         return "https" in schemes

@@ -37,6 +37,12 @@ class Timeline:
     bars: list[Bar]
 
 
+def fitting_range(changes: Sequence[Change], now: datetime) -> str:
+    """The whole history if it is short, else the last week."""
+    week = timedelta(days=7)
+    return "all" if all(now - each.promotion.at < week for each in changes) else "7d"
+
+
 def timeline(changes: Sequence[Change], now: datetime, span: timedelta | None) -> Timeline:
     """The periods that reach into the last `span`; all of these changes without one. Nothing that served is no bar."""
     first = min((each.promotion.at for each in changes), default=now)

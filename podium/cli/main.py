@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from podium.cli.agents import agents
+from podium.cli.console import open_console
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
 from podium.cli.drain import drain
@@ -38,6 +39,7 @@ ORDER = [
     "up",
     "demo",
     "doctor",
+    "open",
     "agents",
     "deployments",
     "promote",
@@ -193,6 +195,7 @@ for group in (agents, deployments, parked):
     app.add_typer(group)
 for operator_command in (registrations, promote, rollback, drain, history, events, rpc, register, deregister, doctor):
     app.command()(operator_command)
+app.command("open")(open_console)
 
 
 def _settings() -> "Settings":
