@@ -23,7 +23,7 @@ from services.storage.database import in_transaction
 from services.storage.pages import Page as Rows
 
 VERSIONS = 25
-LEDGER = 20
+LEDGER = 8
 AUTHORS = ("author", "commit_author", "author_name", "author_email")
 COMMITS = ("commit", "commit_hash", "commit_sha", "sha", "git_commit", "revision")
 BRANCHES = ("branch", "branch_name", "git_branch", "ref")

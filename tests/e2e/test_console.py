@@ -218,7 +218,7 @@ async def paths_of(console: str, agent: dict[str, Any]) -> list[str]:
 
 
 async def test_no_words_of_an_agent_run(console: str, settings: Settings, pod: Pod, browser: Browser) -> None:
-    """G87: in every field, on every page, in light and dark: no script, only http(s) links, no serious axe violation."""
+    """G87: in every field, on every page, in light and dark: no script, only http(s) links, no axe violation."""
     agent = await hostile_agent(console, settings, pod)
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
     async with opened(browser, console) as window, opened(browser, console, **phone) as small:
