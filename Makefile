@@ -4,11 +4,15 @@ PYTHON ?= python3
 RUNS ?= 1
 RESULTS ?=
 BIN := .venv/bin
+SUPPLY := .venv-supply
+SBOM ?= dist/sbom.cdx.json
+SBOM_CHECK ?= --validate
+AUDIT := dist/audit
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench bench-scale lint format contracts lock environment servers-for-tests
+.PHONY: help setup demo up test chaos bench bench-scale lint format contracts lock sbom audit environment servers-for-tests
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,10 +56,34 @@ lock: environment ## Choose the newest allowed versions and write the lock files
 	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
 	$(BIN)/uv pip compile --group build --universal --generate-hashes --python-version 3.11 \
 		-c requirements-dev.lock -o requirements-build.lock
+	$(BIN)/uv pip compile --group supply --universal --generate-hashes --python-version 3.11 -o requirements-supply.lock
 	$(BIN)/uv pip compile tests/sdk/requirements.in --universal --generate-hashes --python-version 3.12 \
 		-o requirements-sdk.lock
 	$(BIN)/uv pip compile tests/sdk/requirements-mcp2.in --universal --generate-hashes --python-version 3.11 \
 		-o requirements-mcp2.lock
+
+sbom: $(SUPPLY)/installed ## Write what requirements.lock pins as CycloneDX, the same bytes each time (SBOM=file)
+	@mkdir -p $(dir $(SBOM))
+	@PYTHONWARNINGS=ignore $(SUPPLY)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application \
+		--spec-version 1.6 --output-reproducible $(SBOM_CHECK) --output-format JSON --output-file $(SBOM)
+	@echo "$(SBOM) lists what requirements.lock pins."
+
+audit: $(SUPPLY)/installed ## Look for known vulnerabilities of what requirements.lock pins; asks pypi.org
+	@mkdir -p dist
+	@rm -f $(AUDIT).json $(AUDIT).log
+	@$(SUPPLY)/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off \
+		--format json --output $(AUDIT).json 2> $(AUDIT).log || { \
+			test -s $(AUDIT).json || { \
+				echo "make audit: NOTHING WAS CHECKED, pypi.org cannot be asked; $(AUDIT).log says why." >&2; exit 3; }; \
+			echo "make audit: vulnerabilities are known; $(AUDIT).json lists them." >&2; exit 1; }
+	@echo "No vulnerability of what requirements.lock pins is known."
+
+# uv takes seconds; pip knows settings that uv does not read.
+$(SUPPLY)/installed: requirements-supply.lock | environment
+	@$(BIN)/python -m venv --clear --without-pip $(SUPPLY)
+	@$(BIN)/uv pip install --quiet --python $(SUPPLY)/bin/python --require-hashes -r requirements-supply.lock || \
+		$(BIN)/python -m pip --python $(SUPPLY)/bin/python install --quiet --require-hashes -r requirements-supply.lock
+	@touch $@
 
 environment:
 	@$(PYTHON) podium/bootstrap.py --servers none

@@ -17,11 +17,13 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry
 
-from api.auth import check_bind, check_caller, check_origin
+from api.auth.binding import check_bind, read_issuers
+from api.auth.browsers import check_origin
+from api.auth.guard import check_caller
 from api.console.page import template_config
 from api.console.routes import console_routes
 from api.events import routes as event_routes
-from api.gateway import agent_cards
+from api.gateway import agent_cards, resource_metadata
 from api.gateway import routes as rpc_routes
 from api.gateway.fast_path import FastPath
 from api.gateway.forward import UpstreamResponseBroken
@@ -31,7 +33,7 @@ from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.resources import open_resources, provide_resources
-from api.routes import agents, deployments, documents, health, parked, registrations, rollback
+from api.routes import agents, audit, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
@@ -43,11 +45,12 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings) -> Litestar:
     """The application. It connects to nothing before the first request. Raises `StartRefused`."""
     check_bind(settings)
+    issuers = read_issuers(settings)
     registry = CollectorRegistry()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with open_resources(settings, registry) as resources:
+        async with open_resources(settings, registry, issuers) as resources:
             app.state.resources = resources
             yield
 
@@ -60,9 +63,11 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Registrations", registrations.ROUTES),
             _resource("Parked messages", parked.ROUTES),
             _resource("Events", event_routes.ROUTES),
+            _resource("Access", [*keys.ROUTES, *audit.ROUTES]),
             _resource("Deployments", deployments.LOOKUP_ROUTES),
+            *options_handlers(rpc_routes.ROUTES),
             *rpc_routes.ROUTES,
-            _resource("Agent cards", agent_cards.ROUTES),
+            _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
             _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
             _resource("Documents", documents.ROUTES),
             *console_routes(),
@@ -72,7 +77,7 @@ def create_app(settings: Settings) -> Litestar:
         guards=[check_caller],
         lifespan=[lifespan],
         logging_config=None,
-        openapi_config=documents.openapi_config(key_required=bool(settings.api_key.get_secret_value())),
+        openapi_config=documents.openapi_config(key_required=settings.keys_required),
         request_max_body_size=REGISTRATION_MAX_BYTES,
         template_config=template_config(),
     )

@@ -6,6 +6,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.tls import certificate_problem
+
 LIMIT_SECONDS = 2
 _QUESTION = text("SELECT 1")
 
@@ -30,8 +32,8 @@ class DatabaseCheck:
                 await self._ask_twice()
         except TimeoutError:
             return f"no answer within {LIMIT_SECONDS} s"
-        except (SQLAlchemyError, OSError):
-            return "cannot be reached"
+        except (SQLAlchemyError, OSError) as error:
+            return certificate_problem(error) or "cannot be reached"
         return None
 
     async def _ask_twice(self) -> None:

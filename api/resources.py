@@ -1,7 +1,7 @@
 """The resources of one API process, injected into its route handlers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,9 @@ from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.auth.authenticator import Authenticator, open_authenticator
+from api.auth.oidc.grants import IssuerConfig
+from api.auth.oidc.tokens import Tokens
 from api.batches import Batches, open_batches
 from api.change_queues import ChangeQueues
 from api.console.watch import Watch, open_watch
@@ -32,8 +35,6 @@ from services.storage.database import Sessions, close_engine, in_transaction, ma
 T = TypeVar("T")
 
 APPLICATION_NAME = "podium-api"
-UNAUTHENTICATED = "local"
-AUTHENTICATED = "api-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Resources:
     settings: Settings
     sessions: Sessions
     reads: Sessions
+    callers: Authenticator
     agents: AgentReads
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
@@ -61,11 +63,6 @@ class Resources:
     def terms(self) -> ConversationTerms:
         """How long conversations stay open, where their agent does not say."""
         return ConversationTerms.of(self.settings)
-
-    @property
-    def actor(self) -> str:
-        """The actor in the ledger: the same for all callers."""
-        return AUTHENTICATED if self.settings.api_key.get_secret_value() else UNAUTHENTICATED
 
     async def change(self, agent: UUID | str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn.
@@ -82,7 +79,9 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, registry: CollectorRegistry) -> AsyncGenerator[Resources, None]:
+async def open_resources(
+    settings: Settings, registry: CollectorRegistry, issuers: Sequence[IssuerConfig] = ()
+) -> AsyncGenerator[Resources, None]:
     """The resources, closed on exit. They connect to nothing before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
@@ -92,6 +91,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
     try:
         async with (
             OutboxNotifier(engine) as notifier,
+            open_authenticator(settings, reads, Tokens(issuers), application_name=APPLICATION_NAME) as callers,
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_watch(reads, events) as watch,
@@ -109,6 +109,7 @@ async def open_resources(settings: Settings, registry: CollectorRegistry) -> Asy
                 settings=settings,
                 sessions=sessions,
                 reads=reads,
+                callers=callers,
                 agents=agents,
                 changes=ChangeQueues(settings),
                 registrations=registrations,

@@ -127,6 +127,8 @@ class DeploymentPromoted(EventData):
     acp_url: str
     docker_image: str | None
     promoted_at: datetime
+    request_id: str | None = None
+    on_behalf_of: str | None = None
 
 
 class DeploymentDemoted(EventData):
@@ -139,6 +141,8 @@ class DeploymentDemoted(EventData):
     reason: str | None
     acp_url: str | None
     demoted_at: datetime
+    request_id: str | None = None
+    on_behalf_of: str | None = None
 
 
 class DeploymentDeleted(EventData):

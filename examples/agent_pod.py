@@ -2,10 +2,12 @@
 
 AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://127.0.0.1 ACP_PORT=8001 python -m examples.agent_pod
 
+With PODIUM_AGENT_KEY, from `podium agents key NAME`, its messages are signed.
 With AGENT_INSTANCE_ID, several pods of one version can run. Each says goodbye when it is stopped by SIGTERM.
 """
 
 import asyncio
+import hmac
 import json
 import os
 import signal
@@ -32,7 +34,7 @@ def announcement(name: str, deployment_id: str) -> Message:
     }
     if INSTANCE_ID is not None:
         body["registration_metadata"]["instance_id"] = INSTANCE_ID
-    return Message(json.dumps(body).encode(), delivery_mode=DeliveryMode.PERSISTENT)
+    return signed(body)
 
 
 def goodbye(name: str, deployment_id: str) -> Message:
@@ -45,7 +47,17 @@ def goodbye(name: str, deployment_id: str) -> Message:
         "message_id": str(uuid4()),
         "registered_at": datetime.now(UTC).isoformat(),
     }
-    return Message(json.dumps(body).encode(), delivery_mode=DeliveryMode.PERSISTENT)
+    return signed(body)
+
+
+def signed(body: dict[str, Any]) -> Message:
+    """The message of this body, signed if there is a key."""
+    content = json.dumps(body).encode()
+    headers = {}
+    if key := os.environ.get("PODIUM_AGENT_KEY"):
+        digest = hmac.new(key.encode(), f"{body['message_id']}\n".encode() + content, "sha256").hexdigest()
+        headers["x-podium-signature"] = f"v1={digest}"
+    return Message(content, headers=dict(headers), delivery_mode=DeliveryMode.PERSISTENT)
 
 
 async def publish(message: Message, name: str) -> None:

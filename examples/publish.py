@@ -1,10 +1,13 @@
 """Announces one version of an agent and exits: all that Podium requires of a pod. Needs aio-pika.
 
+With PODIUM_AGENT_KEY, from `podium agents key NAME`, the announcement is signed.
+
 PODIUM_AMQP_URL=amqp://... AGENT_NAME=hello AGENTEX_DEPLOYMENT_ID=hello-v1 ACP_URL=http://10.0.0.7:8000 \
 python -m examples.publish
 """
 
 import asyncio
+import hmac
 import json
 import os
 from datetime import UTC, datetime
@@ -24,7 +27,14 @@ async def main() -> None:
         "registered_at": datetime.now(UTC).isoformat(),
         "registration_metadata": {"deployment_id": os.environ["AGENTEX_DEPLOYMENT_ID"]},
     }
-    message = Message(json.dumps(body).encode(), content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT)
+    content = json.dumps(body).encode()
+    headers = {}
+    if key := os.environ.get("PODIUM_AGENT_KEY"):
+        digest = hmac.new(key.encode(), f"{body['message_id']}\n".encode() + content, "sha256").hexdigest()
+        headers["x-podium-signature"] = f"v1={digest}"
+    message = Message(
+        content, headers=dict(headers), content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT
+    )
     while True:
         try:
             async with asyncio.timeout(10), await connect(os.environ["PODIUM_AMQP_URL"]) as connection:

@@ -19,6 +19,7 @@ from contracts import topology
 from contracts.events import CONTENT_TYPE, EVENT_TYPES, CloudEvent, EventData, EventType
 from contracts.fields import AGENT_NAME_PATTERN, TRACEPARENT_PATTERN
 from contracts.messages import DeregisterInstance, RegisterAgent
+from contracts.signatures import SIGNATURE_HEADER, SIGNATURE_PATTERN
 
 DOCUMENT = "asyncapi.json"
 SCHEMAS = "schemas"
@@ -49,14 +50,25 @@ SERVERS = {
         "variables": {"host": {"default": "localhost"}, "port": {"default": "5672"}},
     }
 }
-HEADERS = {
+TRACE_HEADERS = {
+    "traceparent": {
+        "type": "string",
+        "pattern": TRACEPARENT_PATTERN,
+        "description": "W3C trace context; it travels from the announcement to the events it causes.",
+    }
+}
+EVENT_HEADERS = {"type": "object", "properties": TRACE_HEADERS}
+POD_HEADERS = {
     "type": "object",
     "properties": {
-        "traceparent": {
+        **TRACE_HEADERS,
+        SIGNATURE_HEADER: {
             "type": "string",
-            "pattern": TRACEPARENT_PATTERN,
-            "description": "W3C trace context; it travels from the announcement to the events it causes.",
-        }
+            "pattern": SIGNATURE_PATTERN,
+            "description": "`v1=` and, in lower-case hexadecimal, the HMAC-SHA256 with the agent's signing key over "
+            "the `message_id` in its canonical form (lower case, with hyphens), a line feed and the body. Required "
+            "where PODIUM_REQUIRE_SIGNED_ANNOUNCEMENTS is set.",
+        },
     },
 }
 
@@ -163,7 +175,8 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     messages = document["components"]["messages"]
     for name, message in messages.items():
         del message["correlationId"]
-        message |= {"name": name, "contentType": "application/json", "headers": HEADERS}
+        headers = POD_HEADERS if name in {RegisterAgent.__name__, DeregisterInstance.__name__} else EVENT_HEADERS
+        message |= {"name": name, "contentType": "application/json", "headers": headers}
     for data, event_type in EVENT_TYPES.items():
         messages[data.__name__] |= {
             "contentType": CONTENT_TYPE,

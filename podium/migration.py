@@ -11,6 +11,7 @@ from services.events.epochs import adopt_cluster
 from services.settings import Settings
 from services.storage.database import make_engine
 from services.storage.migrate import MigrationBlocked, migrate
+from services.tls import certificate_problem
 from workers.amqp.topology import declare
 
 
@@ -50,4 +51,6 @@ async def migrate_all(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    if (problem := certificate_problem(error)) is not None:
+        return f"{problem}. Check PODIUM_DATABASE_CA_FILE, PODIUM_AMQP_CA_FILE and the hosts in the addresses."
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -41,6 +41,48 @@ class Unauthorized(PodiumError):
     reason = "unauthorized"
 
 
+class InsufficientScope(PodiumError):
+    """This key may not do that: use one with the scope that the route needs."""
+
+    status = 403
+    reason = "insufficient-scope"
+
+    def __init__(self, scopes: tuple[str, ...] = ()) -> None:
+        self.scopes = scopes
+        listed = " or ".join(repr(each) for each in scopes)
+        super().__init__(f"This key may not do that: it needs the scope {listed}." if scopes else None)
+
+
+class AllAgentsNeeded(PodiumError):
+    """This key is bound to some agents: use one without such a bound."""
+
+    status = 403
+    reason = "all-agents-needed"
+
+
+class TooManyRequests(PodiumError):
+    """Too many requests: send fewer of them."""
+
+    status = 429
+    reason = "too-many-requests"
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyFailures(TooManyRequests):
+    """Too many requests from this address had no valid key: try again later."""
+
+    reason = "too-many-failures"
+
+
+class TooManyCalls(TooManyRequests):
+    """The limit of calls is reached: call less often, or have fewer calls under way."""
+
+    reason = "too-many-calls"
+
+
 class AgentNotFound(PodiumError):
     """There is no such agent: check its id or name."""
 
@@ -55,11 +97,29 @@ class DeploymentNotFound(PodiumError):
     reason = "deployment-not-found"
 
 
+class UnknownDeployment(DeploymentNotFound):
+    """There is no deployment with this id: check it."""
+
+
 class ParkedNotFound(PodiumError):
     """There is no parked message with this id: list the parked messages to see their ids."""
 
     status = 404
     reason = "parked-not-found"
+
+
+class KeyNotFound(PodiumError):
+    """There is no such key: list the keys to see their ids."""
+
+    status = 404
+    reason = "key-not-found"
+
+
+class KeyNameTaken(PodiumError):
+    """There is a key with this name: choose another one."""
+
+    status = 409
+    reason = "key-name-taken"
 
 
 class DeploymentNotReady(PodiumError):
@@ -167,6 +227,13 @@ class KeyMismatch(PodiumError):
     reason = "key-mismatch"
 
 
+class NotSigned(PodiumError):
+    """The message has no valid signature: sign it with the agent's signing key, which 'podium agents key' prints."""
+
+    status = 401
+    reason = "not-signed"
+
+
 class Unprocessable(PodiumError):
     """The database refuses this message: correct it and send it again."""
 
@@ -185,6 +252,13 @@ class NotRetryable(PodiumError):
 
     status = 409
     reason = "not-retryable"
+
+
+class RetryNotSigned(PodiumError):
+    """The parked message has no valid signature: check what it says, then retry it with accept_unsigned."""
+
+    status = 409
+    reason = "retry-not-signed"
 
 
 class Unavailable(PodiumError):
@@ -259,6 +333,7 @@ CONSTRAINT_ERRORS: dict[str, type[PodiumError]] = {
     "agents_name_of_living_key": LostRace,
     "deployments_pkey": LostRace,
     "registrations_pkey": LostRace,
+    "keys_name_of_living_key": LostRace,
     "deployments_production_not_deleted": ProductionCannotBeDeleted,
     "deployments_ready_has_address": DeploymentNotReady,
 }

@@ -3,13 +3,15 @@
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts import topology
 from contracts.fields import check_service_address
+from services.tls import check_ca_file
 
 
 def _plain_seconds(value: object) -> object:
@@ -23,6 +25,17 @@ def _plain_seconds(value: object) -> object:
 def _listed(value: object) -> object:
     """The parts of a comma-separated list."""
     return [part for each in value.split(",") if (part := each.strip())] if isinstance(value, str) else value
+
+
+def _ca_file_or_none(value: str) -> str:
+    return check_ca_file(value) if value else value
+
+
+def _only_with_tls(value: str, info: ValidationInfo) -> str:
+    url = info.data.get("amqp_url", SecretStr("")).get_secret_value()
+    if value and url and urlsplit(url).scheme != "amqps":
+        raise PydanticCustomError("no_tls", "PODIUM_AMQP_URL must begin with amqps:// for TLS")
+    return value
 
 
 def _address_or_none(value: str) -> str:
@@ -55,6 +68,8 @@ RelayPoll = Annotated[
 ]
 
 
+CaFile = Annotated[str, AfterValidator(_ca_file_or_none)]
+
 # Comma-separated lists.
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_listed)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
@@ -84,13 +99,36 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="postgresql://user:password@host:port/database (14 or later)"
     )
     amqp_url: SecretStr = Field(default=SecretStr(""), description="amqp://user:password@host:port/vhost (3.10+)")
+    database_ca_file: CaFile = Field(
+        default="",
+        description="PEM file of the authority of PostgreSQL's certificate, which must be of the URL's host; with it, "
+        "connections always use TLS.",
+    )
+    amqp_ca_file: Annotated[CaFile, AfterValidator(_only_with_tls)] = Field(
+        default="", description="The same for RabbitMQ's certificate; needs an amqps:// URL."
+    )
     secret_key: SecretStr = Field(
         default=SecretStr(""),
-        description="Secret from which the agents' API keys are derived; the same for all API processes.",
+        description="Secret from which the agents' keys are derived; the same for all API processes and registrars.",
     )
     api_key: SecretStr = Field(
         default=SecretStr(""),
-        description="API key that every request must send; required unless the API listens on loopback only.",
+        description="An API key that may do everything. If it is set, every request must send a key.",
+    )
+    require_keys: bool = Field(
+        default=False,
+        description="Every request must send a key, also without PODIUM_API_KEY: one of 'podium keys'. "
+        "This or PODIUM_API_KEY is required unless the API listens on loopback only.",
+    )
+    oidc_file: str = Field(
+        default="",
+        description="TOML file of OpenID Connect issuers and grants; if it is set, every request must send a key or a "
+        "token.",
+    )
+    auth_failures_per_minute: int = Field(
+        default=60,
+        ge=1,
+        description="Requests without a valid key per minute, address and API process; further ones get 429.",
     )
 
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
@@ -129,6 +167,12 @@ class Settings(BaseSettings):
         default=topology.DELIVERY_LIMIT,
         ge=1,
         description="Deliveries of a message before RabbitMQ makes it a dead letter.",
+    )
+
+    require_signed_announcements: bool = Field(
+        default=False,
+        description="Workers park a message from the queue that has no valid signature of its agent; they need "
+        "PODIUM_SECRET_KEY.",
     )
 
     batch_size: int = Field(
@@ -309,6 +353,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."
     )
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether requests must send a key."""
+        return self.require_keys or bool(self.oidc_file) or bool(self.api_key.get_secret_value())
 
     @property
     def on_loopback(self) -> bool:

@@ -15,6 +15,7 @@ from services.registration.dead_letters import dead_letter
 from services.registration.parked import Envelope, park
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
+from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
 from workers.amqp.decoding import tolerate_invalid_properties
@@ -55,7 +56,7 @@ class Drainer:
         async def receive(message: AbstractIncomingMessage) -> None:
             buffer.put(message)
 
-        async with connected(self._settings.amqp_url.get_secret_value()) as broker:
+        async with connected(broker_url(self._settings)) as broker:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     channel = await broker.channel()

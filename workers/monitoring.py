@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from contracts.topology import PARKED_QUEUE, REGISTRATIONS_QUEUE
 from services.settings import Settings
 from services.storage.database import close_engine, make_engine
+from services.tls import broker_url
 from workers.amqp.connection import connected
 from workers.metrics import WorkerMetrics
 
@@ -87,7 +88,7 @@ class Monitor:
         try:
             async with (
                 asyncio.timeout(SCRAPE_LIMIT_SECONDS),
-                connected(self._settings.amqp_url.get_secret_value()) as broker,
+                connected(broker_url(self._settings)) as broker,
             ):
                 channel = await broker.channel()
                 for queue in waiting:

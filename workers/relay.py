@@ -26,6 +26,7 @@ from services.cancellation import lost_as
 from services.events.epochs import adopt_cluster
 from services.events.outbox import WAKE_CHANNEL, claim, envelope, mark_published, prove_alive, try_lock
 from services.settings import Settings
+from services.tls import broker_url
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
 from workers.metrics import WorkerMetrics
 from workers.retry import CONNECTION_LOST, Outage, backoff, pause, run_with_retries
@@ -65,7 +66,7 @@ class Relay:
 
     async def _work(self, stop: asyncio.Event) -> None:
         """Wait for the lock on one database session, then publish."""
-        async with connected(self._settings.amqp_url.get_secret_value()) as broker, self._session() as session:
+        async with connected(broker_url(self._settings)) as broker, self._session() as session:
             channel, exchange = await _events_exchange(broker)
             self._outage.over()
             if not await self._acquire_lock(session, channel, stop):

@@ -12,6 +12,7 @@ import structlog
 from aio_pika.exceptions import AMQPConnectionError, AMQPError
 
 from services.cancellation import lost_as
+from services.tls import certificate_problem
 
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
@@ -59,6 +60,7 @@ class Outage:
             attempt=self._attempts,
             error=f"{type(cause).__name__}: {cause}"[:300],
             **({"hint": hint} if hint else {}),
+            **({"certificate": problem} if (problem := certificate_problem(cause)) else {}),
         )
         return backoff(self._attempts)
 

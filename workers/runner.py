@@ -19,7 +19,7 @@ from workers.janitor.worker import CONNECTIONS as JANITOR_CONNECTIONS
 from workers.janitor.worker import Janitor
 from workers.metrics import WorkerMetrics
 from workers.monitoring import monitored
-from workers.registrar.consumer import LOCK_TIMEOUT, Registrar
+from workers.registrar.consumer import LOCK_TIMEOUT, Registrar, signing_secret
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 
 
@@ -59,7 +59,7 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
 
     After the first signal the workers finish the messages that they have received. A second signal ends the process at
     once. The process ends within the drain timeout even if a server does not answer. Raises an `ExceptionGroup` with
-    `WorkerLost` if a worker ends without a signal.
+    `WorkerLost` if a worker ends without a signal, and `StartRefused` before it starts one.
     """
     runners: dict[WorkerName, Work] = {
         WorkerName.REGISTRAR: run_registrar,
@@ -67,11 +67,12 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
         WorkerName.DRAINER: run_drainer,
         WorkerName.JANITOR: run_janitor,
     }
+    names = list(dict.fromkeys(names))
+    if WorkerName.REGISTRAR in names:
+        signing_secret(settings)
     metrics = WorkerMetrics()
     async with stopped_by_signals() as stop, monitored(settings, metrics), asyncio.TaskGroup() as group:
-        workers = {
-            group.create_task(runners[name](settings, stop, metrics), name=name) for name in dict.fromkeys(names)
-        }
+        workers = {group.create_task(runners[name](settings, stop, metrics), name=name) for name in names}
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({*workers, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

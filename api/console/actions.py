@@ -3,7 +3,7 @@
 A form from an earlier generation changes nothing: the page is shown again, with what has changed since.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
@@ -16,15 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.console import previews
 from api.console.agent import AgentPage, Version, read_agent_page
 from api.console.page import OnPage, Page, go
-from api.console.visitors import Scope
-from api.http.parameters import agent_uuid, deployment_key
+from api.http.parameters import agent_uuid, caller, deployment_key
 from api.http.requests import RollbackRequest, first_problem
 from api.routes.rollback import rolled_back
 from services.agents.commands import AgentChange, change_agent, delete_agent, delete_deployment
 from services.agents.overview import VersionCounts, version_counts
 from services.agents.queries import get_deployment
+from services.domain.identity import Scope
 from services.errors import DeploymentNotFound, InvalidRequest, PodiumError
-from services.promotion.promote import Caller, promote
+from services.promotion.promote import promote
 from services.promotion.rollback_targets import Target, rollback_targets
 from services.storage.database import in_transaction
 
@@ -112,10 +112,16 @@ async def confirm(
     page.require(NEEDED[asked.action])
     try:
         seen = _generation(form)
+        await _require_visible(asked)
         await _change(asked, form, seen)
     except PodiumError as error:
         return await _show(asked, seen=_number(form.get("generation")), form=form, error=error)
     return go(f"/console/agents/{asked.agent_id}")
+
+
+async def _require_visible(asked: _Asked) -> None:
+    view = await asked.page.resources.agents.by_id(asked.agent_id)
+    asked.page.require_agent(view.agent.name)
 
 
 async def _change(asked: _Asked, form: dict[str, str], seen: int) -> None:
@@ -128,23 +134,23 @@ async def _change(asked: _Asked, form: dict[str, str], seen: int) -> None:
         )
     except ValidationError as exc:
         raise first_problem(exc) from exc
-    caller = Caller(actor=asked.page.actor, reason=body.reason, if_generation=seen)
+    change = replace(caller(asked.page.request, body.reason), if_generation=seen)
     if action == "rollback":
-        await rolled_back(resources, agent_id, caller, body)
+        await rolled_back(resources, agent_id, change, body)
         return
 
     async def work(session: AsyncSession) -> None:
         if action == "promote":
-            await promote(session, agent_id, deployment_key(version or ""), caller)
+            await promote(session, agent_id, deployment_key(version or ""), change)
         elif action == "delete":
             key = deployment_key(version or "")
-            await delete_deployment(session, agent_id, key, if_generation=seen, terms=resources.terms, force=body.force)
+            await delete_deployment(session, agent_id, key, change, terms=resources.terms, force=body.force)
         elif action == "delete-agent":
             await _require_name(session, asked, form)
-            await delete_agent(session, agent_id, caller)
+            await delete_agent(session, agent_id, change)
         else:
             pause = AgentChange(auto_promote_paused=action == "pause")
-            await change_agent(session, agent_id, pause, if_generation=seen)
+            await change_agent(session, agent_id, pause, change)
 
     await resources.change(agent_id, work)
 
@@ -192,6 +198,7 @@ async def _show(
 async def _read(session: AsyncSession, asked: _Asked) -> _Read:
     agent_id, terms = asked.agent_id, asked.page.resources.terms
     found = await read_agent_page(session, agent_id, terms)
+    asked.page.require_agent(found.agent.agent.name)
     shown = None
     if asked.version is not None:
         key = deployment_key(asked.version)

@@ -98,6 +98,7 @@ async def show_agent(
     found = await in_transaction(
         resources.reads, lambda session: read_agent_page(session, uuid, resources.terms, versions)
     )
+    page.require_agent(found.agent.agent.name)
     now = datetime.now(UTC)
     if zoom is None:
         zoom = fitting_range(found.changes, now)

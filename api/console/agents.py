@@ -45,8 +45,10 @@ async def show_agents(page: OnPage, q: Text = "", show: Text = "all", after: Tex
     async def work(session: AsyncSession) -> tuple[str, dict[str, int], AgentLines]:
         return (
             await event_cursor(session),
-            await agent_counts(session),
-            await agent_lines(session, search=search, shown=shown, after=after, before=before, limit=PAGE),
+            await agent_counts(session, page.identity),
+            await agent_lines(
+                session, identity=page.identity, search=search, shown=shown, after=after, before=before, limit=PAGE
+            ),
         )
 
     cursor, counts, found = await in_transaction(page.resources.reads, work)

@@ -9,11 +9,14 @@ from litestar.response import Template
 from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.auth.admission import Admission
 from api.console.page import OnPage
 from api.gateway.forward import Forward
 from api.gateway.routes import route_key
 from api.http.parameters import agent_uuid
 from services.agents.queries import AgentView, DeploymentView, get_agent, list_deployments
+from services.domain.identity import Identity
+from services.errors import Unauthorized
 from services.storage.database import in_transaction
 from services.storage.pages import Page as Rows
 
@@ -65,7 +68,9 @@ async def show_panel(
     uuid = agent_uuid(agent_id)
 
     async def work(session: AsyncSession) -> tuple[AgentView, list[DeploymentView]]:
-        return await get_agent(session, uuid), await list_deployments(session, uuid, Rows(limit=VERSIONS))
+        view = await get_agent(session, uuid)
+        page.require_agent(view.agent.name)
+        return view, await list_deployments(session, uuid, Rows(limit=VERSIONS))
 
     view, versions = await in_transaction(page.resources.reads, work)
     ids = [each.deployment.id for each in versions]
@@ -86,11 +91,20 @@ async def show_panel(
 async def call_agent(
     agent_id: FromPath[str], page: OnPage, version: Annotated[str | None, QueryParameter()] = None
 ) -> ASGIApp:
-    """Forward a call to what serves the agent, or to this version. Raises `CrossOrigin`, `ScopeMissing`."""
+    """Forward a call to what serves the agent, or to this version. Raises `CrossOrigin`, `InsufficientScope`."""
     page.sessions.check_change(page.request, page.session, page.request.headers.get(TOKEN_HEADER, ""))
     page.require("invoke")
     key = route_key(agent_id=agent_id, deployment_id=version or None)
-    return Call(Forward(page.resources.gateway, key))
+
+    async def identify() -> Identity:
+        identity = await page.identify()
+        if identity is None or not identity.may("invoke"):
+            raise Unauthorized
+        return identity
+
+    return Call(
+        Forward(page.resources.gateway, key, Admission(page.identity, identify, page.resources.callers.recognizes))
+    )
 
 
 ROUTES = [show_panel, call_agent]

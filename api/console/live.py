@@ -4,7 +4,7 @@ Pages of agents follow the same topics as event streams, so an open page costs a
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,6 +20,7 @@ from api.events.topics import Topic
 from api.http.parameters import agent_uuid
 from api.http.request_body import while_connected
 from api.resources import Resources
+from services.domain.identity import Identity
 from services.errors import InvalidRequest
 from services.events.log import Position, cursor_of, origin, parse_cursor, read_events
 from services.storage.database import in_transaction
@@ -62,6 +63,8 @@ class LiveStream:
     start: Position | None
     """After which event; None for a page that follows the watch."""
     now: Position
+    identify: Callable[[], Awaitable[Identity | None]]
+    """The visitor anew: the stream of a key that is revoked ends with the next heartbeat."""
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send a word per change until the browser leaves or the process stops."""
@@ -102,6 +105,8 @@ class LiveStream:
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
                 if loop.time() >= due:
+                    if await self.identify() is None:
+                        break
                     await _write(send, ": heartbeat\n\n")
                     due = loop.time() + interval
                 with suppress(TimeoutError):
@@ -123,8 +128,10 @@ async def follow_changes(
 ) -> ASGIApp:
     """A word for each change after the event `since`: of one agent, of all agents, or of messages (`watch`)."""
     agent_id = None if agent is None else agent_uuid(agent)
+    if agent_id is not None:
+        page.require_agent((await page.resources.agents.by_id(agent_id)).agent.name)
     if watch is not None:
-        return LiveStream(page.resources, None, None, origin(None))
+        return LiveStream(page.resources, None, None, origin(None), page.identify)
     cursor = page.request.headers.get("last-event-id") or since or "0"
     try:
         start = parse_cursor(cursor, agent_id)
@@ -133,7 +140,7 @@ async def follow_changes(
     found = await in_transaction(
         page.resources.reads, lambda session: read_events(session, agent_id, origin(agent_id), limit=0)
     )
-    return LiveStream(page.resources, agent_id, min(start, found.now), found.now)
+    return LiveStream(page.resources, agent_id, min(start, found.now), found.now, page.identify)
 
 
 ROUTES = [follow_changes]

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 from litestar import get, post
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Template
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.console.page import OnPage, Page, go
 from api.http.parameters import agent_filter, parked_uuid
-from api.routes.parked import ParkedMessageAnswer, drop, send_again
+from api.routes.parked import ParkedMessageAnswer, drop, found_parked, send_again
 from services.errors import PodiumError
 from services.registration.inbox import Lifetime, recent_registrations
-from services.registration.parked import get_parked, list_parked
+from services.registration.parked import list_parked
 from services.storage.database import in_transaction
 from services.storage.pages import Page as Rows
 
@@ -35,7 +34,8 @@ async def show_registrations(page: OnPage, agent: Agent = None, number: Number =
     name = agent_filter((agent or "").strip() or None)
     rows = Rows(limit=SHOWN, number=number)
     found = await in_transaction(
-        page.resources.reads, lambda session: recent_registrations(session, Lifetime(name), rows)
+        page.resources.reads,
+        lambda session: recent_registrations(session, Lifetime(name, identity=page.identity), rows),
     )
     return page.show(
         "registrations.html", found=found, outcomes=OUTCOMES, **_paged("/console/registrations", name, number, found)
@@ -47,7 +47,7 @@ async def show_parked(page: OnPage, agent: Agent = None, number: Number = 1) -> 
     """Messages that could not be applied, newest first; of one agent name, or of all."""
     name = agent_filter((agent or "").strip() or None)
     rows = Rows(limit=SHOWN, number=number)
-    found = await in_transaction(page.resources.reads, lambda session: list_parked(session, rows, name))
+    found = await in_transaction(page.resources.reads, lambda session: list_parked(session, rows, name, page.identity))
     return page.show("parked.html", found=found, **_paged("/console/parked", name, number, found))
 
 
@@ -70,14 +70,14 @@ async def show_parked_message(parked_id: FromPath[str], page: OnPage) -> Templat
 @post("/console/parked/{parked_id:str}/{action:str}", include_in_schema=False, status_code=200)
 async def change_parked(parked_id: FromPath[str], action: FromPath[str], page: OnPage) -> Any:  # noqa: ANN401 - a page
     """Send the message again (`retry`), or delete it (`drop`)."""
-    await page.form()
+    form = await page.form()
     page.require("admin")
     uuid = parked_uuid(parked_id)
     try:
         if action == "drop":
-            await drop(page.resources, uuid, page.actor)
+            await drop(page.resources, uuid, page.request)
             return go("/console/parked")
-        await send_again(page.resources, uuid)
+        await send_again(page.resources, uuid, page.request, accept_unsigned=form.get("accept_unsigned") == "yes")
     except PodiumError as error:
         return await _message(page, parked_id, error)
     return go(f"/console/parked/{uuid}")
@@ -85,16 +85,13 @@ async def change_parked(parked_id: FromPath[str], action: FromPath[str], page: O
 
 async def _message(page: Page, parked_id: str, error: PodiumError | None = None) -> Template:
     uuid = parked_uuid(parked_id)
-
-    async def work(session: AsyncSession) -> ParkedMessageAnswer:
-        return ParkedMessageAnswer.of(await get_parked(session, uuid))
-
-    message = await in_transaction(page.resources.reads, work)
+    message = ParkedMessageAnswer.of(await found_parked(page.resources, uuid, page.request))
     return page.show(
         "parked_message.html",
         status=error.status if error else 200,
         message=message,
         error=error,
+        signed_only=page.resources.settings.require_signed_announcements,
         own_url=f"/console/parked/{uuid}",
     )
 

@@ -18,11 +18,12 @@ from litestar.types import ResponseCookies
 
 from api.console.assets import asset_path
 from api.console.sessions import TOKEN_FIELD, Session, Sessions
-from api.console.visitors import Scope, Visitor, must_sign_in, visitor_of
+from api.console.visitors import visitor_of
 from api.console.words import FILTERS, plain
 from api.http.parameters import AnyRequest
 from api.resources import Resources, provide_resources
-from services.errors import InvalidRequest, PodiumError
+from services.domain.identity import Identity, Scope
+from services.errors import AgentNotFound, AllAgentsNeeded, InsufficientScope, InvalidRequest, PodiumError
 
 HOME = "/console/agents"
 SIGN_IN = "/console/sign-in"
@@ -51,13 +52,6 @@ class SignInNeeded(PodiumError):
     reason = "sign-in-needed"
 
 
-class ScopeMissing(PodiumError):
-    """Your key does not allow this."""
-
-    status = 403
-    reason = "insufficient-scope"
-
-
 def _shown(value: object) -> object:
     """Text as it is written on a page. Markup, which only templates make, is left as it is."""
     return plain(value) if type(value) is str else value
@@ -83,7 +77,7 @@ class Page:
     """One request of a visitor."""
 
     def __init__(
-        self, request: AnyRequest, resources: Resources, session: Session | None, visitor: Visitor | None
+        self, request: AnyRequest, resources: Resources, session: Session | None, visitor: Identity | None
     ) -> None:
         self.request = request
         self.resources = resources
@@ -92,15 +86,29 @@ class Page:
         self.visitor = visitor
 
     @property
-    def actor(self) -> str:
-        """The author of this visitor's changes."""
+    def identity(self) -> Identity:
+        """The visitor of a page that only those see who have signed in."""
         assert self.visitor is not None
-        return self.visitor.name
+        return self.visitor
 
     def require(self, scope: Scope) -> None:
-        """Raise `ScopeMissing` unless the visitor may do this."""
-        if self.visitor is None or not self.visitor.may(scope):
-            raise ScopeMissing(f"This needs a key with the scope '{scope}': sign in with another one.")
+        """Raise `InsufficientScope` unless the visitor may do this."""
+        if not self.identity.may(scope):
+            raise InsufficientScope((scope,))
+
+    def require_agent(self, name: str) -> None:
+        """Raise `AgentNotFound` unless this agent exists for the visitor."""
+        if not self.identity.sees(name):
+            raise AgentNotFound
+
+    def require_all_agents(self) -> None:
+        """Raise `AllAgentsNeeded` if the visitor sees some agents only."""
+        if self.identity.agents is not None:
+            raise AllAgentsNeeded
+
+    async def identify(self) -> Identity | None:
+        """The visitor anew, as their key is now."""
+        return await visitor_of(self.resources, self.session.proof if self.session else None)
 
     def show(self, template: str, *, status: int = 200, **context: Any) -> Template:  # noqa: ANN401 - what it shows
         """The page. A browser without a session gets one, so that the forms of the page can be checked."""
@@ -109,7 +117,7 @@ class Page:
         shared = {
             "visitor": self.visitor,
             "token": self.sessions.token(session),
-            "can_sign_out": self.visitor is not None and must_sign_in(self.resources.settings),
+            "can_sign_out": self.visitor is not None and self.session is not None and self.session.proof is not None,
             "path": self.request.url.path,
             "now": datetime.now(UTC),
         }
@@ -145,11 +153,12 @@ async def provide_any_page(request: AnyRequest, state: State) -> Page:
 
 
 async def provide_page(request: AnyRequest, state: State) -> Page:
-    """A page for a visitor who may read. Raises `SignInNeeded`, `ScopeMissing`."""
+    """A page for a visitor who may read. Raises `SignInNeeded`, `InsufficientScope`."""
     page = await provide_any_page(request, state)
     if page.visitor is None:
         raise SignInNeeded
     page.require("read")
+    request.scope["user"] = page.visitor
     return page
 
 

@@ -11,6 +11,7 @@ from api.console import actions, agent, agents, assets, calls, live, messages, s
 from api.console.failures import ERROR_PAGES
 from api.console.page import HOME, go, provide_any_page, provide_page
 from api.http.access import PUBLIC
+from api.http.options import options_handlers
 from api.http.parameters import AnyRequest
 
 METHODS = [HttpMethod.GET, HttpMethod.HEAD, HttpMethod.POST, HttpMethod.PUT, HttpMethod.PATCH, HttpMethod.DELETE]
@@ -32,25 +33,27 @@ async def show_nothing(rest: FromPath[str]) -> None:  # noqa: ARG001 - any path
 
 def console_routes() -> list[Any]:
     """The routes. A page checks its visitor itself; a key in a header is for programs and opens no page."""
+    pages = [
+        *agents.ROUTES,
+        *agent.ROUTES,
+        *version.ROUTES,
+        *calls.ROUTES,
+        *actions.ROUTES,
+        *messages.ROUTES,
+        *system.ROUTES,
+        *live.ROUTES,
+        *sign_in.ROUTES,
+        show_nothing,
+    ]
+    outside = [show_root, *assets.ROUTES]
     return [
-        show_root,
-        *assets.ROUTES,
+        *options_handlers(outside, PUBLIC),
+        *outside,
         Router(
             "/",
-            route_handlers=[
-                *agents.ROUTES,
-                *agent.ROUTES,
-                *version.ROUTES,
-                *calls.ROUTES,
-                *actions.ROUTES,
-                *messages.ROUTES,
-                *system.ROUTES,
-                *live.ROUTES,
-                *sign_in.ROUTES,
-                show_nothing,
-            ],
+            route_handlers=[*options_handlers(pages, PUBLIC), *pages],
             dependencies={"page": Provide(provide_page), "any_page": Provide(provide_any_page)},
             exception_handlers=ERROR_PAGES,
-            opt=PUBLIC,
+            opt={**PUBLIC},
         ),
     ]

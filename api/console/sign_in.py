@@ -8,15 +8,16 @@ from litestar.params import QueryParameter
 from litestar.response import Template
 
 from api.console.page import HOME, SIGN_IN, OnPage, go
-from api.console.visitors import must_sign_in, prove
+from api.console.visitors import prove
+from services.domain.identity import EVERYBODY
 
 Next = Annotated[str | None, QueryParameter()]
 
 
 @get(SIGN_IN, include_in_schema=False)
 async def show_sign_in(any_page: OnPage, next_page: Annotated[str | None, QueryParameter(name="next")] = None) -> Any:  # noqa: ANN401 - a page, or the way to another
-    """The form for a key; where none is needed, the first page."""
-    if any_page.visitor is not None or not must_sign_in(any_page.resources.settings):
+    """The form for a key; for those who have signed in, the page that they wanted."""
+    if any_page.visitor not in {None, EVERYBODY}:
         return go(_own(next_page))
     return any_page.show("sign_in.html", next=_own(next_page), failure=None)
 
@@ -26,7 +27,9 @@ async def sign_in(any_page: OnPage) -> Any:  # noqa: ANN401 - as above
     """Open a session with a key. The cookie does not contain it."""
     form = await any_page.form()
     target = _own(form.get("next"))
-    proof = await prove(any_page.resources, form.get("key", "").strip())
+    client = any_page.request.client
+    address = client.host if client else ""
+    proof = await prove(any_page.resources, form.get("key", "").strip(), address)
     if proof is None:
         return _refused(any_page, target)
     answer = go(target)

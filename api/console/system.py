@@ -32,6 +32,7 @@ class Queue:
 @get("/console/system", include_in_schema=False)
 async def show_system(page: OnPage) -> Template:
     """What waits, since when, and who does the work."""
+    page.require_all_agents()
     resources = page.resources
     parts, queues = await asyncio.gather(check_parts(resources), read_queues(resources.settings))
     try:

@@ -32,6 +32,7 @@ async def show_version(agent_id: FromPath[str], version_id: FromPath[str], page:
 
     async def work(session: AsyncSession) -> dict[str, Any]:
         agent = (await get_agent(session, uuid)).agent
+        page.require_agent(agent.name)
         view = await get_deployment(session, uuid, key, terms)
         pointer = agent.production_deployment_id
         production = await get_deployment(session, uuid, pointer, terms) if pointer not in {None, key} else None

@@ -1,5 +1,6 @@
 """The routes of event streams: events of one agent or of all agents, resumable from a cursor."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import UUID
 
@@ -8,11 +9,14 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 from litestar.types import ASGIApp
 
+from api.auth.guard import admission_of
 from api.events.stream import MEDIA_TYPE, EventStream, Subscription
-from api.http.parameters import agent_uuid
+from api.http.access import READ, needs
+from api.http.parameters import AnyRequest, agent_uuid
 from api.http.problems import documented
 from api.resources import Injected, Resources
 from contracts.events import EVENT_TYPES
+from services.domain.identity import Identity
 from services.errors import InvalidRequest
 from services.events.log import EventsRemoved, Position, origin, parse_cursor, read_events
 from services.storage.database import in_transaction
@@ -60,9 +64,10 @@ RESPONSES = {
 }
 
 
-@get("/events", responses={**RESPONSES, **documented(410)})
+@get("/events", opt=needs("read", agents="answer"), responses={**RESPONSES, **documented(410)})
 async def follow_events(
     *,
+    request: AnyRequest,
     resources: Injected,
     last_event_id: LastEventId = None,
     since: Since = None,
@@ -74,13 +79,18 @@ async def follow_events(
     An event appears as soon as it is committed, before the broker has it.
     """
     start, now = await _start(resources, None, last_event_id, since)
-    return EventStream(resources, Subscription(None, start, now, _known(types), follow))
+    return EventStream(resources, Subscription(None, start, now, _known(types), follow, *_who(request, resources)))
 
 
-@get("/agents/{agent_id:str}/events", responses={**RESPONSES, **documented(404, 410)})
+@get(
+    "/agents/{agent_id:str}/events",
+    opt=READ,
+    responses={**RESPONSES, **documented(404, 410)},
+)
 async def follow_events_of_agent(
     *,
     agent_id: FromPath[str],
+    request: AnyRequest,
     resources: Injected,
     last_event_id: LastEventId = None,
     since: Since = None,
@@ -93,7 +103,13 @@ async def follow_events_of_agent(
     """
     uuid = agent_uuid(agent_id)
     start, now = await _start(resources, uuid, last_event_id, since)
-    return EventStream(resources, Subscription(uuid, start, now, _known(types), follow))
+    return EventStream(resources, Subscription(uuid, start, now, _known(types), follow, *_who(request, resources)))
+
+
+def _who(request: AnyRequest, resources: Resources) -> tuple[Identity, Callable[[], Awaitable[Identity]] | None]:
+    """Who reads the stream, and how to find out whether its key is still valid."""
+    admission = admission_of(request, resources, request.route_handler)
+    return admission.identity, admission.identify if admission.identity.key_id is not None else None
 
 
 async def _start(

@@ -4,6 +4,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -15,7 +16,8 @@ from api.events.fanout import RETRY
 from api.events.topics import Step, Topic, frame
 from api.http.request_body import while_connected
 from api.resources import Resources
-from services.errors import Unavailable
+from services.domain.identity import EVERYBODY, Identity
+from services.errors import InsufficientScope, Unauthorized, Unavailable
 from services.events.log import EventsRemoved, Position, cursor_of, read_events
 from services.storage.database import in_transaction
 
@@ -37,6 +39,7 @@ log = structlog.get_logger(__name__)
 class Subscription:
     """Which events a client wants: of which agent (None: of all), after which position, of which types (None: of all).
 
+    Of all agents, a client gets the events of those that its identity sees.
     `now` is the position of the newest event at the start; without `follow` the stream ends there.
     """
 
@@ -45,6 +48,9 @@ class Subscription:
     now: Position
     types: frozenset[str] | None
     follow: bool
+    identity: Identity = EVERYBODY
+    identify: Callable[[], Awaitable[Identity]] | None = None
+    """Finds the identity anew, and raises if its key is not valid any more; None if it cannot end."""
 
 
 class EventStream:
@@ -66,7 +72,8 @@ class EventStream:
         await _write(send, f"retry: {RECONNECT_MILLISECONDS}\nid: {cursor_of(self._position)}\n\n".encode())
         with (
             self._resources.events.follow(self._subscription.agent_id, self._subscription.now) as topic,
-            suppress(EventsRemoved),  # the stream ends; the client reconnects and gets this error as a status
+            # The stream ends; the client reconnects and gets the error as a status.
+            suppress(EventsRemoved, Unauthorized, InsufficientScope),
         ):
             await self._follow(topic, send)
         await _write(send, b"", more=False)
@@ -75,8 +82,11 @@ class EventStream:
         """Send existing events, then new ones; send a heartbeat when there are none for the heartbeat interval."""
         loop = asyncio.get_running_loop()
         interval = self._resources.settings.sse_heartbeat.total_seconds()
-        due = loop.time() + interval
+        due = check_at = loop.time() + interval
         while not self._is_over():
+            if loop.time() >= check_at:
+                await self._check_key()
+                check_at = loop.time() + interval
             changed = topic.changed
             step = topic.after(self._position, PAGE) or await self._read_from_database()
             content = self._advance(step) if step else b""
@@ -90,14 +100,22 @@ class EventStream:
                     async with asyncio.timeout_at(due if step else min(due, loop.time() + RETRY.total_seconds())):
                         await changed.wait()
 
+    async def _check_key(self) -> None:
+        """Raise `PodiumError` if the client's key is not valid any more. While keys cannot be read, it still is."""
+        if self._subscription.identify is not None:
+            with suppress(Unavailable):
+                await self._subscription.identify()
+
     def _is_over(self) -> bool:
         subscription = self._subscription
         return self._resources.events.ended or not (subscription.follow or self._position < subscription.now)
 
     def _advance(self, step: Step) -> bytes:
         """Move to the end of the step; the events of it that the client wants."""
-        types = self._subscription.types
-        wanted = [each for each in step.frames if types is None or each.type in types]
+        types, identity = self._subscription.types, self._subscription.identity
+        wanted = [
+            each for each in step.frames if (types is None or each.type in types) and identity.sees(each.agent_name)
+        ]
         self._position = step.reached
         if wanted:
             self._sent_position = wanted[-1].position

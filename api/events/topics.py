@@ -17,6 +17,7 @@ class Frame:
 
     position: Position
     type: str
+    agent_name: str
     content: bytes
 
 
@@ -32,7 +33,8 @@ def frame(row: EventRow, agent_id: UUID | None) -> Frame:
     """The event as a Server-Sent Event; its data is byte for byte the message that the broker delivers."""
     position = position_of(row, agent_id)
     data = envelope(row).model_dump_json(exclude_none=True)
-    return Frame(position, row.type, f"id: {cursor_of(position)}\nevent: {row.type}\ndata: {data}\n\n".encode())
+    content = f"id: {cursor_of(position)}\nevent: {row.type}\ndata: {data}\n\n".encode()
+    return Frame(position, row.type, row.agent_name, content)
 
 
 class Topic:

@@ -4,28 +4,25 @@ https://a2a-protocol.org/latest/specification/#441-agentcard
 """
 
 import asyncio
-import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 from litestar import Response, get
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
-from multidict import CIMultiDict
 from pydantic_core import from_json, to_json
 
-from api.gateway.gateway import Gateway
-from api.gateway.headers import REQUEST_ID_HEADER, request_headers, route_headers
-from api.gateway.upstream import Call
+from api.auth.guard import admission_of
+from api.gateway.agent_documents import DocumentInvalid, DocumentMissing, fetch_document, public_url
+from api.gateway.headers import route_headers
+from api.http.access import needs
 from api.http.jsonrpc import ForwardingFailure
 from api.http.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
 from api.http.problems import documented
-from api.resources import Injected
-from contracts.fields import check_service_address
-from services.errors import InvalidRequest, PodiumError
-from services.routing.routes import Route, RouteKey
+from api.resources import Injected, Resources
+from services.errors import PodiumError
+from services.routing.routes import RouteKey
 
 # https://a2a-protocol.org/latest/specification/#82-well-known-uri
 CARD_PATH = "/.well-known/agent-card.json"
@@ -42,12 +39,13 @@ _SCHEME = "podium"
 _SCHEME_0_3 = {"type": "http", "scheme": "bearer"}
 _SCHEME_1_0 = {"httpAuthSecurityScheme": {"scheme": "Bearer"}}
 
-# The caller's headers that reach the agent: those of the protocol, and those that identify a call in logs and traces.
-_FORWARDED = re.compile(rf"a2a-.*|traceparent|tracestate|baggage|{REQUEST_ID_HEADER}", re.IGNORECASE)
 _DOCUMENTED = {
     **documented(404, 410, 502, 504),
     200: ResponseSpec(dict[str, object], description="The agent card", generate_examples=False),
 }
+
+# Those who call an agent need its card, too.
+_RULE = needs("read", "invoke", agents="route")
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -73,22 +71,23 @@ class AgentCardInvalid(ForwardingFailure):
     reason = "agent-card-invalid"
 
 
-@get(f"/agents/{{agent_id:str}}{CARD_PATH}", operation_id="get_agent_card", responses=_DOCUMENTED)
+@get(f"/agents/{{agent_id:str}}{CARD_PATH}", opt=_RULE, operation_id="get_agent_card", responses=_DOCUMENTED)
 async def card(agent_id: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The agent card of what serves the agent now. Its address is the agent's `rpc` route."""
     wanted = agent_uuid(agent_id)
-    return await _answer(request, resources.gateway, RouteKey(agent_id=wanted), f"/agents/{wanted}")
+    return await _answer(request, resources, RouteKey(agent_id=wanted), f"/agents/{wanted}")
 
 
-@get(f"/agents/name/{{name:str}}{CARD_PATH}", operation_id="get_agent_card_by_name", responses=_DOCUMENTED)
+@get(f"/agents/name/{{name:str}}{CARD_PATH}", opt=_RULE, operation_id="get_agent_card_by_name", responses=_DOCUMENTED)
 async def card_by_name(name: FromPath[str], resources: Injected, request: AnyRequest) -> Response[bytes]:
     """The agent card of what serves the living agent of this name now. Its address is the agent's `rpc` route."""
     wanted = agent_name(name)
-    return await _answer(request, resources.gateway, RouteKey(name=wanted), f"/agents/name/{wanted}")
+    return await _answer(request, resources, RouteKey(name=wanted), f"/agents/name/{wanted}")
 
 
 @get(
     f"/agents/{{agent_id:str}}/deployments/{{deployment_id:str}}{CARD_PATH}",
+    opt=_RULE,
     operation_id="get_deployment_card",
     responses=_DOCUMENTED,
 )
@@ -99,7 +98,7 @@ async def preview_card(
     wanted, key = agent_uuid(agent_id), deployment_key(deployment_id)
     return await _answer(
         request,
-        resources.gateway,
+        resources,
         RouteKey(agent_id=wanted, deployment_id=key),
         f"/agents/{wanted}/deployments/{key}",
     )
@@ -125,69 +124,24 @@ def rewritten(card: bytes, *, registered_url: str, rpc_url: str, needs_key: bool
         raise AgentCardInvalid("The agent's card cannot be read: it is not JSON, or not shaped as a card.") from exc
 
 
-async def _answer(request: AnyRequest, gateway: Gateway, key: RouteKey, base_path: str) -> Response[bytes]:
-    rpc_url = f"{_public_url(request, gateway)}{base_path}/rpc"
-    route = await gateway.routes.find(key)
+async def _answer(request: AnyRequest, resources: Resources, key: RouteKey, base_path: str) -> Response[bytes]:
+    gateway = resources.gateway
+    rpc_url = f"{public_url(request, gateway)}{base_path}/rpc"
+    route = await gateway.routes.find(key, admission_of(request, resources, request.route_handler).check)
     try:
         async with asyncio.timeout(gateway.settings.card_timeout.total_seconds()):
-            found, route = await _fetched(request, gateway, route)
+            found, route = await fetch_document(request, gateway, route, CARD_PATH, CARD_MAX_BYTES)
     except TimeoutError as exc:
         raise AgentCardTimeout from exc
+    except DocumentMissing as exc:
+        raise AgentCardMissing from exc
+    except DocumentInvalid as exc:
+        raise AgentCardInvalid(exc.message) from exc
     # A promote can change the card at any time.
     headers = {"cache-control": "no-cache", **route_headers(route)}
-    needs_key = bool(gateway.settings.api_key.get_secret_value())
+    needs_key = gateway.settings.keys_required
     content = rewritten(found, registered_url=route.rpc_url, rpc_url=rpc_url, needs_key=needs_key)
     return Response(content, headers=headers, media_type="application/json")
-
-
-def _public_url(request: AnyRequest, gateway: Gateway) -> str:
-    """The base URL of this API: the configured one, else the one of this request. Raises `InvalidRequest`."""
-    if gateway.settings.public_url:
-        return gateway.settings.public_url.rstrip("/")
-    hosts = request.headers.getall("host", [])
-    try:
-        [host] = hosts
-        return check_service_address(f"{request.scope['scheme']}://{host}")
-    except ValueError as exc:
-        message = "The card contains the address of this request: send one Host header with only a host and a port."
-        raise InvalidRequest(message, field="Host") from exc
-
-
-async def _fetched(request: AnyRequest, gateway: Gateway, route: Route) -> tuple[bytes, Route]:
-    """The card as the agent serves it, and the route to the instance that did.
-
-    Raises `AgentCardMissing`, `AgentCardInvalid`, and the errors of any call.
-    """
-    headers: CIMultiDict[str] = CIMultiDict({"accept": "application/json"})
-    forwarded, _ = request_headers(request.scope["headers"])
-    headers.extend((name, value) for name, value in forwarded.items() if _FORWARDED.fullmatch(name))
-
-    def call_to(instance: Route) -> Call:
-        parts = urlsplit(instance.acp_url)
-        return Call("GET", f"{parts.scheme}://{parts.netloc}{CARD_PATH}", b"", headers, b"")
-
-    with gateway.balancer.enter(route) as call:
-        response = await call.answer(call_to)
-        try:
-            return await _content(response), call.route
-        finally:
-            response.close()
-
-
-async def _content(response: aiohttp.ClientResponse) -> bytes:
-    if response.status in {404, 405}:
-        raise AgentCardMissing
-    if response.status != 200:  # noqa: PLR2004 - the HTTP status OK
-        raise AgentCardInvalid(f"The agent answers HTTP {response.status} at the path of its card.")
-    content = bytearray()
-    try:
-        async for chunk in response.content.iter_any():
-            content += chunk
-            if len(content) > CARD_MAX_BYTES:
-                raise AgentCardInvalid(f"The agent's card is larger than {CARD_MAX_BYTES} bytes.")
-    except aiohttp.ClientError as exc:
-        raise AgentCardInvalid("The agent closed the connection before the end of its card.") from exc
-    return bytes(content)
 
 
 def _rewritten(card: Json, path: str, rpc_url: str) -> Json:

@@ -30,6 +30,7 @@ from services.routing.conversations import (
     pin_conversation,
     session_seen,
 )
+from services.routing.resolver import Admit
 from services.routing.routes import Route, RouteKey
 from services.storage.database import in_transaction
 
@@ -119,7 +120,13 @@ def key_in_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Kind, bytes]
 
 
 async def route_call(
-    gateway: Gateway, key: RouteKey, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes
+    gateway: Gateway,
+    key: RouteKey,
+    path: str,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    admit: Admit | None = None,
 ) -> RoutedCall:
     """The route of a call, in its conversation if it has one.
 
@@ -131,12 +138,12 @@ async def route_call(
     in_headers = key_in_headers(headers)
     opted_in = None if in_headers is not None else gateway.opted_in.get(path)
     given = in_headers or _key_in_body(opted_in, body)
-    routed = await _routed(gateway, key, given)
+    routed = await _routed(gateway, key, given, admit)
     if in_headers is None and routed.route.conversation_keys != opted_in:
         opted_in = gateway.opted_in.learn(path, routed.route.conversation_keys)
         in_body = _key_in_body(opted_in, body)
         if in_body != given:
-            routed = await _routed(gateway, key, in_body)
+            routed = await _routed(gateway, key, in_body, admit)
     return routed
 
 
@@ -210,12 +217,12 @@ def _key_in_body(opted_in: ConversationKeys | None, body: bytes) -> tuple[Kind, 
     return next(iter(ids_of_call(opted_in, body)), None) if opted_in is not None and body else None
 
 
-async def _routed(gateway: Gateway, key: RouteKey, given: tuple[Kind, bytes] | None) -> RoutedCall:
+async def _routed(gateway: Gateway, key: RouteKey, given: tuple[Kind, bytes] | None, admit: Admit | None) -> RoutedCall:
     if given is None:
-        return RoutedCall(await gateway.routes.find(key), key, None)
+        return RoutedCall(await gateway.routes.find(key, admit), key, None)
     kind, value = given
     in_conversation = key.in_session(digest_of(value, key.deployment_id, kind))
-    return RoutedCall(await gateway.routes.find(in_conversation), in_conversation, kind)
+    return RoutedCall(await gateway.routes.find(in_conversation, admit), in_conversation, kind)
 
 
 def _issued(response: aiohttp.ClientResponse, preview: str | None) -> bytes | None:

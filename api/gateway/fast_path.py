@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from api.auth.guard import admission_of
 from api.gateway.forward import Forward, UpstreamResponseBroken
 from api.gateway.routes import METHODS, ROUTES, route_key
 from api.http.problems import render_defect, render_domain_error
@@ -31,7 +32,7 @@ class FastPath:
     def __init__(self, app: Litestar) -> None:
         self._app: ASGIApp = app.asgi_handler
         self._state = app.state
-        self._routes = {frozenset(route.path_parameters): route for route in _rpc_routes(app)}
+        self._routes = {frozenset(route.path_parameters): (route, handler) for route, handler in _rpc_routes(app)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward an RPC; leave every other request to full routing."""
@@ -45,8 +46,7 @@ class FastPath:
         await self._forward(scope, receive, send, {name: text for name, text in found.groupdict().items() if text})
 
     async def _forward(self, scope: HTTPScope, receive: Receive, send: Send, parameters: dict[str, str]) -> None:
-        route = self._routes[frozenset(parameters)]
-        handler: HTTPRouteHandler = route.route_handlers[0]
+        route, handler = self._routes[frozenset(parameters)]
         scope["path_params"], scope["path_template"] = parameters, route.path_format
         scope["route_handler"] = handler
         request: Request[Any, Any, Any] = Request(scope, receive, send)
@@ -60,7 +60,8 @@ class FastPath:
         try:
             for guard in handler.resolve_guards():
                 await guard(request, handler)  # type: ignore[misc]
-            forward = Forward(provide_resources(self._state).gateway, route_key(**parameters))
+            resources = provide_resources(self._state)
+            forward = Forward(resources.gateway, route_key(**parameters), admission_of(request, resources, handler))
             await forward(scope, receive, tracking_send)
         except UpstreamResponseBroken:
             raise
@@ -75,6 +76,12 @@ class FastPath:
         await response.to_asgi_response(app=None, request=request)(scope, receive, send)
 
 
-def _rpc_routes(app: Litestar) -> list[HTTPRoute]:
-    handlers = {handler.fn for handler in ROUTES}
-    return [route for route in app.routes if isinstance(route, HTTPRoute) and route.route_handlers[0].fn in handlers]
+def _rpc_routes(app: Litestar) -> list[tuple[HTTPRoute, HTTPRouteHandler]]:
+    functions = {handler.fn for handler in ROUTES}
+    return [
+        (route, handler)
+        for route in app.routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        if handler.fn in functions
+    ]

@@ -16,7 +16,9 @@ from litestar.enums import ScopeType
 from litestar.types import HTTPScope, Receive, Scope, Send
 from multidict import CIMultiDict
 
+from api.auth.admission import Admission
 from api.gateway.balancer import BalancedCall
+from api.gateway.challenges import WELL_KNOWN
 from api.gateway.conversation_ids import ids_of_answer, needs_more
 from api.gateway.conversations import (
     ATTEMPTS,
@@ -29,12 +31,13 @@ from api.gateway.conversations import (
     route_call,
 )
 from api.gateway.gateway import Gateway
-from api.gateway.headers import REQUEST_ID_HEADER, RawHeaders, request_headers, response_headers
+from api.gateway.headers import RawHeaders, caller_authorization, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
+from api.http.parameters import REQUEST_ID_HEADER
 from api.http.problems import refusal_headers
 from api.http.request_body import ClientDisconnected, check_headers, read_body, until_disconnect
 from contracts.fields import ErrorStyle
@@ -63,9 +66,11 @@ class _InFlight:
 class Forward:
     """The forwarding of one call: an ASGI application that a route handler returns."""
 
-    def __init__(self, gateway: Gateway, key: RouteKey) -> None:
+    def __init__(self, gateway: Gateway, key: RouteKey, admission: Admission) -> None:
         self._gateway = gateway
         self._key = key
+        self._admission = admission
+        self._admit = None if admission.is_open else admission.check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the call until its end or the caller's disconnect, and record it in metrics and log."""
@@ -79,6 +84,7 @@ class Forward:
             trace_id=span.trace_id,
             span_id=span.span_id,
             began=perf_counter(),
+            actor=self._admission.identity.actor,
         )
         try:
             await self._serve(scope, receive, send, headers, record)
@@ -112,7 +118,7 @@ class Forward:
             buffered.reserve(size)
             if size > SMALL_BYTES and not checked:
                 checked = True
-                route = await self._gateway.routes.find(self._key)
+                route = await self._gateway.routes.find(self._key, self._admit)
                 self._gateway.error_styles.learn(scope["path"], route.error_style)
                 self._gateway.balancer.check(route)
 
@@ -125,11 +131,16 @@ class Forward:
         path = scope["path"]
         try:
             for _ in range(ATTEMPTS):
-                routed = await route_call(self._gateway, self._key, path, scope["headers"], buffered.content)
+                routed = await route_call(
+                    self._gateway, self._key, path, scope["headers"], buffered.content, admit=self._admit
+                )
                 record.route = routed.route
                 style = routed.route.error_style
                 self._gateway.error_styles.learn(path, style)
-                with self._gateway.balancer.enter(routed.route, preferred=routed.preferred_instance) as call:
+                with (
+                    self._gateway.call_limits.call(self._admission.identity, routed.route),
+                    self._gateway.balancer.enter(routed.route, preferred=routed.preferred_instance) as call,
+                ):
                     if await begin_conversation(self._gateway, routed, call.route):
                         exchange = self._exchange(_InFlight(scope, send, headers, buffered, record, routed), call)
                         if routed.key.session is None:
@@ -146,9 +157,12 @@ class Forward:
         """Send the call, and the answer to the caller."""
         scope, record, buffered = now.scope, now.record, now.buffered
         record.request_bytes = len(buffered.content)
+        headers = now.headers
+        if call.route.forward_authorization == "pass":
+            headers = self._with_authorization(scope, headers)
         try:
             response = await call.answer(
-                lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], now.headers, buffered.content)
+                lambda to: Call(scope["method"], to.rpc_url, scope["query_string"], headers, buffered.content)
             )
         finally:
             route = record.route = call.route
@@ -162,6 +176,15 @@ class Forward:
             await self._stream_answer(response, returned, now.send, record, began)
         finally:
             response.close()
+
+    def _with_authorization(self, scope: HTTPScope, headers: CIMultiDict[str]) -> CIMultiDict[str]:
+        """The headers for an agent that authenticates its callers itself."""
+        authorization = caller_authorization(scope["headers"], self._admission.recognizes)
+        if authorization is None:
+            return headers
+        complete = headers.copy()
+        complete["authorization"] = authorization
+        return complete
 
     async def _with_issued_ids(self, routed: RoutedCall, route: Route, response: aiohttp.ClientResponse) -> bytes:
         """The beginning of the answer; the ids of conversations that it issues are pinned already."""
@@ -181,16 +204,25 @@ class Forward:
         self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
     ) -> RawHeaders:
         """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
-        headers = response_headers(response.raw_headers, route)
+        path = scope["raw_path"].decode("latin-1")
+        passes = route.forward_authorization == "pass"
+        metadata_url = f"{self._base_url(scope)}{WELL_KNOWN}{path}" if passes else None
+        headers = response_headers(response.raw_headers, route, metadata_url)
         if record.request_id.isascii():
             headers.append((_REQUEST_ID, record.request_id.encode()))
         if route.moved_from is not None:
             headers.append((MOVED_HEADER, route.moved_from.encode()))
         if "location" not in response.headers:
             return headers
-        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{scope['raw_path'].decode('latin-1')}"
+        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{path}"
         location = returned_location(response.status, response.raw_headers, rpc_url=route.rpc_url, route_url=route_url)
         return headers if location is None else [*headers, (LOCATION, location)]
+
+    def _base_url(self, scope: HTTPScope) -> str:
+        """The URL of this API for callers."""
+        configured = self._gateway.settings.public_url.rstrip("/")
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        return configured or f"{scope['scheme']}://{hosts[0].decode('latin-1') if hosts else ''}"
 
     async def _stream_answer(
         self,
@@ -226,7 +258,7 @@ class Forward:
     async def _learn_style(self, path: str) -> None:
         """Look up the error style for a call that is refused before its route is read."""
         try:
-            style: ErrorStyle | None = (await self._gateway.routes.find(self._key)).error_style
+            style: ErrorStyle | None = (await self._gateway.routes.find(self._key, self._admit)).error_style
         except PodiumError as exc:
             style = exc.error_style
         if style is not None:

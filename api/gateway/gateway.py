@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from api.gateway.active_conversations import ActiveConversations, open_active_conversations
 from api.gateway.balancer import Balancer
+from api.gateway.call_limits import CallLimits
 from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.request_buffer import RequestBuffer
 from api.gateway.telemetry import RpcMetrics
@@ -84,6 +85,7 @@ class Gateway:
     active_conversations: ActiveConversations
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
     opted_in: OptedIn = field(default_factory=OptedIn)
+    call_limits: CallLimits = field(default_factory=CallLimits)
 
 
 @asynccontextmanager

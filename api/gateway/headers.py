@@ -5,20 +5,21 @@ The gateway continues the caller's trace, or starts one (https://www.w3.org/TR/t
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
 from multidict import CIMultiDict
 
+from api.gateway.challenges import CHALLENGE, returned_challenges
 from api.gateway.redirects import LOCATION
 from api.gateway.upstream import AgentProtocolError
+from api.http.parameters import REQUEST_ID_HEADER
 from api.http.preconditions import GENERATION_HEADER
 from services.routing.routes import Route
 
 DEPLOYMENT_HEADER = "x-podium-deployment-id"
 INSTANCE_HEADER = "x-podium-instance-id"
-REQUEST_ID_HEADER = "x-request-id"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
@@ -43,6 +44,7 @@ _ORIGIN = frozenset({b"forwarded", b"x-real-ip", b"via", b"origin", b"host"})
 _ORIGIN_PREFIX = b"x-forwarded-"
 # The gateway reads the whole body before it forwards it: the client library sets the length, and 100-continue is over.
 _FRAMING = frozenset({b"content-length", b"expect"})
+_AUTHORIZATION = b"authorization"
 _TRACEPARENT = TRACEPARENT.encode()
 _NOT_FORWARDED = _HOP_BY_HOP | _CREDENTIALS | _ORIGIN | _FRAMING
 
@@ -152,10 +154,24 @@ def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
     return forwarded, span
 
 
-def response_headers(given: RawHeaders, route: Route) -> list[tuple[bytes, bytes]]:
+def caller_authorization(given: RawHeaders, recognizes: Callable[[str], bool]) -> str | None:
+    """The `Authorization` for an agent that authenticates its callers itself.
+
+    None if the caller sent none or several, or one that `recognizes` says is for Podium.
+    """
+    values = [value for name, value in given if name.lower() == _AUTHORIZATION]
+    if len(values) != 1:
+        return None
+    value = _text(values[0])
+    scheme, _, credential = value.partition(" ")
+    return None if scheme.lower() == "bearer" and recognizes(credential.strip()) else value
+
+
+def response_headers(given: RawHeaders, route: Route, metadata_url: str | None = None) -> list[tuple[bytes, bytes]]:
     """The agent's headers that the caller receives, in their order, followed by which deployment and instance answered.
 
-    Without `Location`, which depends on the status. Raises `AgentProtocolError` for characters that no header may
+    Without `Location`, which depends on the status. With the agent's challenges if it authenticates its callers itself:
+    they get `metadata_url` as the place of its metadata. Raises `AgentProtocolError` for characters that no header may
     contain.
     """
     headers = [(name.lower(), value) for name, value in given]
@@ -163,6 +179,9 @@ def response_headers(given: RawHeaders, route: Route) -> list[tuple[bytes, bytes
     returned = [
         (name, value) for name, value in headers if name not in stripped and not name.startswith(_NOT_RETURNED_PREFIXES)
     ]
+    if metadata_url is not None:
+        challenges = (value for name, value in headers if name == CHALLENGE)
+        returned += [(CHALLENGE, value) for value in returned_challenges(challenges, metadata_url)]
     # All at once, since this is done for each call.
     valid = _VALID_NAMES.fullmatch(b"".join(name for name, _ in returned))
     if not valid or _INVALID_IN_VALUE.search(b"".join(value for _, value in returned)):

@@ -4,12 +4,15 @@ from litestar import HttpMethod, route
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
+from api.auth.guard import admission_of
 from api.gateway.forward import Forward
+from api.http.access import needs
 from api.http.jsonrpc import documented
-from api.http.parameters import agent_name, agent_uuid, deployment_key
+from api.http.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
 from api.resources import Injected
 from services.routing.routes import RouteKey
 
+CALL = needs("invoke", agents="route")
 METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.DELETE]
 
 
@@ -22,28 +25,41 @@ def route_key(*, agent_id: str | None = None, name: str | None = None, deploymen
     return RouteKey(agent_id=agent_uuid(agent_id), deployment_id=key)
 
 
-@route("/agents/{agent_id:str}/rpc", http_method=METHODS, status_code=200, tags=["RPC"], responses=documented())
-async def rpc(agent_id: FromPath[str], resources: Injected) -> ASGIApp:
+@route(
+    "/agents/{agent_id:str}/rpc", opt=CALL, http_method=METHODS, status_code=200, tags=["RPC"], responses=documented()
+)
+async def rpc(agent_id: FromPath[str], request: AnyRequest, resources: Injected) -> ASGIApp:
     """Forward a call to what serves the agent now. The body and the answer pass unchanged; the answer is streamed."""
-    return Forward(resources.gateway, route_key(agent_id=agent_id))
+    return Forward(
+        resources.gateway, route_key(agent_id=agent_id), admission_of(request, resources, request.route_handler)
+    )
 
 
-@route("/agents/name/{name:str}/rpc", http_method=METHODS, status_code=200, tags=["RPC"], responses=documented())
-async def rpc_by_name(name: FromPath[str], resources: Injected) -> ASGIApp:
+@route(
+    "/agents/name/{name:str}/rpc", opt=CALL, http_method=METHODS, status_code=200, tags=["RPC"], responses=documented()
+)
+async def rpc_by_name(name: FromPath[str], request: AnyRequest, resources: Injected) -> ASGIApp:
     """Forward a call to what serves the living agent of this name now."""
-    return Forward(resources.gateway, route_key(name=name))
+    return Forward(resources.gateway, route_key(name=name), admission_of(request, resources, request.route_handler))
 
 
 @route(
     "/agents/{agent_id:str}/deployments/{deployment_id:str}/rpc",
+    opt=CALL,
     http_method=METHODS,
     status_code=200,
     tags=["RPC"],
     responses=documented(),
 )
-async def preview_rpc(agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected) -> ASGIApp:
+async def preview_rpc(
+    agent_id: FromPath[str], deployment_id: FromPath[str], request: AnyRequest, resources: Injected
+) -> ASGIApp:
     """Forward a call to this deployment, in production or not."""
-    return Forward(resources.gateway, route_key(agent_id=agent_id, deployment_id=deployment_id))
+    return Forward(
+        resources.gateway,
+        route_key(agent_id=agent_id, deployment_id=deployment_id),
+        admission_of(request, resources, request.route_handler),
+    )
 
 
 ROUTES = [rpc, rpc_by_name, preview_rpc]

@@ -86,6 +86,7 @@ class CallRecord:
     trace_id: str
     span_id: str
     began: float
+    actor: str
     route: Route | None = None
     failovers: int = 0
     status: int | None = None
@@ -120,6 +121,7 @@ class CallRecord:
             "generation": route.generation if route else None,
             "failovers": self.failovers or None,
             "method": self.method,
+            "actor": self.actor,
             "status": self.status,
             "outcome": self.outcome,
             "detail": self.detail,

@@ -71,5 +71,5 @@ def documented() -> dict[int, ResponseSpec]:
     """The errors of an RPC route, for its OpenAPI description."""
     return {
         status: ResponseSpec(RpcErrorAnswer, description=HTTPStatus(status).phrase, generate_examples=False)
-        for status in (400, 401, 403, 404, 408, 410, 413, 431, 502, 503, 504)
+        for status in (400, 401, 403, 404, 408, 410, 413, 429, 431, 502, 503, 504)
     }

@@ -9,7 +9,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from api.http.access import NO_KEY, PUBLIC
+from api.http.access import PUBLIC
 from api.http.problems import documented_public
 
 # Unknown paths and methods share one label value, so that callers cannot create time series.
@@ -61,7 +61,6 @@ def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
     @get(
         "/metrics",
         opt=PUBLIC,
-        security=NO_KEY,
         operation_id="read_metrics",
         responses=documented_public(),
         media_type="text/plain",

@@ -1,6 +1,6 @@
 """What the OpenAPI document says beyond what the framework derives from the handlers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from litestar.handlers import HTTPRouteHandler
@@ -8,7 +8,8 @@ from litestar.types import Method
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.http.access import AGENT_KEY, NO_KEY
+from api.http.access import Rule
+from api.http.jsonrpc import is_rpc
 from api.http.preconditions import GENERATION_HEADER
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN
 
@@ -23,6 +24,7 @@ PATH_PARAMETERS: dict[str, tuple[str, Json]] = {
     "agent_id": ("The id of the agent.", _UUID),
     "name": ("The name of the agent.", {"type": "string", "pattern": AGENT_NAME_PATTERN}),
     "deployment_id": ("The id of the deployment.", {"type": "string", "pattern": DEPLOYMENT_ID_PATTERN}),
+    "key_id": ("The id of the key.", _UUID),
     "parked_id": ("The id of the parked message.", _UUID),
 }
 
@@ -41,14 +43,16 @@ _CURSOR_HEADER = {
         "schema": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
     }
 }
+_RETRY_AFTER: Json = {
+    "retry-after": {
+        "description": "After how many seconds a retry may succeed.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
 _ERROR_HEADERS: dict[str, Json] = {
     "401": {"www-authenticate": {"description": "How to send a key.", "schema": {"type": "string"}}},
-    "503": {
-        "retry-after": {
-            "description": "After how many seconds a retry may succeed.",
-            "schema": {"type": "integer", "minimum": 1},
-        }
-    },
+    "429": _RETRY_AFTER,
+    "503": _RETRY_AFTER,
 }
 _RPC_BODY = {
     "description": f"A JSON-RPC 2.0 request ({JSON_RPC}) or whatever else the agent accepts; it is not parsed.",
@@ -84,22 +88,27 @@ def operation_id(handler: HTTPRouteHandler, method: Method, _: object) -> str:
     return name if len(handler.http_methods) == 1 else f"{name}_{method.lower()}"
 
 
-def completed(document: Json, requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]]) -> Json:
+def completed(
+    document: Json,
+    requests: Sequence[type[BaseModel]],
+    answers: Sequence[type[BaseModel]],
+    rules: Mapping[tuple[str, str], Rule],
+) -> Json:
     """The document with patterns of path parameters, headers of answers, RPC bodies, and the models' own schemas.
 
     The framework's schemas of models lack the constraints of optional fields.
     """
     for path, item in document["paths"].items():
-        for operation in _operations(item):
+        for method, operation in _operations(item):
             operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
-            _complete_security(operation, document["security"])
+            _complete_security(operation, rules[path, method.upper()], document["security"])
             _complete_parameters(operation)
             _complete_answers(operation["responses"])
-            if path.endswith("/rpc"):
+            if is_rpc(path):
                 _complete_rpc(operation)
             if path == "/agents":
                 operation["responses"]["200"]["headers"] |= _CURSOR_HEADER
-        if path.endswith("/rpc"):
+        if is_rpc(path):
             item["post"]["requestBody"] = _RPC_BODY
     modes = [*((model, "validation") for model in requests), *((model, "serialization") for model in answers)]
     _, models = models_json_schema(modes, ref_template=REF)  # type: ignore[arg-type]
@@ -107,15 +116,19 @@ def completed(document: Json, requests: Sequence[type[BaseModel]], answers: Sequ
     return document
 
 
-def _operations(item: Json) -> Iterator[Json]:
-    return (item[method] for method in METHODS if method in item)
+def _operations(item: Json) -> Iterator[tuple[str, Json]]:
+    return ((method, item[method]) for method in METHODS if method in item)
 
 
-def _complete_security(operation: Json, of_all_routes: list[Json]) -> None:
-    if operation.get("security") == NO_KEY:
+def _complete_security(operation: Json, rule: Rule, of_all_routes: list[Json]) -> None:
+    if rule.is_public:
         operation["security"] = []
-    elif operation.get("security") == AGENT_KEY:
-        operation["security"] = [*AGENT_KEY, *of_all_routes]
+        return
+    if rule.agent_key:
+        operation["security"] = [{"agent_key": []}, *of_all_routes]
+    scopes = " or ".join(f"`{scope}`" for scope in rule.scopes)
+    operation["description"] = f"{operation['description']}\n\nNeeds a key with the scope {scopes}."
+    operation["x-podium-scopes"] = list(rule.scopes)
 
 
 def _complete_parameters(operation: Json) -> None:

@@ -11,9 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.http.preconditions import expected_generation
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, Moment
-from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest, ParkedNotFound, PodiumError
-from services.promotion.promote import Caller
+from services.domain.caller import Caller
+from services.domain.identity import Identity
+from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest, KeyNotFound, ParkedNotFound, PodiumError
 from services.storage.pages import Direction
+
+REQUEST_ID_HEADER = "x-request-id"
+# Whom the caller acts for, in its own words.
+ON_BEHALF_OF_HEADER = "x-podium-on-behalf-of"
+SHORT_TEXT_MAX_LENGTH = 200
 
 MAX_LIMIT = 1000
 # Larger than any list; times MAX_LIMIT it is still a valid offset in PostgreSQL.
@@ -44,6 +50,11 @@ def agent_uuid(text: str) -> UUID:
 def parked_uuid(text: str) -> UUID:
     """The id of a parked message in a path. Raises `ParkedNotFound` for a malformed one."""
     return _path_uuid(text, ParkedNotFound)
+
+
+def key_uuid(text: str) -> UUID:
+    """The id of a key in a path. Raises `KeyNotFound` for a malformed one."""
+    return _path_uuid(text, KeyNotFound)
 
 
 def agent_name(text: str) -> str:
@@ -86,14 +97,23 @@ def moment(text: str | None, *, field: str) -> datetime | None:
         raise InvalidRequest(message, field=field) from exc
 
 
-def caller(request: AnyRequest, actor: str, reason: str | None = None) -> Caller:
-    """The actor, reason, If-Match condition and trace context of a change. Raises `InvalidRequest` for If-Match."""
+def caller(request: AnyRequest, reason: str | None = None) -> Caller:
+    """Who changes something, why, for whom, on which condition, and in which request. Raises `InvalidRequest`."""
     return Caller(
-        actor=actor,
+        actor=identity_of(request).actor,
         reason=reason,
         if_generation=if_match(request),
         traceparent=traceparent(request),
+        request_id=_short_text(request, REQUEST_ID_HEADER),
+        on_behalf_of=_short_text(request, ON_BEHALF_OF_HEADER),
     )
+
+
+def identity_of(request: AnyRequest) -> Identity:
+    """Who calls, as the guard has found."""
+    identity = request.scope["user"]
+    assert isinstance(identity, Identity)
+    return identity
 
 
 def if_match(request: AnyRequest) -> int | None:
@@ -105,6 +125,18 @@ def traceparent(request: AnyRequest) -> str | None:
     """The `traceparent` of the request (https://www.w3.org/TR/trace-context/); None unless there is one valid value."""
     given = request.headers.getall("traceparent", [])
     return given[0] if len(given) == 1 and re.fullmatch(TRACEPARENT_PATTERN, given[0]) else None
+
+
+def _short_text(request: AnyRequest, header: str) -> str | None:
+    """The text in a header; None without one. Raises `InvalidRequest` for a long, repeated or unprintable one."""
+    given = request.headers.getall(header, [])
+    if not given:
+        return None
+    if len(given) > 1 or len(given[0]) > SHORT_TEXT_MAX_LENGTH or not given[0].isprintable():
+        raise InvalidRequest(
+            f"{header} must be sent once, with at most {SHORT_TEXT_MAX_LENGTH} printable characters.", field=header
+        )
+    return given[0] or None
 
 
 def _path_uuid(text: str, not_found: type[PodiumError]) -> UUID:

@@ -13,7 +13,15 @@ from litestar.types import ExceptionHandlersMap
 from api.http.jsonrpc import error_response, is_rpc
 from api.http.parameters import AnyRequest
 from api.http.responses import Problem
-from services.errors import InvalidRequest, MessageTooLarge, PodiumError, Unauthorized, Unavailable
+from services.errors import (
+    InsufficientScope,
+    InvalidRequest,
+    MessageTooLarge,
+    PodiumError,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:podium:problem:"
@@ -47,7 +55,7 @@ class CrossOrigin(PodiumError):
 
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
     """The errors of a route, for its OpenAPI description."""
-    return documented_public(*statuses, 401, 503)
+    return documented_public(*statuses, 401, 429, 503)
 
 
 def documented_public(*statuses: int) -> dict[int, ResponseSpec]:
@@ -96,10 +104,13 @@ EXCEPTION_HANDLERS: ExceptionHandlersMap = {
 
 def refusal_headers(error: PodiumError) -> dict[str, str]:
     """The headers of an error, in either format of its body."""
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | TooManyRequests):
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": CHALLENGE}
+    if isinstance(error, InsufficientScope):
+        # https://www.rfc-editor.org/rfc/rfc6750#section-3.1
+        return {"www-authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{" ".join(error.scopes)}"'}
     return {}
 
 

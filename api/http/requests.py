@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from contracts.fields import DeploymentId, Image, Text
 from contracts.messages import Facts
 from services.agents.commands import AgentChange, Default, NewDeployment
-from services.domain.state import Affinity, AutoPromote, ConversationKeys, OnFailure
+from services.domain.state import Affinity, AutoPromote, ConversationKeys, ForwardAuthorization, OnFailure
 from services.errors import InvalidRequest, PodiumError
 
 # What `api.http.preconditions` accepts.
@@ -21,15 +21,18 @@ T = TypeVar("T", bound=BaseModel)
 JSON = "application/json"
 REASON_MAX_LENGTH = 2000
 
+# In JSON, 3.0 is an integer too.
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 ProbeSeconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400)]
 # Up to a hundred years.
 ConversationSeconds = Annotated[float, Field(strict=True, ge=1, le=3_155_760_000)]
 ProbeThreshold = Annotated[
     int,
     Field(strict=True, ge=1, le=1000),
-    # In JSON, 3.0 is an integer too.
-    BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+    _WHOLE,
 ]
+CallsPerSecond = Annotated[float, Field(strict=True, gt=0, le=1_000_000)]
+CallsInFlight = Annotated[int, Field(strict=True, gt=0, le=1_000_000), _WHOLE]
 Reason = Annotated[Text, StringConstraints(max_length=REASON_MAX_LENGTH)]
 
 
@@ -100,6 +103,15 @@ class ConditionalChangeWithReason(ConditionalChange):
             self.request_body.required = False
 
 
+@dataclass
+class OptionalBody(Operation):
+    """An OpenAPI operation whose body may be missing."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
+
+
 class NewDeploymentRequest(BaseModel):
     """A version that is created before its pod starts. Repeating the request with the same `id` is idempotent."""
 
@@ -134,6 +146,17 @@ class RollbackRequest(BaseModel):
     )
     reason: Reason | None = None
     force: StrictBool = Field(default=False, description="Roll back even if the target does not answer a probe.")
+
+
+class RetryRequest(BaseModel):
+    """How a parked message is sent again."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    accept_unsigned: StrictBool = Field(
+        default=False,
+        description="Sign it for its agent although it came without a valid signature: you have checked what it says.",
+    )
 
 
 class ChangeAgentRequest(BaseModel):
@@ -176,6 +199,18 @@ class ChangeAgentRequest(BaseModel):
         default=None,
         description="How long conversations stay with a deployment that has stopped serving; 'default': from the "
         "settings.",
+    )
+
+    forward_authorization: ForwardAuthorization | None = Field(
+        default=None,
+        description="Whether agents get the Authorization header of calls: 'strip' removes it, 'pass' forwards one "
+        "that is not Podium's.",
+    )
+    calls_per_second: CallsPerSecond | Literal["none"] | None = Field(
+        default=None, description="RPC calls per second and API process, of all callers together; 'none': no limit."
+    )
+    calls_in_flight: CallsInFlight | Literal["none"] | None = Field(
+        default=None, description="RPC calls under way per API process, of all callers together; 'none': no limit."
     )
 
     def command(self) -> AgentChange:

@@ -18,6 +18,7 @@ from services.domain.state import (
     ConversationKeys,
     DeploymentState,
     DeploymentStatus,
+    ForwardAuthorization,
     InstanceState,
     OnFailure,
     serving,
@@ -61,6 +62,11 @@ class AgentAnswer(BaseModel):
     )
     conversation_max_age_seconds: float | None
     drain_deadline_seconds: float | None
+    forward_authorization: ForwardAuthorization = Field(
+        description="Whether the agent gets the Authorization header of calls."
+    )
+    calls_per_second: float | None = Field(description="Null, here and in the next field: no limit.")
+    calls_in_flight: int | None
     created_at: datetime
     updated_at: datetime
     deleted_at: datetime | None
@@ -94,6 +100,9 @@ class AgentAnswer(BaseModel):
             conversation_idle_seconds=agent.conversation_idle_seconds,
             conversation_max_age_seconds=agent.conversation_max_age_seconds,
             drain_deadline_seconds=agent.drain_deadline_seconds,
+            forward_authorization=agent.forward_authorization,
+            calls_per_second=agent.calls_per_second,
+            calls_in_flight=agent.calls_in_flight,
             created_at=agent.created_at,
             updated_at=agent.updated_at,
             deleted_at=agent.deleted_at,
@@ -267,6 +276,8 @@ class PromotionAnswer(BaseModel):
     to_docker_image: str | None
     restored: int | None = Field(description="The generation that a rollback restored.")
     at: datetime
+    request_id: str | None = Field(description="The id of the request that caused it.")
+    on_behalf_of: str | None = Field(description="Whom the actor acted for, as it said.")
     until: datetime | None = Field(description="When the next generation started; null for the current row.")
     duration_seconds: float | None = Field(description="Seconds from `at` to `until`; null for the current row.")
 

@@ -7,6 +7,7 @@ from litestar import Response, delete, get, patch
 from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.http.access import READ, needs
 from api.http.parameters import (
     AnyRequest,
     Limit,
@@ -16,7 +17,7 @@ from api.http.parameters import (
     agent_name,
     agent_uuid,
     caller,
-    if_match,
+    identity_of,
     moment,
 )
 from api.http.preconditions import generation_headers
@@ -48,9 +49,10 @@ IgnoredFilter = Annotated[
 ]
 
 
-@get("/agents", operation_id="list_agents", responses=documented())
+@get("/agents", opt=needs("read", agents="answer"), operation_id="list_agents", responses=documented())
 async def read_agents(
     *,
+    request: AnyRequest,
     resources: Injected,
     limit: Limit = 50,
     page_number: PageNumber = 1,
@@ -64,20 +66,25 @@ async def read_agents(
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction, after=after_uuid(after))
 
     async def work(session: AsyncSession) -> tuple[str, list[AgentView]]:
-        return await event_cursor(session), await list_agents(session, page)
+        return await event_cursor(session), await list_agents(session, page, identity_of(request))
 
     cursor, views = await in_transaction(resources.reads, work)
     return Response([AgentAnswer.of_view(view) for view in views], headers={CURSOR_HEADER: cursor})
 
 
-@get("/agents/{agent_id:str}", operation_id="get_agent", responses=documented(404))
+@get("/agents/{agent_id:str}", opt=READ, operation_id="get_agent", responses=documented(404))
 async def read_agent(agent_id: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """One agent, deleted or not."""
     uuid = agent_uuid(agent_id)
     return _answer(AgentAnswer.of_view(await resources.agents.by_id(uuid)))
 
 
-@get("/agents/name/{name:str}", operation_id="get_agent_by_name", responses=documented(404))
+@get(
+    "/agents/name/{name:str}",
+    opt=READ,
+    operation_id="get_agent_by_name",
+    responses=documented(404),
+)
 async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Response[AgentAnswer]:
     """The living agent of this name."""
     valid_name = agent_name(name)
@@ -86,6 +93,7 @@ async def read_agent_by_name(name: FromPath[str], resources: Injected) -> Respon
 
 @patch(
     "/agents/{agent_id:str}",
+    opt=needs("promote", agents="path"),
     dto=JsonBody[ChangeAgentRequest],
     return_dto=None,
     operation_class=ConditionalChange,
@@ -95,15 +103,14 @@ async def update_agent(
     agent_id: FromPath[str], data: JSONBody[ChangeAgentRequest], request: AnyRequest, resources: Injected
 ) -> Response[AgentAnswer]:
     """Set the description, automatic promotion and rollback, and the parameters of health probes."""
-    uuid, condition = agent_uuid(agent_id), if_match(request)
-    state = await resources.change(
-        uuid, lambda session: change_agent(session, uuid, data.command(), if_generation=condition)
-    )
+    uuid, change = agent_uuid(agent_id), caller(request)
+    state = await resources.change(uuid, lambda session: change_agent(session, uuid, data.command(), change))
     return _answer(AgentAnswer.of_state(state))
 
 
 @delete(
     "/agents/{agent_id:str}",
+    opt=needs("admin", agents="path"),
     status_code=200,
     operation_class=ConditionalChange,
     operation_id="delete_agent",
@@ -111,13 +118,14 @@ async def update_agent(
 )
 async def remove_agent(agent_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete an agent with all its deployments, and free its name. Idempotent."""
-    uuid, change = agent_uuid(agent_id), caller(request, resources.actor)
+    uuid, change = agent_uuid(agent_id), caller(request)
     await resources.change(uuid, lambda session: delete_agent(session, uuid, change))
     return DeletedAnswer(id=str(uuid), message=f"Agent {uuid} is deleted.")
 
 
 @delete(
     "/agents/name/{name:str}",
+    opt=needs("admin", agents="path"),
     status_code=200,
     operation_class=ConditionalChange,
     operation_id="delete_agent_by_name",
@@ -125,7 +133,7 @@ async def remove_agent(agent_id: FromPath[str], request: AnyRequest, resources: 
 )
 async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete the living agent of this name."""
-    valid_name, change = agent_name(name), caller(request, resources.actor)
+    valid_name, change = agent_name(name), caller(request)
 
     async def work(session: AsyncSession) -> UUID:
         agent_id = (await get_agent_by_name(session, valid_name)).agent.id
@@ -136,7 +144,12 @@ async def remove_agent_by_name(name: FromPath[str], request: AnyRequest, resourc
     return DeletedAnswer(id=str(agent_id), message=f"Agent {valid_name} is deleted.")
 
 
-@get("/agents/{agent_id:str}/promotions", operation_id="list_promotions", responses=documented(404))
+@get(
+    "/agents/{agent_id:str}/promotions",
+    opt=READ,
+    operation_id="list_promotions",
+    responses=documented(404),
+)
 async def read_promotions(
     agent_id: FromPath[str],
     resources: Injected,

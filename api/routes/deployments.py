@@ -6,6 +6,7 @@ from litestar import Response, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.http.access import READ, needs
 from api.http.parameters import (
     AnyRequest,
     Limit,
@@ -14,7 +15,7 @@ from api.http.parameters import (
     agent_uuid,
     caller,
     deployment_key,
-    if_match,
+    identity_of,
 )
 from api.http.preconditions import generation_headers
 from api.http.problems import documented
@@ -29,6 +30,7 @@ from api.http.responses import DeletedAnswer, DeploymentAnswer
 from api.resources import Injected
 from services.agents.commands import create_deployment, delete_deployment
 from services.agents.queries import DEPLOYMENT_ORDER, DeploymentView, find_deployment, get_deployment, list_deployments
+from services.errors import UnknownDeployment
 from services.promotion.promote import promote
 from services.storage.database import in_transaction
 from services.storage.pages import Page
@@ -45,6 +47,7 @@ Force = Annotated[bool, QueryParameter(description="Also if conversations with t
 
 @post(
     COLLECTION,
+    opt=needs("register", agents="path"),
     status_code=200,
     dto=JsonBody[NewDeploymentRequest],
     return_dto=None,
@@ -56,16 +59,16 @@ async def create(
     agent_id: FromPath[str], data: JSONBody[NewDeploymentRequest], request: AnyRequest, resources: Injected
 ) -> Response[DeploymentAnswer]:
     """Create a deployment before its pod starts. It is Pending until a pod registers with its id."""
-    uuid, condition = agent_uuid(agent_id), if_match(request)
+    uuid, change = agent_uuid(agent_id), caller(request)
 
     async def work(session: AsyncSession) -> DeploymentView:
-        created = await create_deployment(session, uuid, data.command(), if_generation=condition)
+        created = await create_deployment(session, uuid, data.command(), change)
         return await get_deployment(session, uuid, created.id, resources.terms)
 
     return _answer(await resources.change(uuid, work))
 
 
-@get(COLLECTION, operation_id="list_deployments", responses=documented(404))
+@get(COLLECTION, opt=READ, operation_id="list_deployments", responses=documented(404))
 async def read_deployments(
     *,
     agent_id: FromPath[str],
@@ -84,7 +87,7 @@ async def read_deployments(
     return [DeploymentAnswer.of(view, in_list=True) for view in views]
 
 
-@get(ITEM, operation_id="get_deployment", responses=documented(404))
+@get(ITEM, opt=READ, operation_id="get_deployment", responses=documented(404))
 async def read_deployment(
     agent_id: FromPath[str], deployment_id: FromPath[str], resources: Injected
 ) -> Response[DeploymentAnswer]:
@@ -95,17 +98,26 @@ async def read_deployment(
     )
 
 
-@get("/deployments/{deployment_id:str}", operation_id="find_deployment", responses=documented(404))
-async def read_deployment_by_id(deployment_id: FromPath[str], resources: Injected) -> Response[DeploymentAnswer]:
+@get(
+    "/deployments/{deployment_id:str}",
+    opt=needs("read", agents="answer"),
+    operation_id="find_deployment",
+    responses=documented(404),
+)
+async def read_deployment_by_id(
+    deployment_id: FromPath[str], request: AnyRequest, resources: Injected
+) -> Response[DeploymentAnswer]:
     """The deployment with this id, deleted or not. Ids are unique across agents."""
     key = deployment_key(deployment_id)
-    return _answer(
-        await in_transaction(resources.reads, lambda session: find_deployment(session, key, resources.terms))
-    )
+    view = await in_transaction(resources.reads, lambda session: find_deployment(session, key, resources.terms))
+    if not identity_of(request).sees(view.deployment.agent_name):
+        raise UnknownDeployment
+    return _answer(view)
 
 
 @post(
     f"{ITEM}/promote",
+    opt=needs("promote", agents="path"),
     status_code=200,
     dto=JsonBody[PromoteRequest],
     return_dto=None,
@@ -123,7 +135,7 @@ async def promote_deployment(
 
     Every RPC sent after the answer reaches this deployment. Nothing changes if it is already in production.
     """
-    change = caller(request, resources.actor, data.reason if data else None)
+    change = caller(request, data.reason if data else None)
     uuid, key = agent_uuid(agent_id), deployment_key(deployment_id)
 
     async def work(session: AsyncSession) -> DeploymentView:
@@ -135,6 +147,7 @@ async def promote_deployment(
 
 @delete(
     ITEM,
+    opt=needs("promote", agents="path"),
     status_code=200,
     operation_class=ConditionalChange,
     operation_id="delete_deployment",
@@ -149,12 +162,9 @@ async def remove_deployment(
     force: Force = False,
 ) -> DeletedAnswer:
     """Delete a preview; production cannot be deleted, and one with open conversations only by `force`. Idempotent."""
-    uuid, key, condition = agent_uuid(agent_id), deployment_key(deployment_id), if_match(request)
+    uuid, key, change = agent_uuid(agent_id), deployment_key(deployment_id), caller(request)
     await resources.change(
-        uuid,
-        lambda session: delete_deployment(
-            session, uuid, key, if_generation=condition, terms=resources.terms, force=force
-        ),
+        uuid, lambda session: delete_deployment(session, uuid, key, change, terms=resources.terms, force=force)
     )
     return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
 

@@ -12,11 +12,11 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityRequirement, SecurityScheme
 
-from api.http.access import NO_KEY, PUBLIC
+from api.http.access import PUBLIC, rules_of
 from api.http.openapi import completed, operation_id
 from api.http.parameters import AnyRequest
 from api.http.problems import documented_public
-from api.http.requests import ChangeAgentRequest, NewDeploymentRequest, PromoteRequest, RollbackRequest
+from api.http.requests import ChangeAgentRequest, NewDeploymentRequest, PromoteRequest, RetryRequest, RollbackRequest
 from api.http.responses import (
     AgentAnswer,
     DeletedAnswer,
@@ -27,6 +27,8 @@ from api.http.responses import (
     RegisteredAgentAnswer,
     RpcErrorAnswer,
 )
+from api.routes.audit import AuditAnswer
+from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
 from api.routes.registrations import RegistrationAnswer
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
@@ -34,15 +36,21 @@ from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 REQUESTS = (
     ChangeAgentRequest,
     NewDeploymentRequest,
+    NewKeyRequest,
     PromoteRequest,
     RegisterAgentRequest,
     RegisterBuildRequest,
+    RetryRequest,
     RollbackRequest,
+    RotateKeyRequest,
 )
 ANSWERS = (
     AgentAnswer,
+    AuditAnswer,
     DeletedAnswer,
     DeploymentAnswer,
+    IssuedKeyAnswer,
+    KeyAnswer,
     ParkedAnswer,
     ParkedMessageAnswer,
     Problem,
@@ -60,19 +68,18 @@ class OpenApiRenderPlugin(JsonRenderPlugin):
 
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         """The completed document."""
-        return super().render(request, completed(openapi_schema, REQUESTS, ANSWERS))
+        return super().render(request, completed(openapi_schema, REQUESTS, ANSWERS, rules_of(request.app.routes)))
 
 
 @get("/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
 def describe(request: AnyRequest) -> dict[str, Any]:
     """The OpenAPI document, at the path where pods of the existing SDK request it before they register."""
-    return completed(request.app.openapi_schema.to_schema(), REQUESTS, ANSWERS)
+    return completed(request.app.openapi_schema.to_schema(), REQUESTS, ANSWERS, rules_of(request.app.routes))
 
 
 @get(
     "/asyncapi",
     opt=PUBLIC,
-    security=NO_KEY,
     sync_to_thread=True,
     operation_id="read_messages",
     responses={

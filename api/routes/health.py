@@ -7,12 +7,13 @@ from litestar import HttpMethod, Response, route
 from litestar.openapi import ResponseSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.http.access import NO_KEY, PUBLIC
+from api.http.access import PUBLIC
 from api.http.problems import documented_public
 from api.http.responses import PartHealth, Readiness
 from api.resources import Injected, Resources
 from services.health.janitors import living_janitors
 from services.storage.database import Sessions
+from services.tls import broker_options, certificate_problem
 
 BROKER_LIMIT_SECONDS = 1
 JANITORS_LIMIT_SECONDS = 1
@@ -28,7 +29,6 @@ METHODS = [HttpMethod.GET, HttpMethod.HEAD]
     http_method=METHODS,
     status_code=200,
     opt=PUBLIC,
-    security=NO_KEY,
     responses=documented_public(),
 )
 async def check_live() -> dict[str, str]:
@@ -41,7 +41,6 @@ async def check_live() -> dict[str, str]:
     http_method=METHODS,
     status_code=200,
     opt=PUBLIC,
-    security=NO_KEY,
     responses={**documented_public(), 503: ResponseSpec(Readiness, generate_examples=False)},
 )
 async def check_ready(resources: Injected) -> Response[Readiness]:
@@ -84,11 +83,13 @@ async def _broker(resources: Resources) -> PartHealth:
         return PartHealth(ok=False, detail="not configured")
     try:
         async with asyncio.timeout(BROKER_LIMIT_SECONDS):
-            _, writer = await asyncio.open_connection(url.hostname, url.port or _AMQP_PORTS.get(url.scheme))
+            _, writer = await asyncio.open_connection(
+                url.hostname, url.port or _AMQP_PORTS.get(url.scheme), **broker_options(resources.settings)
+            )
             writer.close()
             await writer.wait_closed()
-    except (OSError, ValueError):
-        return PartHealth(ok=False, detail="cannot be reached")
+    except (OSError, ValueError) as error:
+        return PartHealth(ok=False, detail=certificate_problem(error) or "cannot be reached")
     return PartHealth(ok=True)
 
 

@@ -11,17 +11,29 @@ import structlog
 from aio_pika import Connection, DeliveryMode, Message
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from litestar import delete, get, post
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
-from api.http.parameters import AgentFilter, Limit, PageNumber, agent_filter, parked_uuid
+from api.http.access import needs
+from api.http.parameters import (
+    AgentFilter,
+    AnyRequest,
+    Limit,
+    PageNumber,
+    agent_filter,
+    caller,
+    identity_of,
+    parked_uuid,
+)
 from api.http.problems import documented
+from api.http.requests import JsonBody, OptionalBody, RetryRequest
 from api.http.responses import DeletedAnswer
 from api.resources import Injected, Resources
+from contracts.signatures import SIGNATURE_HEADER
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.cancellation import lost_as
-from services.errors import BrokerUnavailable
+from services.errors import BrokerUnavailable, ParkedNotFound
 from services.registration.parked import (
     Envelope,
     drop_parked,
@@ -29,14 +41,16 @@ from services.registration.parked import (
     list_parked,
     mark_retried,
     retry_id,
-    sent_again,
 )
+from services.registration.signatures import retry_of
 from services.settings import Settings
 from services.storage.database import in_transaction
 from services.storage.models import Parked
 from services.storage.pages import Page
+from services.tls import broker_url, certificate_problem
 
 ITEM = "/parked/{parked_id:str}"
+_READ, _CHANGE = needs("read", agents="answer"), needs("admin", agents="answer")
 
 CONNECT_SECONDS = 3.0
 # A broker with a memory alarm accepts the connection and confirms nothing.
@@ -89,71 +103,117 @@ class RetriedAnswer(BaseModel):
     id: UUID
     retry_message_id: UUID = Field(description="The message id of the retry: GET /registrations shows its outcome.")
     retried_at: datetime
+    signed: bool = Field(description="Whether it was sent with a valid signature of its agent.")
 
 
-@get("/parked", operation_id="list_parked_messages", responses=documented())
+@get("/parked", opt=_READ, operation_id="list_parked_messages", responses=documented())
 async def read_parked(
-    *, resources: Injected, agent: AgentFilter = None, limit: Limit = 50, page_number: PageNumber = 1
+    *,
+    request: AnyRequest,
+    resources: Injected,
+    agent: AgentFilter = None,
+    limit: Limit = 50,
+    page_number: PageNumber = 1,
 ) -> list[ParkedAnswer]:
     """Messages that could not be applied, newest first; of one agent name, or of all."""
-    name = agent_filter(agent)
+    name, identity = agent_filter(agent), identity_of(request)
     page = Page(limit=limit, number=page_number)
-    found = await in_transaction(resources.reads, lambda session: list_parked(session, page, name))
+    found = await in_transaction(resources.reads, lambda session: list_parked(session, page, name, identity))
     return [ParkedAnswer.model_validate(each) for each in found]
 
 
-@get(ITEM, operation_id="get_parked_message", responses=documented(404))
-async def read_parked_message(parked_id: FromPath[str], resources: Injected) -> ParkedMessageAnswer:
+@get(ITEM, opt=_READ, operation_id="get_parked_message", responses=documented(404))
+async def read_parked_message(
+    parked_id: FromPath[str], request: AnyRequest, resources: Injected
+) -> ParkedMessageAnswer:
     """One parked message with its headers and its body."""
     uuid = parked_uuid(parked_id)
-    return ParkedMessageAnswer.of(await in_transaction(resources.reads, lambda session: get_parked(session, uuid)))
+    return ParkedMessageAnswer.of(await found_parked(resources, uuid, request))
 
 
-@post(f"{ITEM}/retry", status_code=200, responses=documented(404, 409))
-async def retry_parked_message(parked_id: FromPath[str], resources: Injected) -> RetriedAnswer:
+@post(
+    f"{ITEM}/retry",
+    opt=_CHANGE,
+    status_code=200,
+    dto=JsonBody[RetryRequest],
+    return_dto=None,
+    operation_class=OptionalBody,
+    responses=documented(404, 409, 413, 415),
+)
+async def retry_parked_message(
+    parked_id: FromPath[str],
+    request: AnyRequest,
+    resources: Injected,
+    data: JSONBody[RetryRequest | None] = None,
+) -> RetriedAnswer:
     """Send a parked message to the registrations exchange again, with a new message id. It stays parked until dropped.
 
     The answer is sent after the broker has confirmed the message. A message that fails again is parked again. After a
-    503 the request can be repeated: the message is applied once.
+    503 the request can be repeated: the message is applied once. It is signed if it came with a valid signature, or if
+    `accept_unsigned` is true; where signatures are required, another one gets 409.
     """
-    return await send_again(resources, parked_uuid(parked_id))
+    accept_unsigned = data is not None and data.accept_unsigned
+    return await send_again(resources, parked_uuid(parked_id), request, accept_unsigned=accept_unsigned)
 
 
-async def send_again(resources: Resources, uuid: UUID) -> RetriedAnswer:
-    """Send the message again, and wait for the confirm.
+async def send_again(
+    resources: Resources, uuid: UUID, request: AnyRequest, *, accept_unsigned: bool = False
+) -> RetriedAnswer:
+    """Send the message again for this caller, and wait for the confirm.
 
     Raises `ParkedNotFound`, `NotRetryable`, `BrokerUnavailable`.
     """
-    parked = await in_transaction(resources.reads, lambda session: get_parked(session, uuid))
+    change = caller(request)
+    parked = await found_parked(resources, uuid, request)
     message_id = retry_id(parked)
-    await republish(resources.settings, sent_again(parked, message_id), str(message_id))
+    envelope = retry_of(parked, message_id, resources.settings, accept_unsigned=accept_unsigned)
+    signed = SIGNATURE_HEADER in envelope.headers
+    await republish(resources.settings, envelope, str(message_id))
     log.info(
-        "A parked message was sent again.", action="parked.retried", parked_id=str(uuid), message_id=str(message_id)
+        "A parked message was sent again.",
+        action="parked.retried",
+        parked_id=str(uuid),
+        message_id=str(message_id),
+        signed=signed,
+        accept_unsigned=accept_unsigned,
+        actor=change.actor,
     )
-    retried_at = await in_transaction(resources.sessions, lambda session: mark_retried(session, uuid))
-    return RetriedAnswer(id=uuid, retry_message_id=message_id, retried_at=retried_at)
+    retried_at = await in_transaction(
+        resources.sessions, lambda session: mark_retried(session, uuid, change, accept_unsigned=accept_unsigned)
+    )
+    return RetriedAnswer(id=uuid, retry_message_id=message_id, retried_at=retried_at, signed=signed)
 
 
-@delete(ITEM, status_code=200, responses=documented(404))
-async def drop_parked_message(parked_id: FromPath[str], resources: Injected) -> DeletedAnswer:
+@delete(ITEM, opt=_CHANGE, status_code=200, responses=documented(404))
+async def drop_parked_message(parked_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete a parked message."""
     uuid = parked_uuid(parked_id)
-    await drop(resources, uuid, resources.actor)
+    await drop(resources, uuid, request)
     return DeletedAnswer(id=str(uuid), message=f"The parked message {uuid} is dropped.")
 
 
-async def drop(resources: Resources, uuid: UUID, actor: str) -> None:
-    """Delete the message, and say so in the log. Raises `ParkedNotFound`."""
-    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid))
-    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=actor)
+async def drop(resources: Resources, uuid: UUID, request: AnyRequest) -> None:
+    """Delete the message for this caller. Raises `ParkedNotFound`."""
+    change = caller(request)
+    await found_parked(resources, uuid, request)
+    await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid, change))
+    log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=change.actor)
 
 
 ROUTES = [read_parked, read_parked_message, retry_parked_message, drop_parked_message]
 
 
+async def found_parked(resources: Resources, parked_id: UUID, request: AnyRequest) -> Parked:
+    """The message. Raises `ParkedNotFound`, also if its agent is one that the caller does not see."""
+    parked = await in_transaction(resources.reads, lambda session: get_parked(session, parked_id))
+    if not identity_of(request).sees(parked.agent_name):
+        raise ParkedNotFound
+    return parked
+
+
 async def republish(settings: Settings, envelope: Envelope, message_id: str) -> None:
     """Publish the message on a connection of its own, and wait for the confirm. Raises `BrokerUnavailable`."""
-    url = settings.amqp_url.get_secret_value()
+    url = broker_url(settings)
     if not url:
         raise BrokerUnavailable("The API has no broker configured: set PODIUM_AMQP_URL.")
     connection = Connection(URL(url))
@@ -180,7 +240,8 @@ async def _connect(connection: Connection) -> None:
     try:
         await connection.connect(timeout=CONNECT_SECONDS)
     except (AMQPError, OSError, RuntimeError) as error:
-        raise BrokerUnavailable from error
+        problem = certificate_problem(error)
+        raise BrokerUnavailable(f"The broker cannot be used: {problem}." if problem else None) from error
 
 
 def _message(envelope: Envelope, message_id: str) -> Message:

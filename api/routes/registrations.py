@@ -9,8 +9,17 @@ from litestar.params import FromPath, JSONBody
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.access import AGENT_KEY, FOR_AGENTS
-from api.http.parameters import AgentFilter, AnyRequest, Limit, PageNumber, agent_filter, agent_uuid, traceparent
+from api.http.access import READ, needs
+from api.http.parameters import (
+    AgentFilter,
+    AnyRequest,
+    Limit,
+    PageNumber,
+    agent_filter,
+    agent_uuid,
+    identity_of,
+    traceparent,
+)
 from api.http.preconditions import generation_headers
 from api.http.problems import documented
 from api.http.requests import JsonBody
@@ -21,6 +30,7 @@ from services.agents.queries import get_agent
 from services.api_keys import agent_api_key
 from services.domain.announcement import Announcement, Rejected
 from services.domain.state import AgentSnapshot
+from services.errors import AgentNotFound
 from services.registration.batch import Decided, Incoming, Terms, register_batch
 from services.registration.inbox import InboxRow, Lifetime, recent_registrations
 from services.storage.database import in_transaction
@@ -63,8 +73,7 @@ class DeregisteredAnswer(BaseModel):
     status_code=200,
     dto=JsonBody[RegisterAgentRequest],
     return_dto=None,
-    opt=FOR_AGENTS,
-    security=AGENT_KEY,
+    opt=needs("register", agents="body", agent_key=True),
     operation_id="register_agent",
     responses=documented(409, 410, 413, 415),
 )
@@ -76,7 +85,7 @@ async def register(
     The status is also 200 if a newer registration was applied before, or if production does not change. The answer
     contains the key with which the agent's pods can register again.
     """
-    state = await _register(resources, data, traceparent(request))
+    state = await _register(resources, data, request)
     key = agent_api_key(resources.settings.secret_key.get_secret_value(), state.agent.id)
     answer = RegisteredAgentAnswer.of_state(state, agent_api_key=key)
     return Response(answer, headers=generation_headers(answer.generation))
@@ -87,8 +96,7 @@ async def register(
     status_code=200,
     dto=JsonBody[DeregisterInstanceRequest],
     return_dto=None,
-    opt=FOR_AGENTS,
-    security=AGENT_KEY,
+    opt=needs("register", agents="body", agent_key=True),
     operation_id="deregister_instance",
     responses=documented(409, 413, 415),
 )
@@ -99,12 +107,13 @@ async def deregister(
 
     An announcement of this instance that was published earlier does not bring it back.
     """
-    await _decided(resources, data, traceparent(request))
+    await _decided(resources, data, request)
     return DeregisteredAnswer(deployment_id=data.deployment_id, instance_id=data.instance_id)
 
 
 @post(
     "/agents/register-build",
+    opt=needs("register", agents="body"),
     status_code=200,
     dto=JsonBody[RegisterBuildRequest],
     return_dto=None,
@@ -114,22 +123,37 @@ async def register_build(
     data: JSONBody[RegisterBuildRequest], request: AnyRequest, resources: Injected
 ) -> Response[AgentAnswer]:
     """Register an agent that is built and has no pod yet. Idempotent."""
-    answer = AgentAnswer.of_state(await _register(resources, data, traceparent(request)))
+    answer = AgentAnswer.of_state(await _register(resources, data, request))
     return Response(answer, headers=generation_headers(answer.generation))
 
 
-@get("/registrations", operation_id="list_registrations", responses=documented())
+@get(
+    "/registrations",
+    opt=needs("read", agents="answer"),
+    operation_id="list_registrations",
+    responses=documented(),
+)
 async def read_registrations(
-    *, resources: Injected, agent: AgentFilter = None, limit: Limit = 50, page_number: PageNumber = 1
+    *,
+    request: AnyRequest,
+    resources: Injected,
+    agent: AgentFilter = None,
+    limit: Limit = 50,
+    page_number: PageNumber = 1,
 ) -> list[RegistrationAnswer]:
     """Recent registrations and their outcomes, newest first; of one agent name, or of all."""
-    lifetime = Lifetime(agent_filter(agent))
+    lifetime = Lifetime(agent_filter(agent), identity=identity_of(request))
     page = Page(limit=limit, number=page_number)
     rows = await in_transaction(resources.reads, lambda session: recent_registrations(session, lifetime, page))
     return [RegistrationAnswer.of(row) for row in rows]
 
 
-@get("/agents/{agent_id:str}/registrations", operation_id="list_registrations_of_agent", responses=documented(404))
+@get(
+    "/agents/{agent_id:str}/registrations",
+    opt=READ,
+    operation_id="list_registrations_of_agent",
+    responses=documented(404),
+)
 async def read_registrations_of_agent(
     agent_id: FromPath[str], resources: Injected, limit: Limit = 50, page_number: PageNumber = 1
 ) -> list[RegistrationAnswer]:
@@ -149,25 +173,30 @@ ROUTES = [read_registrations, read_registrations_of_agent]
 
 
 async def _register(
-    resources: Resources, request: RegisterAgentRequest | RegisterBuildRequest, trace: str | None
+    resources: Resources, data: RegisterAgentRequest | RegisterBuildRequest, request: AnyRequest
 ) -> AgentSnapshot:
     """The agent after the registration."""
-    state = await _decided(resources, request, trace)
+    state = await _decided(resources, data, request)
     assert state is not None  # only an unreadable message has none
     return state
 
 
 async def _decided(
     resources: Resources,
-    request: RegisterAgentRequest | RegisterBuildRequest | DeregisterInstanceRequest,
-    trace: str | None,
+    data: RegisterAgentRequest | RegisterBuildRequest | DeregisterInstanceRequest,
+    request: AnyRequest,
 ) -> AgentSnapshot | None:
-    """The agent after the message. A rejection is raised after the commit, so that the inbox contains it."""
-    incoming = Incoming(Announcement(request, resources.message_ids.next(), None, trace))
-    decided = await resources.registrations.make(request.name, incoming)
+    """The agent after the message. A rejection is raised after the commit, so that the inbox contains it.
+
+    Raises `AgentNotFound` for the name of an agent that the caller does not see.
+    """
+    if not identity_of(request).sees(data.name):
+        raise AgentNotFound
+    incoming = Incoming(Announcement(data, resources.message_ids.next(), None, traceparent(request)))
+    decided = await resources.registrations.make(data.name, incoming)
     if decided is None:
-        with resources.registrations.alone(request.name):
-            decided = await _decide_alone(resources, request.name, incoming)
+        with resources.registrations.alone(data.name):
+            decided = await _decide_alone(resources, data.name, incoming)
     if isinstance(decided.outcome, Rejected):
         raise decided.outcome.error
     return decided.state

@@ -6,16 +6,17 @@ from uuid import UUID
 from litestar import Response, post
 from litestar.params import FromPath, JSONBody
 
+from api.http.access import needs
 from api.http.parameters import AnyRequest, agent_uuid, caller
 from api.http.preconditions import generation_headers
 from api.http.problems import documented
 from api.http.requests import ConditionalChangeWithReason, JsonBody, RollbackRequest
 from api.http.responses import AgentAnswer
 from api.resources import Injected, Resources
+from services.domain.caller import Caller
 from services.domain.health_policy import ProbePolicy, probe_policy_of
 from services.domain.state import AgentSnapshot
 from services.errors import TargetDoesNotAnswer, TargetMoved
-from services.promotion.promote import Caller
 from services.promotion.rollback import Plan, plan_rollback, roll_back
 from services.promotion.rollback_targets import Target
 
@@ -25,6 +26,7 @@ ATTEMPTS = 3
 
 @post(
     "/agents/{agent_id:str}/rollback",
+    opt=needs("promote", agents="path"),
     status_code=200,
     dto=JsonBody[RollbackRequest],
     return_dto=None,
@@ -41,7 +43,7 @@ async def roll_agent_back(
     answers.
     """
     body = data or RollbackRequest()
-    uuid, change = agent_uuid(agent_id), caller(request, resources.actor, body.reason)
+    uuid, change = agent_uuid(agent_id), caller(request, body.reason)
     state = await rolled_back(resources, uuid, change, body)
     answer = AgentAnswer.of_state(state)
     return Response(answer, headers=generation_headers(answer.generation))

@@ -1,15 +1,19 @@
 """`podium agents`: list agents, show one, or change its policy."""
 
+import re
 from datetime import timedelta
+from math import inf
 from typing import Annotated, Any, Literal
 
 import typer
 
 from podium.cli.command import LIST, AgentArgument, CommandContext, Limit, ListByDefault, Page, command
 from podium.cli.durations import format_duration, parse_duration
+from podium.cli.exits import ExitCode, Failure
 from podium.cli.output import Column, age, details, local_time, serving_name
 
 DEFAULT: Literal["default"] = "default"
+NO_LIMIT: Literal["none"] = "none"
 
 Duration = timedelta | Literal["default"]
 
@@ -43,11 +47,23 @@ def _parse_count(text: str) -> int | Literal["default"]:
     return int(text)
 
 
+def _parse_limit(text: str) -> float | Literal["none"]:
+    if text.strip().lower() == NO_LIMIT:
+        return NO_LIMIT
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < inf:
+        raise typer.BadParameter(f"{text!r} is neither a positive number nor '{NO_LIMIT}'.")
+    return int(number) if number == int(number) else number
+
+
 agents = typer.Typer(
     name="agents",
     cls=AgentsGroup,
-    help="List agents, show one, or change its policy.",
-    subcommand_metavar="[list] [AGENT] | set AGENT",
+    help="List agents, show one, change its policy, or print its signing key.",
+    subcommand_metavar="[list] [AGENT] | set AGENT | key NAME",
 )
 
 
@@ -74,6 +90,28 @@ async def list_agents(
     if not rows:
         output.note("There are no agents yet: 'podium register' announces one." if page == 1 else "No more agents.")
     output.note_next_page(rows, limit, page)
+
+
+@agents.command("key")
+@command
+async def print_key(
+    context: CommandContext,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the agent.", show_default=False)],
+) -> None:
+    """Print the key with which an agent's pods sign their announcements, for their PODIUM_AGENT_KEY.
+
+    It is derived from PODIUM_SECRET_KEY on this machine: the agent need not exist, and no server is asked.
+    """
+    from contracts.fields import AGENT_NAME_PATTERN  # noqa: PLC0415 - --help starts faster without it
+    from services.registration.signatures import signing_key  # noqa: PLC0415 - as above
+
+    if not re.fullmatch(AGENT_NAME_PATTERN, name):
+        raise Failure(f"{name!r} is not the name of an agent.", ExitCode.USAGE)
+    secret_key = context.environment.get("PODIUM_SECRET_KEY")
+    if not secret_key:
+        raise Failure("PODIUM_SECRET_KEY is not set: run this where the API or a worker gets it.", ExitCode.USAGE)
+    key = signing_key(secret_key, name)
+    context.output.item({"name": name, "key": key}, key, key)
 
 
 @agents.command("set")
@@ -137,6 +175,18 @@ async def set_policy(
             help="How long conversations stay with a deployment that has stopped serving.",
         ),
     ] = None,
+    forward_authorization: Annotated[
+        Literal["strip", "pass"] | None,
+        typer.Option(help="Whether the agent gets the Authorization header of calls that is not for Podium."),
+    ] = None,
+    calls_per_second: Annotated[
+        float | None,
+        typer.Option(parser=_parse_limit, metavar="N", help="Most RPC calls per second and API process; or 'none'."),
+    ] = None,
+    calls_in_flight: Annotated[
+        float | None,
+        typer.Option(parser=_parse_limit, metavar="N", help="Most RPC calls under way per API process; or 'none'."),
+    ] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="Description of the agent.")] = None,
 ) -> None:
     """Change the policy of an agent.
@@ -155,6 +205,9 @@ async def set_policy(
         "conversation_idle_seconds": _seconds(conversation_idle),
         "conversation_max_age_seconds": _seconds(conversation_max_age),
         "drain_deadline_seconds": _seconds(drain_deadline),
+        "forward_authorization": forward_authorization,
+        "calls_per_second": calls_per_second,
+        "calls_in_flight": calls_in_flight,
         "description": description,
     }
     change = {name: value for name, value in options.items() if value is not None}
@@ -181,6 +234,8 @@ def _show(context: CommandContext, agent: dict[str, Any]) -> None:
             ("on failure", agent["on_failure"]),
             ("probes", _probes(agent)),
             ("conversations", _conversations(agent)),
+            ("calls", _limits(agent)),
+            ("authorization", "passed to the agent" if agent["forward_authorization"] == "pass" else None),
             ("type", agent["acp_type"]),
             ("image", agent["docker_image"]),
             ("description", agent["description"]),
@@ -227,6 +282,16 @@ def _conversations(agent: dict[str, Any]) -> str:
         if agent[field] is not None:
             parts.append(f"{words} {_format_seconds(agent[field])}")
     return ", ".join(parts)
+
+
+def _limits(agent: dict[str, Any]) -> str | None:
+    """The agent's limits of calls; None if it has none."""
+    parts = []
+    if agent["calls_per_second"] is not None:
+        parts.append(f"{agent['calls_per_second']:g} per second")
+    if agent["calls_in_flight"] is not None:
+        parts.append(f"{agent['calls_in_flight']} under way")
+    return ", ".join(parts) or None
 
 
 def _seconds(duration: Duration | None) -> float | str | None:

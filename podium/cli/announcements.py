@@ -27,11 +27,14 @@ from yarl import URL
 
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.messages import DeregisterInstance, RegisterAgent
+from contracts.signatures import SIGNATURE_HEADER, signature
 from contracts.topology import REGISTRATIONS_EXCHANGE, registration_key
 from podium.cli.command import CommandContext
 from podium.cli.durations import format_duration
 from podium.cli.exits import ExitCode, Failure
 from services.cancellation import lost_as
+from services.registration.signatures import signing_key
+from services.tls import certificate_problem, check_ca_file, trusting
 from workers.retry import at_most, backoff
 
 CONNECT_SECONDS = 5
@@ -189,14 +192,28 @@ def publisher(environment: Mapping[str, str]) -> Send:
         )
     if not re.match(r"amqps?://[^/]", url):
         raise Failure("PODIUM_AMQP_URL is not an address such as amqp://user:password@host:5672/.", ExitCode.USAGE)
+    try:
+        ca_file = environment.get("PODIUM_AMQP_CA_FILE", "")
+        url = trusting(url, check_ca_file(ca_file)) if ca_file else url
+    except ValueError as error:
+        raise Failure(f"PODIUM_AMQP_CA_FILE is not valid: {error}.", ExitCode.USAGE) from None
+    if ca_file and not url.startswith("amqps:"):
+        raise Failure("PODIUM_AMQP_CA_FILE is not valid: PODIUM_AMQP_URL must begin with amqps://.", ExitCode.USAGE)
 
     async def publish(message: PodMessage) -> AwaitDecision:
         try:
-            return await _publish(url, message)
+            return await _publish(url, message, agent_key(environment, message.name))
         except CONNECTION_EXCEPTIONS as error:
             raise NotConfirmed(_cause_of(error, url)) from error
 
     return publish
+
+
+def agent_key(environment: Mapping[str, str], agent_name: str) -> str | None:
+    """The key with which messages of this agent are signed; None if neither it nor the secret key is set."""
+    secret_key = environment.get("PODIUM_SECRET_KEY")
+    derived = signing_key(secret_key, agent_name) if secret_key else None
+    return environment.get("PODIUM_AGENT_KEY") or derived
 
 
 def poster(context: CommandContext) -> Send:
@@ -231,7 +248,7 @@ async def _attempt(send: Send, message: PodMessage) -> AwaitDecision | None:
         raise NotConfirmed(f"No confirmation arrived within {ATTEMPT_SECONDS} s.") from None
 
 
-async def _publish(url: str, message: PodMessage) -> AwaitDecision:
+async def _publish(url: str, message: PodMessage, key: str | None) -> AwaitDecision:
     connection = await connect(url, timeout=CONNECT_SECONDS)
     try:
         # Without on_return_raises, the broker confirms a message that no queue takes, and the message is lost.
@@ -243,7 +260,7 @@ async def _publish(url: str, message: PodMessage) -> AwaitDecision:
             replies.put_nowait(reply.body)
 
         await (await channel.get_queue(REPLY_TO, ensure=False)).consume(keep, no_ack=True)
-        await exchange.publish(_amqp_message(message), registration_key(message.name), mandatory=True)
+        await exchange.publish(_amqp_message(message, key), registration_key(message.name), mandatory=True)
     except BaseException:
         await at_most(CLOSE_SECONDS, connection.close())
         raise
@@ -262,15 +279,20 @@ async def _decision(connection: AbstractConnection, replies: "asyncio.Queue[byte
     return Decision(reply["outcome"], reply["reason"], reply["message"])
 
 
-def _amqp_message(message: PodMessage) -> Message:
+def _amqp_message(message: PodMessage, key: str | None) -> Message:
+    """The message, signed if there is a key."""
     trace = os.environ.get("TRACEPARENT", "")
+    body = message.model_dump_json(exclude_unset=True).encode()
+    headers = {"traceparent": trace} if re.fullmatch(TRACEPARENT_PATTERN, trace) else {}
+    if key is not None:
+        headers[SIGNATURE_HEADER] = signature(key, message.message_id, body)
     return Message(
-        message.model_dump_json(exclude_unset=True).encode(),
+        body,
         content_type="application/json",
         delivery_mode=DeliveryMode.PERSISTENT,
         message_id=str(message.message_id),
         reply_to=REPLY_TO,
-        headers={"traceparent": trace} if re.fullmatch(TRACEPARENT_PATTERN, trace) else {},
+        headers=dict(headers),
     )
 
 
@@ -285,6 +307,8 @@ def _cause_of(error: BaseException, url: str) -> str:
     # The URL contains the password, so only host and port are shown.
     parsed = URL(url)
     broker = f"RabbitMQ at {parsed.host}:{parsed.port or 5672}"
+    if (problem := certificate_problem(error)) is not None:
+        return f"{broker} cannot be used: {problem}. Check PODIUM_AMQP_CA_FILE."
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return f"{broker} refuses this user or password: check PODIUM_AMQP_URL."
     if isinstance(error, PublishError | ChannelNotFoundEntity):

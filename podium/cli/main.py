@@ -12,13 +12,17 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from podium.cli.agents import agents
+from podium.cli.audit import audit
+from podium.cli.broker_policy import broker_policy
 from podium.cli.console import open_console
+from podium.cli.database_roles import database_roles
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
 from podium.cli.drain import drain
 from podium.cli.events import events
 from podium.cli.exits import ExitCode, Failure, epilog
 from podium.cli.history import history
+from podium.cli.keys import keys
 from podium.cli.output import plain
 from podium.cli.parked import parked
 from podium.cli.promotions import promote, rollback
@@ -52,6 +56,10 @@ ORDER = [
     "rpc",
     "register",
     "deregister",
+    "keys",
+    "audit",
+    "broker-policy",
+    "database-roles",
 ]
 
 
@@ -162,7 +170,7 @@ def migrate() -> None:
 def api(port: Port = None) -> None:
     """Serve the HTTP API, configured by PODIUM_* variables."""
     from api.app import serve  # noqa: PLC0415 - other commands start faster without it
-    from api.auth import StartRefused  # noqa: PLC0415 - as above
+    from api.auth.binding import StartRefused  # noqa: PLC0415 - as above
 
     settings = _with_port(_required("database_url", "secret_key"), port)
     try:
@@ -179,7 +187,8 @@ def worker(
 
     You can run several processes at the same time.
     """
-    from workers.runner import WorkerName, run_workers  # noqa: PLC0415 - other commands start faster without it
+    from workers.registrar.consumer import StartRefused  # noqa: PLC0415 - other commands start faster without it
+    from workers.runner import WorkerName, run_workers  # noqa: PLC0415 - as above
 
     unknown = set(names or ()) - set(WorkerName)
     if unknown:
@@ -188,12 +197,30 @@ def worker(
             f"there is no worker {', '.join(sorted(unknown))}: choose from {known}.", param_hint="NAME"
         )
     selected = [WorkerName(name) for name in names or WorkerName]
-    _run(run_workers(_required("database_url", "amqp_url"), selected))
+    settings = _required("database_url", "amqp_url")
+    try:
+        _run(run_workers(settings, selected))
+    except StartRefused as error:
+        _fail(str(error), ExitCode.USAGE)
 
 
-for group in (agents, deployments, parked):
+for group in (agents, deployments, parked, keys):
     app.add_typer(group)
-for operator_command in (registrations, promote, rollback, drain, history, events, rpc, register, deregister, doctor):
+for operator_command in (
+    registrations,
+    promote,
+    rollback,
+    drain,
+    history,
+    events,
+    rpc,
+    register,
+    deregister,
+    audit,
+    doctor,
+    broker_policy,
+    database_roles,
+):
     app.command()(operator_command)
 app.command("open")(open_console)
 

@@ -63,13 +63,24 @@ async def show(context: CommandContext, message: ParkedArgument) -> None:
 
 @parked.command()
 @command
-async def retry(context: CommandContext, message: ParkedArgument) -> None:
+async def retry(
+    context: CommandContext,
+    message: ParkedArgument,
+    *,
+    accept_unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unsigned", help="Send it signed although it came without a valid signature. Read it first."
+        ),
+    ] = False,
+) -> None:
     """Send a parked message again.
 
     It is sent with a new message id. The parked message stays until you drop it.
     """
+    body = {"json": {"accept_unsigned": True}} if accept_unsigned else {}
     async with context.output.progress("Sending the message again"):
-        response = await context.api.call("POST", f"{_path(message)}/retry")
+        response = await context.api.call("POST", f"{_path(message)}/retry", **body)
     sent = response.body["retry_message_id"]
     context.output.item(response.body, sent, f"Sent again as message {sent}, confirmed by the broker.")
     context.output.note(

@@ -21,6 +21,7 @@ from podium.local.up import interrupted
 from podium.servers import ServersError
 from podium.servers.ports import LOOPBACK, free_ports
 from services.settings import Settings
+from services.tls import broker_url
 
 CONSUMER_QUEUE = "example.consumer"
 STEP_TIMEOUT_SECONDS = 20.0
@@ -155,7 +156,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 async def _consumer_bound(system: System) -> bool:
-    async with await aio_pika.connect(system.settings.amqp_url.get_secret_value()) as connection:
+    async with await aio_pika.connect(broker_url(system.settings)) as connection:
         try:
             queue = await (await connection.channel()).get_queue(CONSUMER_QUEUE)
         except ChannelNotFoundEntity:

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from podium.local.system import System, start_program
 from podium.servers.ports import LOOPBACK, free_ports
 from podium.servers.process import GuardedProcess
+from services.registration.signatures import signing_key
 
 SAMPLE_AGENT = "hello"
 VERSIONS = ("hello-v1", "hello-v2")
@@ -28,6 +29,7 @@ def sample_pod(system: System, deployment_id: str, port: int) -> AbstractAsyncCo
         "AGENTEX_DEPLOYMENT_ID": deployment_id,
         "ACP_URL": f"http://{LOOPBACK}",
         "ACP_PORT": str(port),
+        "PODIUM_AGENT_KEY": signing_key(system.settings.secret_key.get_secret_value(), SAMPLE_AGENT),
     }
     return program(system, deployment_id, "examples.agent_pod", environment)
 

@@ -24,6 +24,7 @@ from podium.servers.process import Command, GuardedProcess, Launch, ProcessConte
 from services.events.outbox import RELAY_LOCK
 from services.settings import Settings
 from services.storage.database import make_engine
+from services.tls import broker_url
 
 ENV_FILE = "podium.env"
 START_TIMEOUT_SECONDS = 30.0
@@ -153,7 +154,7 @@ async def _wait_until(system: System, is_ready: Callable[[System], Awaitable[boo
 async def _workers_ready(system: System) -> bool:
     """Whether a registrar consumes announcements and a relay holds its lock."""
     try:
-        async with await aio_pika.connect(system.settings.amqp_url.get_secret_value()) as connection:
+        async with await aio_pika.connect(broker_url(system.settings)) as connection:
             channel = await connection.channel()
             queue = await channel.get_queue(REGISTRATIONS_QUEUE)
             consumers = queue.declaration_result.consumer_count or 0

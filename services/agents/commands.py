@@ -1,6 +1,6 @@
 """Commands of operators and pipelines: create and delete deployments, change and delete agents."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.events import AgentDeleted, DeploymentCreated, DeploymentDeleted
+from services.domain.caller import Caller
 from services.domain.cutover import cutover
 from services.domain.registration_policy import refusal
 from services.domain.state import (
@@ -16,6 +17,7 @@ from services.domain.state import (
     AutoPromote,
     ConversationKeys,
     DeploymentState,
+    ForwardAuthorization,
     OnFailure,
     emit,
     serving,
@@ -27,7 +29,8 @@ from services.errors import (
     DeploymentNotFound,
     ProductionCannotBeDeleted,
 )
-from services.promotion.promote import Caller, require_generation
+from services.identities.audit import record
+from services.promotion.promote import require_generation
 from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
 from services.routing.draining import open_conversations_of
 from services.storage.store import lock_state, save_state
@@ -69,10 +72,13 @@ class AgentChange:
     conversation_idle_seconds: float | Default | None = None
     conversation_max_age_seconds: float | Default | None = None
     drain_deadline_seconds: float | Default | None = None
+    forward_authorization: ForwardAuthorization | None = None
+    calls_per_second: float | Literal["none"] | None = None
+    calls_in_flight: int | Literal["none"] | None = None
 
 
 async def create_deployment(
-    session: AsyncSession, agent_id: UUID, new: NewDeployment, *, if_generation: int | None = None
+    session: AsyncSession, agent_id: UUID, new: NewDeployment, caller: Caller
 ) -> DeploymentState:
     """Create a Pending deployment and return it; returns the stored one if it has the same id and agrees.
 
@@ -85,11 +91,20 @@ async def create_deployment(
         raise AgentDeletedError
     stored = before.deployments.get(deployment_id)
     if stored is not None:
-        after = before.with_deployment(_confirmed(before, stored, new, if_generation))
+        after = before.with_deployment(_confirmed(before, stored, new, caller.if_generation))
     else:
-        require_generation(before, if_generation)
-        after = _created(before, deployment_id, new)
+        require_generation(before, caller.if_generation)
+        after = _created(caller.decides(before), deployment_id, new)
     await save_state(session, before, after)
+    if stored is None:
+        await record(
+            session,
+            caller,
+            "deployment.created",
+            deployment_id,
+            agent_name=before.agent.name,
+            details={"docker_image": new.docker_image},
+        )
     return after.deployments[deployment_id]
 
 
@@ -97,8 +112,8 @@ async def delete_deployment(
     session: AsyncSession,
     agent_id: UUID,
     deployment_id: str,
+    caller: Caller,
     *,
-    if_generation: int | None = None,
     terms: ConversationTerms = DEFAULT_TERMS,
     force: bool = False,
 ) -> None:
@@ -114,7 +129,7 @@ async def delete_deployment(
         raise DeploymentNotFound
     if deployment.expires_at is not None:
         return
-    require_generation(before, if_generation)
+    require_generation(before, caller.if_generation)
     if deployment.is_production:
         raise ProductionCannotBeDeleted
     if deployment.draining_since is not None and not force:
@@ -128,7 +143,8 @@ async def delete_deployment(
         agent_id=str(agent_id), agent_name=before.agent.name, deployment_id=deployment_id, expires_at=before.now
     )
     await session.execute(_EXPIRE_ONE, {"id": deployment_id, "at": before.now})
-    await save_state(session, before, emit(before, deleted, subject=deployment_id))
+    await save_state(session, before, emit(caller.decides(before), deleted, subject=deployment_id))
+    await record(session, caller, "deployment.deleted", deployment_id, agent_name=before.agent.name)
 
 
 async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) -> AgentSnapshot:
@@ -140,7 +156,7 @@ async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) ->
     if before.agent.deleted_at is not None:
         return before
     require_generation(before, caller.if_generation)
-    state = replace(before, traceparent=caller.traceparent)
+    state = caller.decides(before)
     deleted = replace(state.agent, deleted_at=state.now, updated_at=state.now, status="Deleted", status_reason=None)
     if serving(state) is not None:
         state = cutover(state, None, cause="agent_deleted", actor=caller.actor, reason=caller.reason, agent=deleted)
@@ -150,12 +166,11 @@ async def delete_agent(session: AsyncSession, agent_id: UUID, caller: Caller) ->
     state = emit(state, data)
     await save_state(session, before, state)
     await session.execute(_EXPIRE_ALL, {"agent_id": agent_id, "at": state.now})
+    await record(session, caller, "agent.deleted", str(agent_id), agent_name=before.agent.name)
     return state
 
 
-async def change_agent(
-    session: AsyncSession, agent_id: UUID, change: AgentChange, *, if_generation: int | None = None
-) -> AgentSnapshot:
+async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChange, caller: Caller) -> AgentSnapshot:
     """Apply these values; returns the agent.
 
     Raises, in this order: `AgentNotFound`, `AgentDeletedError`, `GenerationMismatch`. Others see it once the
@@ -183,20 +198,25 @@ async def change_agent(
         conversation_idle_seconds=_chosen(change.conversation_idle_seconds, agent.conversation_idle_seconds),
         conversation_max_age_seconds=_chosen(change.conversation_max_age_seconds, agent.conversation_max_age_seconds),
         drain_deadline_seconds=_chosen(change.drain_deadline_seconds, agent.drain_deadline_seconds),
+        forward_authorization=change.forward_authorization or agent.forward_authorization,
+        calls_per_second=_chosen(change.calls_per_second, agent.calls_per_second),
+        calls_in_flight=_chosen(change.calls_in_flight, agent.calls_in_flight),
     )
     if changed == agent:
         return before
-    require_generation(before, if_generation)
+    require_generation(before, caller.if_generation)
     after = replace(before, agent=replace(changed, updated_at=before.now))
     await save_state(session, before, after)
+    details = {name: value for name, value in asdict(changed).items() if value != getattr(agent, name)}
+    await record(session, caller, "agent.changed", str(agent_id), agent_name=before.agent.name, details=details)
     return after
 
 
-def _chosen(value: T | Default | None, stored: T | None) -> T | None:
-    """The value to store: the stored one if `value` is None, and None if it is `default`."""
+def _chosen(value: T | Default | Literal["none"] | None, stored: T | None) -> T | None:
+    """The value to store: the stored one if `value` is None, and None if it is `default` or `none`."""
     if value is None:
         return stored
-    return None if value == "default" else value
+    return None if value in {"default", "none"} else value  # type: ignore[return-value]
 
 
 def _confirmed(

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.domain.identity import PREFIX_MARK, Identity
 from services.routing.conversations import IS_OPEN, ConversationTerms
 
 # What an agent can be filtered by: its status, or a state that needs somebody's attention.
@@ -34,6 +35,8 @@ _PAGE = """
 WITH page AS MATERIALIZED (
     SELECT a.* FROM agents AS a
     WHERE a.deleted_at IS NULL AND {condition}
+        AND (CAST(:names AS text[]) IS NULL OR a.name = ANY(CAST(:names AS text[]))
+            OR a.name LIKE ANY(CAST(:prefixes AS text[])))
         AND (CAST(:search AS text) = '' OR strpos(a.name, CAST(:search AS text)) > 0)
         AND (CAST(:edge AS text) = '' OR a.name {past} CAST(:edge AS text))
     ORDER BY a.name {direction} LIMIT :limit
@@ -59,7 +62,13 @@ _COUNTS = text("""
 SELECT count(*) AS all, count(*) FILTER (WHERE status = 'Ready') AS ready,
     count(*) FILTER (WHERE status = 'Failed') AS failed, count(*) FILTER (WHERE status = 'BuildOnly') AS idle,
     count(*) FILTER (WHERE auto_promote_paused) AS paused
-FROM (SELECT status, auto_promote_paused FROM agents WHERE deleted_at IS NULL LIMIT :most) AS counted
+FROM (
+    SELECT status, auto_promote_paused FROM agents
+    WHERE deleted_at IS NULL
+        AND (CAST(:names AS text[]) IS NULL OR name = ANY(CAST(:names AS text[]))
+            OR name LIKE ANY(CAST(:prefixes AS text[])))
+    LIMIT :most
+) AS counted
 """)
 
 _VERSIONS = text(f"""
@@ -114,16 +123,26 @@ class VersionCounts:
 
 
 async def agent_lines(
-    session: AsyncSession, *, search: str, shown: Shown, after: str = "", before: str = "", limit: int
+    session: AsyncSession,
+    *,
+    identity: Identity,
+    search: str,
+    shown: Shown,
+    after: str = "",
+    before: str = "",
+    limit: int,
 ) -> AgentLines:
-    """The next agents after the name `after`, or the last ones before the name `before`, whose name has `search`."""
+    """The next agents after the name `after`, or the last ones before the name `before`, whose name has `search`.
+
+    Only those that the identity sees.
+    """
     backwards = bool(before)
     statement = _PAGE.format(
         condition=_CONDITIONS[shown],
         past="<" if backwards else ">",
         direction="DESC" if backwards else "ASC",
     )
-    parameters = {"search": search, "edge": before or after, "limit": limit + 1}
+    parameters = {"search": search, "edge": before or after, "limit": limit + 1, **_seen(identity)}
     rows = (await session.execute(text(statement), parameters)).all()
     lines = [AgentLine(**row._mapping) for row in rows[:limit]]  # noqa: SLF001 - public API of SQLAlchemy
     more = len(rows) > limit
@@ -132,10 +151,19 @@ async def agent_lines(
     return AgentLines(lines, has_earlier=bool(after), has_later=more)
 
 
-async def agent_counts(session: AsyncSession) -> dict[str, int]:
-    """How many agents there are of each kind, of the first 100,000."""
-    row = (await session.execute(_COUNTS, {"most": COUNTED_MAX})).one()
+async def agent_counts(session: AsyncSession, identity: Identity) -> dict[str, int]:
+    """How many agents there are of each kind that the identity sees, of the first 100,000."""
+    row = (await session.execute(_COUNTS, {"most": COUNTED_MAX, **_seen(identity)})).one()
     return dict(row._mapping)  # noqa: SLF001 - public API of SQLAlchemy
+
+
+def _seen(identity: Identity) -> dict[str, list[str] | None]:
+    """The names and the patterns of names that the identity sees; None for all."""
+    if identity.agents is None:
+        return {"names": None, "prefixes": None}
+    names = [each for each in identity.agents if not each.endswith(PREFIX_MARK)]
+    prefixes = [f"{each.removesuffix(PREFIX_MARK)}%" for each in identity.agents if each.endswith(PREFIX_MARK)]
+    return {"names": names, "prefixes": prefixes}
 
 
 async def version_counts(

@@ -9,8 +9,10 @@ from sqlalchemy import ColumnElement, RowMapping, Select, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
+from services.domain.identity import EVERYBODY, Identity
 from services.domain.state import AgentState, DeploymentState, InstanceState
-from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest
+from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest, UnknownDeployment
+from services.identities.visibility import visible
 from services.promotion.history import PERIODS, Period, periods_of
 from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
 from services.routing.draining import OpenConversations, open_conversations_of
@@ -72,12 +74,16 @@ async def get_agent_by_name(session: AsyncSession, name: str) -> AgentView:
     return views[0]
 
 
-async def list_agents(session: AsyncSession, page: Page) -> list[AgentView]:
-    """One page of the agents that are not deleted. Raises `InvalidRequest` for an unknown order."""
+async def list_agents(session: AsyncSession, page: Page, identity: Identity = EVERYBODY) -> list[AgentView]:
+    """One page of the agents that are not deleted and that the identity sees.
+
+    Raises `InvalidRequest` for an unknown order.
+    """
+    agents = AGENTS if identity.agents is None else AGENTS.where(visible(Agent.name, identity))
     if page.after is not None:
-        query = AGENTS.where(_NOT_DELETED, Agent.id > page.after)
+        query = agents.where(_NOT_DELETED, Agent.id > page.after)
         return await _views(session, query.order_by(Agent.id).limit(page.limit))
-    query = AGENTS.where(Agent.deleted_at.is_(None) if page.order_by == "name" else _NOT_DELETED)
+    query = agents.where(Agent.deleted_at.is_(None) if page.order_by == "name" else _NOT_DELETED)
     order = _ordering(AGENT_ORDER, page)
     tie = Agent.id.asc() if page.direction == "asc" else Agent.id.desc()
     return await _views(session, query.order_by(order, tie).limit(page.limit).offset(page.offset))
@@ -98,10 +104,10 @@ async def get_deployment(
 async def find_deployment(
     session: AsyncSession, deployment_id: str, terms: ConversationTerms = DEFAULT_TERMS
 ) -> DeploymentView:
-    """The deployment with this id, of any agent, deleted or not. Raises `DeploymentNotFound`."""
+    """The deployment with this id, of any agent, deleted or not. Raises `UnknownDeployment`."""
     row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).mappings().one_or_none()
     if row is None:
-        raise DeploymentNotFound("There is no deployment with this id: check it.")
+        raise UnknownDeployment
     return await _with_instances(session, await _with_conversations(session, [_deployment_view(row)], terms))
 
 

@@ -60,6 +60,8 @@ def cutover(
         after=after,
         restored=restored,
         at=at,
+        request_id=state.request_id,
+        on_behalf_of=state.on_behalf_of,
     )
     return _emit_event(replace(changed, ledger=(*changed.ledger, entry)), entry)
 
@@ -79,6 +81,8 @@ def _emit_event(state: AgentSnapshot, entry: LedgerRow) -> AgentSnapshot:
             reason=entry.reason,
             acp_url=after.acp_url if after else None,
             demoted_at=entry.at,
+            request_id=entry.request_id,
+            on_behalf_of=entry.on_behalf_of,
         )
         return emit(state, data, subject=before.deployment_id)
     return state
@@ -97,6 +101,8 @@ def _promoted(state: AgentSnapshot, entry: LedgerRow, after: Serving) -> Deploym
         acp_url=after.acp_url or "",
         docker_image=after.docker_image,
         promoted_at=entry.at,
+        request_id=entry.request_id,
+        on_behalf_of=entry.on_behalf_of,
     )
 
 

@@ -13,6 +13,7 @@ AutoPromote = Literal["never", "first", "always"]
 OnFailure = Literal["hold", "rollback"]
 Affinity = Literal["none", "deployment", "instance"]
 ConversationKeys = Literal["a2a", "acp"]
+ForwardAuthorization = Literal["strip", "pass"]
 AgentStatus = Literal["BuildOnly", "Ready", "Failed", "Deleted"]
 DeploymentStatus = Literal["Pending", "Ready", "Failed"]
 
@@ -56,6 +57,9 @@ class AgentState:
     conversation_idle_seconds: float | None = None  # None, here and below: the value of the setting
     conversation_max_age_seconds: float | None = None
     drain_deadline_seconds: float | None = None
+    forward_authorization: ForwardAuthorization = "strip"
+    calls_per_second: float | None = None  # None, here and below: no limit
+    calls_in_flight: int | None = None
     deleted_at: datetime | None = None
 
     @property
@@ -165,6 +169,8 @@ class LedgerRow:
     after: Serving | None
     restored: int | None
     at: datetime
+    request_id: str | None = None
+    on_behalf_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +203,8 @@ class AgentSnapshot:
     last_cutover_at: datetime | None = None
     name_deleted_at: datetime | None = None  # the newest deletion of an earlier agent of this name
     traceparent: str | None = None  # W3C trace context of the request or message
+    request_id: str | None = None  # of the request, for the ledger
+    on_behalf_of: str | None = None  # whom the caller acts for, as it says
     ready_requires_probe: bool = False  # Ready needs an answered probe, not only an announcement
     ledger: tuple[LedgerRow, ...] = ()
     events: tuple[Event, ...] = ()

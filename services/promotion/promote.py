@@ -1,10 +1,11 @@
 """Promote. The agent row is locked first and the state is read after that, so concurrent calls run one by one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.domain.caller import Caller
 from services.domain.cutover import cutover
 from services.domain.state import AgentSnapshot, DeploymentState
 from services.errors import (
@@ -17,16 +18,6 @@ from services.errors import (
 from services.storage.store import lock_state, save_state
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """The author of a change and its reason. `if_generation` is the generation that it requires; None allows any."""
-
-    actor: str
-    reason: str | None = None
-    if_generation: int | None = None
-    traceparent: str | None = None
-
-
 async def promote(session: AsyncSession, agent_id: UUID, deployment_id: str, caller: Caller) -> AgentSnapshot:
     """Put this deployment into production; returns the agent. Others see it once the transaction is committed.
 
@@ -35,7 +26,7 @@ async def promote(session: AsyncSession, agent_id: UUID, deployment_id: str, cal
     `GenerationMismatch`, `DeploymentNotReady`; `Busy` if the agent's lock is not free in time.
     """
     before = await lock_state(session, agent_id, deployment_id)
-    state = replace(before, traceparent=caller.traceparent)
+    state = caller.decides(before)
     target = own_deployment(state, deployment_id)
     requested_at = state.now
     if not target.is_production:

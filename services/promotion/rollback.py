@@ -9,11 +9,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.domain.caller import Caller
 from services.domain.cutover import cutover
 from services.domain.readiness import AUTOMATION
 from services.domain.state import AgentSnapshot, AgentState
 from services.errors import AgentDeletedError, NothingToRollBackTo, TargetMoved
-from services.promotion.promote import Caller, own_deployment, require_generation, require_ready
+from services.promotion.promote import own_deployment, require_generation, require_ready
 from services.promotion.rollback_targets import Target, last_served, rollback_targets
 from services.storage.store import load_deployments, lock_state, save_state
 
@@ -156,7 +157,7 @@ async def _restore(
     if target.deployment_id is not None and target.deployment_id not in before.deployments:
         loaded = await load_deployments(session, [target.deployment_id])
         before = replace(before, deployments={**before.deployments, **loaded})
-    state = replace(before, traceparent=caller.traceparent)
+    state = caller.decides(before)
     restored = cutover(
         state,
         target.deployment_id,

@@ -43,13 +43,15 @@ InstanceKey = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A message that is not a valid registration, or whose routing key does not match its body."""
+    """A message that is refused as it is: it is not valid, its routing key does not match, or it is not signed."""
 
     error: PodiumError
     message_id: UUID | None = None
     name: str | None = None
-    deployment_id: None = None
+    deployment_id: str | None = None
     instance_id: None = None
+    authentic: bool = True
+    """False: anybody may have sent it, so it must not use up the message id, which a pod may use for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +193,8 @@ class _Fold:
         """Apply the next message."""
         content = incoming.content
         if isinstance(content, Unreadable):
-            if content.message_id is not None and content.name is not None:
-                self.known.add(content.message_id)
+            if (used := _used_id(content)) is not None:
+                self.known.add(used)
             return Decided(Rejected(content.error))
         state = self.states[content.name]
         ids = (content.deployment_id, state.agent.production_deployment_id)
@@ -281,8 +283,9 @@ async def _record(
         content = incoming.content
         if isinstance(result.outcome, Duplicate):
             continue
-        if content.message_id is not None and content.message_id not in known and content.name is not None:
-            entries.setdefault(content.message_id, {"position": position, **_entry(content, result)})
+        used = _used_id(content)
+        if used is not None and used not in known:
+            entries.setdefault(used, {"position": position, **_entry(content, result)})
         if isinstance(result.outcome, Rejected) and incoming.envelope is not None:
             refusals.append(_refusal(content, incoming.envelope, result.outcome))
     if entries:
@@ -292,6 +295,13 @@ async def _record(
         if inserted.rowcount < len(entries):  # type: ignore[attr-defined]  # a cursor result, since it inserts
             raise LostRace
     await park(session, refusals)
+
+
+def _used_id(content: Announcement | Unreadable) -> UUID | None:
+    """The message id that the decision uses up, so that another message with it is a duplicate; None if none."""
+    if isinstance(content, Unreadable) and (content.name is None or not content.authentic):
+        return None
+    return content.message_id
 
 
 def _entry(content: Announcement | Unreadable, decided: Decided) -> dict[str, object]:

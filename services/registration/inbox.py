@@ -8,7 +8,9 @@ from sqlalchemy import Select, cast, exists, literal, null, select, text, union_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Text, Uuid
 
+from services.domain.identity import EVERYBODY, Identity
 from services.domain.state import AgentState
+from services.identities.visibility import visible
 from services.storage.models import Parked, Registration
 from services.storage.pages import Page
 
@@ -82,12 +84,14 @@ class InboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """A filter for announcements: those for this name, received from `since` to `until`; maybe of one deployment."""
+    """A filter for announcements: those for this name, received from `since` to `until`."""
 
     name: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     deployment_id: str | None = None
+    identity: Identity = EVERYBODY
+    """Only those for agents that it sees."""
 
     @classmethod
     def of(cls, agent: AgentState) -> "Lifetime":
@@ -132,7 +136,7 @@ def _decided(lifetime: Lifetime) -> Select[tuple[object, ...]]:
         cast(null(), Uuid).label("parked_id"),
         literal(1).label("attempts"),
         Registration.seq,
-    )
+    ).where(visible(Registration.agent_name, lifetime.identity))
     if lifetime.name is None:
         return query.order_by(Registration.received_at.desc())
     # The index of names is ordered by `seq`.
@@ -154,7 +158,9 @@ def _parked(lifetime: Lifetime) -> Select[tuple[object, ...]]:
         Parked.id.label("parked_id"),
         Parked.attempts,
         _BIGINT_ZERO.label("seq"),
-    ).where(~exists().where(Registration.message_id == Parked.message_id))
+    ).where(
+        ~exists().where(Registration.message_id == Parked.message_id), visible(Parked.agent_name, lifetime.identity)
+    )
     if lifetime.name is not None:
         query = _within(query.where(Parked.agent_name == lifetime.name), lifetime, Parked)
     return query.order_by(Parked.received_at.desc())

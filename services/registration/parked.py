@@ -15,7 +15,11 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
-from services.errors import NotRetryable, ParkedNotFound, PodiumError
+from services.domain.caller import Caller
+from services.domain.identity import EVERYBODY, Identity
+from services.errors import NotRetryable, NotSigned, ParkedNotFound, PodiumError
+from services.identities.audit import record
+from services.identities.visibility import visible
 from services.storage.models import Parked
 from services.storage.pages import Page
 
@@ -47,11 +51,14 @@ class Refusal:
 
     @property
     def key(self) -> str:
-        """The key of the row; refusals with the same key share it."""
+        """The key of the row; refusals with the same key share it.
+
+        A message that is not signed may have the id of a pod's own message, whose row it must not take.
+        """
         complete = self.message_id is not None and self.agent_name is not None and self.deployment_id is not None
         if complete and not self.alone:
             return f"{self.agent_name}/{self.deployment_id}/{self.error.reason}"
-        if self.message_id is not None:
+        if self.message_id is not None and not isinstance(self.error, NotSigned):
             return str(self.message_id)
         return hashlib.sha256(self.envelope.body).hexdigest()
 
@@ -117,9 +124,11 @@ async def park(session: AsyncSession, refusals: Iterable[Refusal]) -> None:
     await session.execute(_PARK, {"rows": _storable_json(rows), "bodies": bodies})
 
 
-async def list_parked(session: AsyncSession, page: Page, agent_name: str | None = None) -> Sequence[Parked]:
-    """One page of parked messages without their bodies, newest first; of one agent name, or of all."""
-    query = select(Parked).options(defer(Parked.body, raiseload=True))
+async def list_parked(
+    session: AsyncSession, page: Page, agent_name: str | None = None, identity: Identity = EVERYBODY
+) -> Sequence[Parked]:
+    """One page of parked messages without their bodies, newest first; of one agent name, or of all that are seen."""
+    query = select(Parked).options(defer(Parked.body, raiseload=True)).where(visible(Parked.agent_name, identity))
     if agent_name is not None:
         query = query.where(Parked.agent_name == agent_name)
     newest_first = query.order_by(Parked.received_at.desc(), Parked.id)
@@ -134,10 +143,15 @@ async def get_parked(session: AsyncSession, parked_id: UUID) -> Parked:
     return found
 
 
-async def mark_retried(session: AsyncSession, parked_id: UUID) -> datetime:
-    """Store that the message was sent again; returns the time. Does nothing if it was dropped meanwhile."""
+async def mark_retried(
+    session: AsyncSession, parked_id: UUID, caller: Caller, *, accept_unsigned: bool = False
+) -> datetime:
+    """Store that the message was sent again; returns the time. Only the audit log knows if it was dropped meanwhile."""
     now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
-    await session.execute(update(Parked).where(Parked.id == parked_id).values(retried_at=now))
+    marked = update(Parked).where(Parked.id == parked_id).values(retried_at=now).returning(Parked.agent_name)
+    agent_name = await session.scalar(marked)
+    details: dict[str, object] | None = {"accept_unsigned": True} if accept_unsigned else None
+    await record(session, caller, "parked.retried", str(parked_id), agent_name=agent_name, details=details)
     return now
 
 
@@ -146,10 +160,14 @@ async def remove_parked(session: AsyncSession, before: datetime, limit: int) -> 
     return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
-async def drop_parked(session: AsyncSession, parked_id: UUID) -> None:
+async def drop_parked(session: AsyncSession, parked_id: UUID, caller: Caller) -> None:
     """Delete the message; it is gone once the transaction is committed. Raises `ParkedNotFound`."""
-    if await session.scalar(delete(Parked).where(Parked.id == parked_id).returning(Parked.id)) is None:
+    dropped = delete(Parked).where(Parked.id == parked_id).returning(Parked.agent_name, Parked.reason)
+    row = (await session.execute(dropped)).one_or_none()
+    if row is None:
         raise ParkedNotFound
+    details: dict[str, object] = {"parked_reason": row.reason}
+    await record(session, caller, "parked.dropped", str(parked_id), agent_name=row.agent_name, details=details)
 
 
 def retry_id(parked: Parked) -> UUID:

@@ -1,6 +1,6 @@
 """Reads the routes of concurrent calls in batches. A call never joins a read that began before it."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from services.routing.conversations import ConversationTerms
@@ -17,6 +17,8 @@ from services.routing.routes import (
 from services.settings import Settings
 from services.storage.shared_reads import Outages, SharedReads
 
+Admit = Callable[[str | None, int | None], Awaitable[None]]
+
 _OUTAGES = Outages(
     away="Routes cannot be read: calls get 503.",
     away_action="routes.away",
@@ -31,12 +33,17 @@ class RouteResolver(SharedReads[RouteKey]):
     def __init__(self, settings: Settings, *, application_name: str) -> None:
         super().__init__(settings, application_name=application_name, timeout=settings.route_timeout, outages=_OUTAGES)
 
-    async def find(self, key: RouteKey) -> Route:
+    async def find(self, key: RouteKey, admit: Admit | None = None) -> Route:
         """The route of a key, read from the database after this call began.
 
-        Raises as `route_of` does, and `Unavailable` if no answer comes within twice `route_timeout`.
+        `admit` gets the name of the agent and the version of the keys in the same snapshot, both None if there is no
+        such agent, before anything is told about it.
+        Raises as `route_of` and `admit` do, and `Unavailable` if no answer comes within twice `route_timeout`.
         """
-        return route_of(key, await self.row(key))
+        row = await self.row(key)
+        if admit is not None:
+            await (admit(None, None) if row is None else admit(row["agent_name"], row["keys_version"]))
+        return route_of(key, row)
 
     def _sql(self) -> tuple[str, ...]:
         return READ_ROUTES, read_routes_of_conversations(ConversationTerms.of(self._settings))

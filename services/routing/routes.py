@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic_core import from_json
 
 from contracts.fields import ErrorStyle, joined
-from services.domain.state import Affinity, ConversationKeys
+from services.domain.identity import NO_LIMITS, Limits, limits_of
+from services.domain.state import Affinity, ConversationKeys, ForwardAuthorization
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -19,6 +21,7 @@ from services.errors import (
     DeploymentUnavailable,
     NothingServes,
 )
+from services.identities.key_reads import KEYS_VERSION
 from services.routing.conversations import DEFAULT_TERMS, IS_OPEN, ISSUER_KEEPS, SEEN_AGAIN, ConversationTerms
 
 Row = Mapping[str, Any]
@@ -85,6 +88,9 @@ class Route:
     """The instance that the conversation belongs to."""
     moved_from: str | None = None
     """The deployment that the conversation belonged to, if it does not keep it any more."""
+    forward_authorization: ForwardAuthorization = "strip"
+    limits: Limits = NO_LIMITS
+    """How much all callers together may call the agent."""
     seen_every: float | None = None
     """After how many seconds `last_seen_at` of the conversation is due for an update, while a call is in flight."""
 
@@ -92,6 +98,12 @@ class Route:
     def rpc_url(self) -> str:
         """The URL of the JSON-RPC endpoint."""
         return joined(self.acp_url, self.rpc_path)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of the address."""
+        parts = urlsplit(self.acp_url)
+        return f"{parts.scheme}://{parts.netloc}"
 
     def at(self, instance: Instance) -> "Route":
         """The route to this instance."""
@@ -122,6 +134,7 @@ SELECT found.by_id, found.by_name, found.by_deployment, found.by_session, found.
            FROM instances i WHERE i.deployment_id = d.id AND i.status = 'Ready'
        ) END AS instances,
        CASE WHEN d.has_instances THEN clock_timestamp() END AS read_at, found.affinity, found.conversation_keys,
+       found.forward_authorization, found.calls_per_second, found.calls_in_flight, {keys_version} AS keys_version,
        {of_conversation}
 FROM (
     SELECT a.id AS by_id, NULL AS by_name, NULL AS by_deployment, lookup.session AS by_session,
@@ -141,6 +154,7 @@ LEFT JOIN deployments d ON d.id = {target} AND (found.by_deployment IS NULL OR d
 """
 
 READ_ROUTES = _READ.format(
+    keys_version=KEYS_VERSION,
     of_conversation="""false AS session_known, false AS session_unseen, NULL AS pinned_instance, NULL AS moved_from,
        NULL AS seen_every""",
     conversations="",
@@ -155,6 +169,7 @@ def read_routes_of_conversations(terms: ConversationTerms = DEFAULT_TERMS) -> st
     """
     is_open, seen_again = _with_literals(IS_OPEN, terms), _with_literals(SEEN_AGAIN, terms)
     return _READ.format(
+        keys_version=KEYS_VERSION,
         of_conversation=f"""coalesce(c.deployment_id = d.id AND {is_open}, false) AS session_known,
        coalesce(c.last_seen_at < clock_timestamp() - {seen_again}, false) AS session_unseen,
        c.instance_id AS pinned_instance,
@@ -224,6 +239,8 @@ def route_of(key: RouteKey, row: Row | None) -> Route:
         row["legacy_rpc_path"],
         row["legacy_error_style"],
         row["legacy_registered_at"],
+        forward_authorization=row["forward_authorization"],
+        limits=_limits(row),
     )
 
 
@@ -259,8 +276,14 @@ def _of_deployment(row: Row) -> Route:
         conversation_keys=row["conversation_keys"],
         pinned_instance=row["pinned_instance"],
         moved_from=row["moved_from"],
+        forward_authorization=row["forward_authorization"],
+        limits=_limits(row),
         seen_every=row["seen_every"],
     )
+
+
+def _limits(row: Row) -> Limits:
+    return limits_of(row["calls_per_second"], row["calls_in_flight"])
 
 
 @lru_cache(_PARSED)

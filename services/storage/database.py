@@ -24,6 +24,7 @@ from services.errors import (
     Unavailable,
 )
 from services.settings import Settings
+from services.tls import database_options
 
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ def make_engine(
         pool_timeout=POOL_TIMEOUT_SECONDS,
         json_deserializer=from_json,
         connect_args={
+            **database_options(settings),
             "timeout": CONNECT_TIMEOUT_SECONDS,
             "command_timeout": command_timeout,
             "server_settings": {

@@ -19,6 +19,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.storage.roles import protect
+
 # An arbitrary number: one process at a time migrates. The lock belongs to the session, since revisions commit.
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(81985529216486895)")
 _UNLOCK = text("SELECT pg_advisory_unlock(81985529216486895)")
@@ -56,6 +58,8 @@ async def migrate(
             before = await connection.run_sync(_revision)
             await connection.commit()
             await _upgrade_with_retries(connection, deadline, report)
+            await protect(connection)
+            await connection.commit()
             return before, await connection.run_sync(_revision)
         finally:
             await connection.rollback()

@@ -100,6 +100,9 @@ DESCRIBED_COLUMNS: dict[str, str] = {
     "conversation_idle_seconds": "double precision",
     "conversation_max_age_seconds": "double precision",
     "drain_deadline_seconds": "double precision",
+    "forward_authorization": "text",
+    "calls_per_second": "double precision",
+    "calls_in_flight": "integer",
 }
 # The columns of an instance that an announcement or a verdict may change.
 INSTANCE_COLUMNS: dict[str, str] = {
@@ -128,6 +131,8 @@ _LEDGER_COLUMNS: dict[str, str] = {
     "reason": "text",
     "restored": "bigint",
     "at": "timestamptz",
+    "request_id": "text",
+    "on_behalf_of": "text",
     "from_deployment_id": "text",
     "from_acp_url": "text",
     "from_docker_image": "text",

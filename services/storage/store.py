@@ -358,6 +358,8 @@ def _ledger_row(entry: LedgerRow) -> dict[str, object]:
         "reason": entry.reason,
         "restored": entry.restored,
         "at": entry.at,
+        "request_id": entry.request_id,
+        "on_behalf_of": entry.on_behalf_of,
         **snapshots,
     }
 

@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from contracts import topology
 from podium.servers import Servers
-from services.promotion.promote import Caller, promote
+from services.domain.caller import Caller
+from services.promotion.promote import promote
 from services.registration.batch import Incoming, read_message, register_batch
 from services.registration.parked import Envelope
 from services.settings import Settings

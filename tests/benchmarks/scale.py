@@ -27,9 +27,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from podium.servers import private_servers
 from services.agents.queries import get_agent, get_agent_by_name, get_deployment, list_agents
 from services.agents.queries import list_deployments as deployments_of
+from services.domain.caller import Caller
 from services.events.log import event_cursor, read_events
 from services.promotion.history import history, served_at
-from services.promotion.promote import Caller, promote
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.registration.inbox import Lifetime, recent_registrations
 from services.routing.resolver import RouteResolver

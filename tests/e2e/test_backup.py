@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 
 from podium.servers import private_servers
 from podium.servers.binaries import find_postgres
+from services.domain.caller import Caller
 from services.events.log import remove_published
-from services.promotion.promote import Caller, promote
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction

@@ -10,16 +10,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.storage.database import async_url
 
-_TABLES = ("deployments", "promotions", "outbox", "registrations", "parked", "agents", "probes", "janitors")
+_TABLES = (
+    "deployments",
+    "promotions",
+    "outbox",
+    "registrations",
+    "parked",
+    "agents",
+    "probes",
+    "janitors",
+    "audit",
+    "keys",
+)
 # A trigger refuses to empty the ledger. The owner of the table can disable its triggers.
 _EMPTY = (
     "ALTER TABLE promotions DISABLE TRIGGER USER",
+    "ALTER TABLE audit DISABLE TRIGGER USER",
     "UPDATE agents SET production_deployment_id = NULL WHERE production_deployment_id IS NOT NULL",
     "DELETE FROM conversations",
     "DELETE FROM instances",
     "DELETE FROM departed_instances",
     *(f"DELETE FROM {table}" for table in _TABLES),
     "ALTER TABLE promotions ENABLE TRIGGER USER",
+    "ALTER TABLE audit ENABLE TRIGGER USER",
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.auth import StartRefused, check_bind
+from api.auth.binding import StartRefused, check_bind
 from services.settings import Settings
 from tests.support.processes import ROOT
 

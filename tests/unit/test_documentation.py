@@ -25,12 +25,12 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = ROOT / "docs" / "operations.md"
 CONTRACTS = ROOT / "docs" / "contracts.md"
 COMMAND_LINE = ROOT / "docs" / "cli.md"
-SECTION = re.compile(r"^### `podium (?P<command>[a-z ]+)`$\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^### `podium (?P<command>[a-z -]+)`$\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTINGS = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end of settings -->)", re.DOTALL)
 RENEW = "PODIUM_RENEW_SNAPSHOTS"
 # Addresses of the command line alone, which no process of Podium reads as a setting.
-OF_THE_COMMAND_LINE = {"PODIUM_API_URL"}
+OF_THE_COMMAND_LINE = {"PODIUM_API_URL", "PODIUM_AGENT_KEY", "PODIUM_MANAGEMENT_AUTH"}
 
 
 def id_of(document: Path) -> str:

@@ -47,7 +47,7 @@ def test_a_cursor_of_the_other_kind_is_rejected(cursor: str, agent_id: UUID | No
 
 def frames(*numbers: int) -> list[Frame]:
     """Events of ten bytes each."""
-    return [Frame((number,), "type", b"0123456789") for number in numbers]
+    return [Frame((number,), "type", "bot", b"0123456789") for number in numbers]
 
 
 def test_a_topic_gives_each_client_the_events_after_its_position() -> None:
@@ -69,7 +69,7 @@ def test_a_topic_keeps_at_most_its_byte_limit() -> None:
     topic.add(frames(3, 4), (4,))
     assert topic.after((1,), 10) is None
     assert topic.after((2,), 10) == Step(frames(3, 4), (4,))
-    topic.add([Frame((5,), "type", b"0" * 100)], (5,))
+    topic.add([Frame((5,), "type", "bot", b"0" * 100)], (5,))
     assert topic.after((4,), 10) is None
     assert topic.after((5,), 10) == Step([], (5,))
 

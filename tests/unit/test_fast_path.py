@@ -35,7 +35,7 @@ async def by_fast_path(app: Litestar, method: str, path: str, monkeypatch: pytes
     fast_path = FastPath(app)
 
     async def forward(_scope: object, _receive: object, _send: object, parameters: dict[str, str]) -> None:
-        taken.append((fast_path._routes[frozenset(parameters)].path_format, parameters))
+        taken.append((fast_path._routes[frozenset(parameters)][0].path_format, parameters))
 
     async def elsewhere(*_: object) -> Any:
         pass

@@ -7,13 +7,14 @@ from aio_pika import ExchangeType, connect
 
 from contracts import topology
 from services.settings import Settings
+from services.tls import broker_url
 
 CONNECT_TIMEOUT_SECONDS = 10
 
 
 async def declare(settings: Settings) -> None:
     """Create the exchanges, queues and bindings that do not exist yet. Raises `AMQPError` or `OSError`."""
-    connection = await connect(settings.amqp_url.get_secret_value(), timeout=CONNECT_TIMEOUT_SECONDS)
+    connection = await connect(broker_url(settings), timeout=CONNECT_TIMEOUT_SECONDS)
     async with connection:
         channel = await connection.channel()
         await channel.declare_exchange(topology.EVENTS_EXCHANGE, ExchangeType.TOPIC, durable=True)

@@ -17,6 +17,7 @@ from aio_pika.exceptions import AMQPConnectionError
 from services.registration.batch import Terms
 from services.settings import Settings
 from services.storage.database import Sessions
+from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS
 from workers.amqp.decoding import tolerate_invalid_properties
@@ -42,6 +43,26 @@ BROKER_HINT = "Check that RabbitMQ is running and that 'podium migrate' has decl
 log = structlog.get_logger(__name__)
 
 
+class StartRefused(Exception):
+    """The registrar refuses to start with these settings."""
+
+
+def signing_secret(settings: Settings) -> str | None:
+    """The secret key from which the signing keys are derived; None if signatures are not required.
+
+    Raises `StartRefused` with a sentence that names the variable to set.
+    """
+    if not settings.require_signed_announcements:
+        return None
+    secret_key = settings.secret_key.get_secret_value()
+    if not secret_key:
+        raise StartRefused(
+            "The registrar refuses to start: PODIUM_REQUIRE_SIGNED_ANNOUNCEMENTS is set, and without "
+            "PODIUM_SECRET_KEY, with the value of the API processes, it cannot check a signature."
+        )
+    return secret_key
+
+
 class Registrar:
     """Consumes registrations until it is stopped. Any number of registrars, in any number of processes, can run."""
 
@@ -52,6 +73,7 @@ class Registrar:
         self._decider = Decider(sessions, Terms.of(settings))
         self._decider_of_deferred = Decider(sessions, Terms.of(settings))
         self._records = Records(Acknowledgements(), self._metrics)
+        self._signed_with = signing_secret(settings)
         self._outage = Outage(failure_action="registrar.disconnected", recovery_action="registrar.connected")
         self._metrics.watch("registrar", self._outage)
 
@@ -76,7 +98,7 @@ class Registrar:
         ):
             self._outage.over()
             log.info("Consuming registrations.", action="registrar.started", prefetch=prefetch)
-            settler = Settler(self._decider, self._records, deferred, replies)
+            settler = self._settler(self._decider, deferred, replies)
             while not (stop.is_set() or buffer.closed):
                 if len(deferred) >= prefetch // 2:
                     await more.start()
@@ -92,8 +114,11 @@ class Registrar:
                 if not await settler.settle(deferred.divert(batch), stop):
                     return
 
+    def _settler(self, decider: Decider, deferred: DeferredMessages, replies: Replies) -> Settler:
+        return Settler(decider, self._records, deferred, replies, signed_with=self._signed_with)
+
     def _replies(self) -> Replies:
-        return Replies(self._settings.amqp_url.get_secret_value())
+        return Replies(broker_url(self._settings))
 
     async def _next_batch(self, buffer: DeliveryBuffer, stop: asyncio.Event) -> list[AbstractIncomingMessage]:
         """Wait for messages, then a short time for more of them; returns at most one batch, possibly an empty one."""
@@ -123,7 +148,7 @@ class Registrar:
 
     async def _decide_deferred(self, deferred: DeferredMessages, stop: asyncio.Event) -> None:
         async with self._replies() as replies:
-            settler = Settler(self._decider_of_deferred, self._records, deferred, replies)
+            settler = self._settler(self._decider_of_deferred, deferred, replies)
             while not stop.is_set():
                 deferred.added.clear()
                 if batch := deferred.next_batch(self._settings.batch_size, BATCH_MAX_BYTES):

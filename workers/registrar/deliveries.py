@@ -18,6 +18,7 @@ from contracts.messages import REGISTRATION_MAX_BYTES
 from contracts.topology import REGISTRATIONS_QUEUE
 from services.cancellation import lost_as
 from services.settings import Settings
+from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS, connected, with_heartbeat
 from workers.retry import CONNECTION_LOST, at_most, ended
@@ -43,7 +44,7 @@ def prefetch_of(settings: Settings) -> int:
 async def consuming(settings: Settings, buffer: DeliveryBuffer) -> AsyncIterator["asyncio.Task[None]"]:
     """A task that moves deliveries into the buffer, on its own connection, with which the buffer is closed."""
     broker = RabbitBroker(
-        with_heartbeat(settings.amqp_url.get_secret_value()),
+        with_heartbeat(broker_url(settings)),
         timeout=CONNECT_SECONDS,
         on_close=[buffer.close],
         default_channel=Channel(prefetch_count=prefetch_of(settings)),
@@ -82,7 +83,7 @@ class SecondConsumer:
     """
 
     def __init__(self, settings: Settings, buffer: DeliveryBuffer) -> None:
-        self._url = settings.amqp_url.get_secret_value()
+        self._url = broker_url(settings)
         self._buffer = buffer
         self._stack = AsyncExitStack()
         self._queue: AbstractQueue | None = None

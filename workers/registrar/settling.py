@@ -18,6 +18,7 @@ from services.cancellation import lost_as
 from services.domain.announcement import Announcement, Duplicate
 from services.registration.batch import Decided, Incoming, read_message
 from services.registration.parked import Envelope
+from services.registration.signatures import require_signature
 from workers.metrics import WorkerMetrics
 from workers.registrar.batches import Decider
 from workers.registrar.deferred import DeferredMessages
@@ -65,7 +66,17 @@ class Records:
 class Settler:
     """Settles messages of one connection; defers those of locked agents."""
 
-    def __init__(self, decider: Decider, records: Records, deferred: DeferredMessages, replies: Replies) -> None:
+    def __init__(
+        self,
+        decider: Decider,
+        records: Records,
+        deferred: DeferredMessages,
+        replies: Replies,
+        *,
+        signed_with: str | None = None,
+    ) -> None:
+        """With a secret key in `signed_with`, every message must be signed with the key of its agent."""
+        self._signed_with = signed_with
         self._decider = decider
         self._records = records
         self._deferred = deferred
@@ -75,7 +86,7 @@ class Settler:
         """Decide a batch, acknowledge it and send the requested replies; False if `stop` was set before a decision."""
         if not messages:
             return True
-        batch = [_incoming(message) for message in messages]
+        batch = [_incoming(message, self._signed_with) for message in messages]
         began = perf_counter()
         outcomes = await self._decider.decide(batch, stop)
         if outcomes is None:
@@ -100,12 +111,13 @@ class Settler:
         await self._replies.send(messages, [decided for _, _, decided in settled])
 
 
-def _incoming(message: AbstractIncomingMessage) -> Incoming:
+def _incoming(message: AbstractIncomingMessage, signed_with: str | None) -> Incoming:
     headers = dict(message.headers)
     traceparent = headers.get("traceparent")
     if not (isinstance(traceparent, str) and re.fullmatch(TRACEPARENT_PATTERN, traceparent)):
         traceparent = None
-    return read_message(Envelope(message.routing_key or "", message.body, headers), traceparent=traceparent)
+    incoming = read_message(Envelope(message.routing_key or "", message.body, headers), traceparent=traceparent)
+    return incoming if signed_with is None else require_signature(signed_with, incoming)
 
 
 def _outcomes(decided: Sequence[Decided]) -> Counter[str]:

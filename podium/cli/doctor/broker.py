@@ -17,6 +17,7 @@ from pamqp.commands import Queue
 from contracts import topology
 from podium.cli.doctor.checks import Check, Part, first_line, host_and_port
 from services.settings import Settings
+from services.tls import broker_url, certificate_problem
 
 MIN_VERSION = (3, 10)
 CONNECT_SECONDS = 5
@@ -36,7 +37,7 @@ async def check_broker(settings: Settings) -> AsyncIterator[Check]:
         return
     address = host_and_port(url)
     try:
-        async with await connect(url, timeout=CONNECT_SECONDS) as connection:
+        async with await connect(broker_url(settings), timeout=CONNECT_SECONDS) as connection:
             yield _version(connection, address)
             for exchange in (topology.REGISTRATIONS_EXCHANGE, topology.EVENTS_EXCHANGE):
                 yield await _exchange(connection, exchange)
@@ -53,6 +54,9 @@ async def check_broker(settings: Settings) -> AsyncIterator[Check]:
     except (AuthenticationError, ProbableAuthenticationError):
         yield part.failed(f"{address} refuses this user or password", "correct PODIUM_AMQP_URL")
     except (*CONNECTION_EXCEPTIONS, ValueError) as error:
+        if (problem := certificate_problem(error)) is not None:
+            yield part.failed(f"{address}: {problem}", "check PODIUM_AMQP_CA_FILE and the host in PODIUM_AMQP_URL")
+            return
         advice = "is it running, and is PODIUM_AMQP_URL right?"
         yield part.failed(f"{address} cannot be used: {first_line(error)}", advice)
 

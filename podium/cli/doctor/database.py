@@ -14,6 +14,7 @@ from services.settings import Settings
 from services.storage.database import async_url
 from services.storage.migrate import is_current
 from services.storage.models import Base
+from services.tls import certificate_problem, database_options
 
 MIN_VERSION = 140_000
 CONNECT_SECONDS = 5
@@ -50,7 +51,11 @@ async def check_database(settings: Settings) -> AsyncIterator[Check]:
         # The services' engine sets parameters that servers older than 14 do not know.
         engine = create_async_engine(
             async_url(url),
-            connect_args={"timeout": CONNECT_SECONDS, "server_settings": {"application_name": "podium-doctor"}},
+            connect_args={
+                **database_options(settings),
+                "timeout": CONNECT_SECONDS,
+                "server_settings": {"application_name": "podium-doctor"},
+            },
         )
     except SQLAlchemyError as error:
         yield part.failed(f"PODIUM_DATABASE_URL is not a valid address: {first_line(error)}", "correct it")
@@ -83,6 +88,10 @@ async def _check(engine: AsyncEngine, address: str) -> AsyncIterator[Check]:
                 yield check
             yield await _parked(connection)
     except (SQLAlchemyError, OSError) as error:
+        if (problem := certificate_problem(error)) is not None:
+            advice = "check PODIUM_DATABASE_CA_FILE and the host in PODIUM_DATABASE_URL"
+            yield part.failed(f"{address}: {problem}", advice)
+            return
         yield part.failed(
             f"{address} cannot be used: {first_line(getattr(error, 'orig', None) or error)}",
             "is it running, and is PODIUM_DATABASE_URL right?",

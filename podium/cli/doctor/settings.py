@@ -9,7 +9,7 @@ from podium.cli.doctor.checks import Check, Part
 from services.settings import EARLIER_NAMES, Settings, variable_of
 
 # Read only by the command line.
-OTHER_NAMES = {"PODIUM_API_URL"}
+OTHER_NAMES = {"PODIUM_API_URL", "PODIUM_AGENT_KEY", "PODIUM_MANAGEMENT_AUTH"}
 # 32 characters of `openssl rand -base64` have 192 random bits; 20 characters have 120.
 SECRET_LENGTH = 32
 API_KEY_LENGTH = 20

@@ -3,6 +3,7 @@
 from services.storage.models.base import Base
 from services.storage.models.conversations import Conversation
 from services.storage.models.deployments import Agent, Deployment, Promotion
+from services.storage.models.identities import AuditEntry, Key, KeysVersion
 from services.storage.models.inbox import Parked, Registration
 from services.storage.models.instances import DepartedInstance, Instance
 from services.storage.models.outbox import EventEpoch, LowWater, OutboxEvent
@@ -10,6 +11,7 @@ from services.storage.models.probes import Janitor, Probe
 
 __all__ = [
     "Agent",
+    "AuditEntry",
     "Base",
     "Conversation",
     "DepartedInstance",
@@ -17,6 +19,8 @@ __all__ = [
     "EventEpoch",
     "Instance",
     "Janitor",
+    "Key",
+    "KeysVersion",
     "LowWater",
     "OutboxEvent",
     "Parked",

@@ -63,6 +63,9 @@ class Agent(Base):
     conversation_idle_seconds: Mapped[float | None]
     conversation_max_age_seconds: Mapped[float | None]
     drain_deadline_seconds: Mapped[float | None]
+    forward_authorization: Mapped[str] = mapped_column(server_default="strip")
+    calls_per_second: Mapped[float | None]  # NULL, here and below: no limit
+    calls_in_flight: Mapped[int | None] = mapped_column(Integer())
     created_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     updated_at: Mapped[datetime] = mapped_column(server_default=CLOCK)
     deleted_at: Mapped[datetime | None]
@@ -84,6 +87,8 @@ class Agent(Base):
             "conversation_idle_seconds > 0 AND conversation_max_age_seconds > 0 AND drain_deadline_seconds > 0",
             name="conversations_positive",
         ),
+        CheckConstraint("forward_authorization IN ('strip', 'pass')", name="forward_authorization_known"),
+        CheckConstraint("calls_per_second > 0 AND calls_in_flight > 0", name="calls_positive"),
         CheckConstraint("generation >= 0 AND event_seq >= generation", name="counters_consistent"),
         CheckConstraint("(status = 'Deleted') = (deleted_at IS NOT NULL)", name="deleted_status"),
         CheckConstraint("deleted_at IS NULL OR production_deployment_id IS NULL", name="deleted_serves_nothing"),
@@ -194,6 +199,8 @@ class Promotion(Base):
     to_docker_image: Mapped[str | None]
     restored: Mapped[int | None]
     at: Mapped[datetime]
+    request_id: Mapped[str | None]
+    on_behalf_of: Mapped[str | None]
 
     __table_args__ = (
         CheckConstraint("generation > 0", name="generation_positive"),

@@ -10,6 +10,9 @@ from urllib.parse import urlencode
 import pytest
 from pydantic import SecretStr
 
+from api.app import make_server
+from api.http.access import rules_of
+from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
@@ -155,6 +158,28 @@ async def test_a_key_opens_a_session_that_does_not_contain_it(serve: Serve, pod:
     assert (await other.get("/console/agents", headers={"cookie": signed_in}, allow_redirects=False)).status == 303
     forged = f"{signed_in[:-3]}AAA"
     assert (await api.get("/console/agents", headers={"cookie": forged}, allow_redirects=False)).status == 303
+
+
+async def test_every_page_asks_who_is_there(serve: Serve) -> None:
+    """G86: with a key set, each route of the console but the sign-in and its files leads to the sign-in."""
+    api = await serve(api_key=SecretStr(KEY))
+    routes = rules_of(make_server(Settings(secret_key=SecretStr("s"))).config.app.routes)  # type: ignore[union-attr]
+    seen = 0
+    for path, method in routes:
+        if not path.startswith("/console") or method == "OPTIONS":
+            continue
+        if "static" in path or path in {"/console", "/console/sign-in", "/console/sign-out", "/console/{rest}"}:
+            continue
+        filled = re.sub(r"\{\w+\}", "00000000-0000-4000-8000-000000000000", path)
+        sent = {
+            "headers": {**HTML, "x-api-key": KEY, "origin": api.url, "content-type": FORM},
+            "allow_redirects": False,
+        }
+        answer = await api.call(method, filled, **sent)
+        assert answer.status == 303, (method, path)
+        assert answer.headers["location"].startswith("/console/sign-in"), (method, path)
+        seen += 1
+    assert seen >= 14
 
 
 @pytest.mark.parametrize("next_page", ["https://evil.example/", "//evil.example", "/console/\\evil", "/agents", ""])
@@ -329,3 +354,43 @@ async def test_the_panel_calls_without_what_identifies_the_browser(api: Api, pod
     [seen] = pod.seen[before:]
     for name in ("cookie", "x-podium-token", "origin", "referer", "x-own"):
         assert seen.header(name) == []
+
+
+async def test_scopes_and_agents_of_a_key_decide_what_is_shown(serve: Serve, pod: Pod) -> None:
+    """G86: with a key to read some agents, others do not exist, nothing can be changed, and a revoked one is out."""
+    api = await serve(api_key=SecretStr(KEY), sse_heartbeat=timedelta(seconds=0.1))
+    root = {"x-api-key": KEY}
+    agents = {}
+    for name in ("mine", "other"):
+        for version in ("v1", "v2"):
+            body = a_body(name, deployment_id=f"{name}-{version}", acp_url=pod.url)
+            agents[name] = (await api.post("/agents/register", body, headers=root)).json["id"]
+    new = {"name": "reader", "scopes": ["read"], "agents": ["mi*"]}
+    issued = (await api.post("/keys", new, headers=root)).json
+    visitor, owner = Visitor(api), Visitor(api)
+    assert (await visitor.sign_in(issued["secret"])).status == 303
+    await owner.sign_in()
+    text = (await visitor.read("/console/agents")).body.decode()
+    assert "mine" in text
+    assert agents["other"] not in text
+    assert "key:reader" in text
+    mine = f"/console/agents/{agents['mine']}"
+    text = (await visitor.read(mine)).body.decode()
+    for path in ("/promote", "/rollback", "/try"):
+        assert f"{mine}{path}" not in text
+    for path in ("promote?version=mine-v2", "rollback", "try", "delete-agent"):
+        assert (await visitor.read(f"{mine}/{path}")).status == 403
+    fields = hidden(await owner.read(f"{mine}/promote?version=mine-v2"))
+    own = {**fields, "token": hidden(await visitor.read(mine))["token"]}
+    forced = await visitor.send(f"{mine}/promote?version=mine-v2", own)
+    assert forced.status == 403
+    for path in ("", "/versions/other-v1"):
+        assert (await visitor.read(f"/console/agents/{agents['other']}{path}")).status == 404
+    assert (await visitor.read(f"/console/live?agent={agents['other']}&since=0")).status == 404
+    assert (await visitor.read("/console/system")).status == 403
+    assert "other-v1" not in (await visitor.read("/console/registrations")).body.decode()
+    live = f"{api.url}/console/live?agent={agents['mine']}&since=0"
+    async with api.session.get(live, headers={"cookie": visitor.cookie}) as stream:
+        assert (await api.delete(f"/keys/{issued['id']}", headers=root)).status == 200
+        await stream.content.read()
+    assert (await visitor.read(mine)).status == 303

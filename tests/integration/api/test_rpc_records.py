@@ -52,6 +52,7 @@ async def test_a_call_has_one_log_line(api: Api, pod: Pod) -> None:
         "deployment_id": "v1",
         "generation": 1,
         "method": "POST",
+        "actor": "local",
         "status": 200,
         "outcome": "answered",
         "request_bytes": 9,

@@ -11,7 +11,8 @@ from contracts.events import CloudEvent, event_sequence, event_source
 from contracts.topology import EVENTS_EXCHANGE, event_key
 from examples.idempotent_consumer import ARGUMENTS, QUEUE, SCHEMA, apply
 from podium.servers.process import GuardedProcess
-from services.promotion.promote import Caller, promote
+from services.domain.caller import Caller
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction

@@ -13,11 +13,14 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from contracts import topology
+from services.registration.signatures import signing_key
 from services.settings import Settings
 from services.storage.database import Sessions
+from tests.integration.workers.conftest import working
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually_rows
 from workers.amqp.topology import declare
+from workers.runner import run_registrar
 
 EXAMPLES = ROOT / "examples"
 
@@ -43,7 +46,7 @@ def command(request: pytest.FixtureRequest) -> list[str]:
 
 
 @asynccontextmanager
-async def publishing(command: list[str], settings: Settings, name: str) -> AsyncIterator[Process]:
+async def publishing(command: list[str], settings: Settings, name: str, key: str = "") -> AsyncIterator[Process]:
     """The example, announcing version v1 of this agent; ended if it has not ended by itself."""
     environment = {
         **os.environ,
@@ -51,6 +54,7 @@ async def publishing(command: list[str], settings: Settings, name: str) -> Async
         "AGENT_NAME": name,
         "AGENTEX_DEPLOYMENT_ID": f"{name}-v1",
         "ACP_URL": "http://10.0.0.7:8000",
+        "PODIUM_AGENT_KEY": key,
     }
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stdout=PIPE, stderr=STDOUT)
     try:
@@ -81,6 +85,20 @@ async def test_the_example_announces_a_version(command: list[str], settings: Set
         assert await process.wait() == 0
     query = f"SELECT status, acp_url, is_production FROM deployments WHERE id = '{name}-v1'"
     assert await eventually_rows(sessions, query) == [("Ready", "http://10.0.0.7:8000", True)]
+
+
+async def test_the_example_signs_with_its_agent_s_key(
+    command: list[str], settings: Settings, sessions: Sessions, broker: AbstractConnection
+) -> None:
+    """G90: A registrar that requires signatures applies what the example publishes with its key."""
+    del broker  # it has declared the queue
+    name = f"example-{uuid4().hex[:8]}"
+    key = signing_key(settings.secret_key.get_secret_value(), name)
+    strict = settings.model_copy(update={"require_signed_announcements": True})
+    async with working(run_registrar, strict), publishing(command, settings, name, key) as process:
+        await printed(process, f"Announced {name}.")
+        (row,) = await eventually_rows(sessions, "SELECT outcome FROM registrations")
+    assert row.outcome == "Registered"
 
 
 async def test_the_example_repeats_until_the_broker_takes_it(

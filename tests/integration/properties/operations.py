@@ -11,13 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.agents import commands as lifecycle
 from services.agents.commands import AgentChange, NewDeployment
+from services.domain.caller import Caller
 from services.domain.state import AgentSnapshot, AutoPromote
 from services.promotion import promote as promotion
 from services.promotion import rollback
-from services.promotion.promote import Caller
 from tests.integration.properties.messages import Call, Register, ReprAsCall, Scene
 from tests.support.reference_model.rollback_walk import LEGACY
 
+AMY = Caller(actor="amy")
 _FAIL = (
     text("UPDATE deployments SET status = 'Failed', status_changed_at = clock_timestamp() WHERE id = :id"),
     text("UPDATE agents SET status = 'Failed' WHERE production_deployment_id = :id"),
@@ -77,7 +78,7 @@ class Create(ReprAsCall):
         agent_id, new = scene.agent_id(label), NewDeployment(id=deployment, docker_image=self.image)
 
         async def on_the_database(session: AsyncSession) -> str:
-            return (await lifecycle.create_deployment(session, agent_id, new)).status
+            return (await lifecycle.create_deployment(session, agent_id, new, AMY)).status
 
         return Call(
             f"{deployment} is created for {label} with {self.image}",
@@ -99,7 +100,7 @@ class Delete(ReprAsCall):
         agent_id = scene.agent_id(label)
 
         async def on_the_database(session: AsyncSession) -> str:
-            await lifecycle.delete_deployment(session, agent_id, deployment)
+            await lifecycle.delete_deployment(session, agent_id, deployment, AMY)
             return "done"
 
         return Call(
@@ -118,11 +119,11 @@ class DeleteAgent(ReprAsCall):
     def bind(self, scene: Scene) -> Call:
         """The call, for the agent that exists now."""
         label = scene.label(self.agent)
-        agent_id, caller = scene.agent_id(label), Caller(actor="amy")
+        agent_id = scene.agent_id(label)
         return Call(
             f"{label} is deleted",
             lambda model, now: model.delete_agent(label, now),
-            _generation(lambda session: lifecycle.delete_agent(session, agent_id, caller)),
+            _generation(lambda session: lifecycle.delete_agent(session, agent_id, AMY)),
         )
 
 
@@ -142,7 +143,7 @@ class Change(ReprAsCall):
         return Call(
             f"{label} is set to auto_promote={self.auto_promote}, paused={self.paused}",
             lambda model, _: model.change(label, policy=self.auto_promote, paused=self.paused),
-            _generation(lambda session: lifecycle.change_agent(session, agent_id, change)),
+            _generation(lambda session: lifecycle.change_agent(session, agent_id, change, AMY)),
         )
 
 

@@ -32,12 +32,16 @@ INSERT INTO departed_instances (agent_name, deployment_id, instance_id, register
     VALUES ('a', 'a1', 'pod-0', now(), '{A}');
 INSERT INTO parked (id, key, reason, error, routing_key, headers, body)
     VALUES ('{A}', 'k', 'malformed', 'why', 'agent.a', '{{}}', '');
-INSERT INTO janitors (id, name) VALUES ('{A}', 'host:1')
+INSERT INTO janitors (id, name) VALUES ('{A}', 'host:1');
+INSERT INTO keys (id, name, scopes, secret_sha256, previous_sha256, previous_until, hint, created_by)
+    VALUES ('{A}', 'ci', '{{read}}', sha256('one'), sha256('zero'), now(), 'abcd', 'amy');
+INSERT INTO audit (actor, action, subject) VALUES ('amy', 'key.created', 'ci')
 """
 
 NEW_DEPLOYMENT = "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at) VALUES"
 NEW_PROMOTION = "INSERT INTO promotions (agent_id, generation, cause, actor, at, restored, to_deployment_id) VALUES"
 NEW_EVENT = "INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload) VALUES"
+NEW_KEY = "INSERT INTO keys (id, name, scopes, secret_sha256, hint, created_by) VALUES"
 
 
 class Bad(NamedTuple):
@@ -154,6 +158,33 @@ BAD_STATES = [
     Bad("probes_confirmed_was_failed", "UPDATE probes SET confirmed = true WHERE deployment_id = 'a1'"),
     Bad("janitors_pkey", "INSERT INTO janitors SELECT * FROM janitors"),
     Bad("janitors_counts_consistent", "UPDATE janitors SET probed = 1, failing = 2"),
+    Bad("agents_forward_authorization_known", "UPDATE agents SET forward_authorization = 'sometimes'"),
+    *[
+        Bad(f"{table}_calls_positive", f"UPDATE {table} SET {column} = 0")
+        for table in ("agents", "keys")
+        for column in ("calls_per_second", "calls_in_flight")
+    ],
+    Bad("keys_pkey", f"{NEW_KEY} ('{A}', 'other', '{{read}}', sha256('two'), 'abcd', 'amy')"),
+    Bad("keys_name_of_living_key", f"{NEW_KEY} ('{B}', 'ci', '{{read}}', sha256('two'), 'abcd', 'amy')"),
+    Bad("keys_secret_sha256_key", f"{NEW_KEY} ('{B}', 'other', '{{read}}', sha256('one'), 'abcd', 'amy')"),
+    Bad(
+        "keys_previous_sha256_key",
+        "INSERT INTO keys (name, scopes, secret_sha256, previous_sha256, previous_until, hint, created_by) "
+        "VALUES ('other', '{read}', sha256('two'), sha256('zero'), now(), 'abcd', 'amy')",
+    ),
+    *[Bad("keys_name_valid", f"UPDATE keys SET name = '{name}'") for name in ("", "A", "a b", "a" * 64)],
+    *[Bad("keys_scopes_known", f"UPDATE keys SET scopes = '{scopes}'") for scopes in ("{}", "{read,root}")],
+    Bad("keys_agents_not_empty", "UPDATE keys SET agents = '{}'"),
+    Bad("keys_digests_complete", "UPDATE keys SET secret_sha256 = 'a secret'"),
+    Bad("keys_digests_complete", "UPDATE keys SET previous_sha256 = 'a secret'"),
+    Bad("keys_previous_ends", "UPDATE keys SET previous_until = NULL"),
+    Bad("keys_version_pkey", "INSERT INTO keys_version (version) VALUES (1)"),
+    Bad("keys_version_one_row", "INSERT INTO keys_version (id, version) VALUES (false, 1)"),
+    Bad("audit_pkey", "INSERT INTO audit OVERRIDING SYSTEM VALUE SELECT * FROM audit"),
+    Bad("audit_action_valid", "INSERT INTO audit (actor, action, subject) VALUES ('amy', 'Made it', 'ci')"),
+    Bad("audit_append_only", "UPDATE audit SET actor = 'bob'"),
+    Bad("audit_append_only", "DELETE FROM audit"),
+    Bad("audit_append_only", "TRUNCATE audit"),
     Bad("parked_attempts_positive", "UPDATE parked SET attempts = 0"),
 ]
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from services.domain.caller import Caller
 from services.errors import PodiumError
-from services.promotion import promote as promotion
 from tests.integration.services.world import NAME, World, settled
 from tests.support.factories import ago, incoming
 
@@ -90,7 +90,7 @@ async def test_many_promotes_at_once_all_succeed(world: World) -> None:
 async def test_of_many_promotes_with_one_if_match_one_changes_anything(world: World) -> None:
     """G10: all promotes of the winner's target succeed; all others get 412."""
     await world.register(*[incoming(deployment_id=f"v{number}") for number in range(6)])
-    looked_at = promotion.Caller(actor="amy", if_generation=1)
+    looked_at = Caller(actor="amy", if_generation=1)
     targets = [f"v{number % 5 + 1}" for number in range(30)]
     answers = await asyncio.gather(*[settled(world.promote(target, caller=looked_at)) for target in targets])
     winner = await world.production()

@@ -16,7 +16,7 @@ from services.routing.conversations import ConversationTerms, digest_of, end_ses
 from services.routing.draining import finish_draining
 from services.routing.routes import RouteKey
 from services.storage.pages import Page
-from tests.integration.services.world import NAME, World, read_route
+from tests.integration.services.world import AMY, NAME, World, read_route
 from tests.support.factories import incoming
 from tests.support.shuffle import FRESH_SEED
 
@@ -199,7 +199,7 @@ async def test_deletions(world: World) -> None:
     old = StepLimits(before=datetime.now(UTC) + timedelta(days=1), keep=0, rows=10)
     await world.do(lambda session: delete_old_previews(session, old))
     assert (await world.deployment(V1)).expires_at is None
-    await world.do(lambda session: commands.delete_deployment(session, agent_id, V1, force=True))
+    await world.do(lambda session: commands.delete_deployment(session, agent_id, V1, AMY, force=True))
     assert await drained(world) == []
     await world.register(incoming(NAME, deployment_id="v3"))
     await world.promote("v3")

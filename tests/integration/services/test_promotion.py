@@ -1,5 +1,6 @@
 import pytest
 
+from services.domain.caller import Caller
 from services.errors import (
     AgentDeletedError,
     AgentNotFound,
@@ -10,7 +11,6 @@ from services.errors import (
     PodiumError,
 )
 from services.promotion import promote as promotion
-from services.promotion.promote import Caller
 from services.routing.routes import RouteKey
 from tests.integration.services.world import AMY, World, read_route
 from tests.support.factories import a_build, an_id, incoming

@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.agents import commands as lifecycle
 from services.agents.commands import AgentChange, NewDeployment
+from services.domain.caller import Caller
 from services.errors import DeploymentDeletedError, GenerationMismatch, ProductionCannotBeDeleted
 from services.promotion import promote as promotion
-from services.promotion.promote import Caller
 from services.registration.batch import Incoming, register_batch
 from services.storage.store import lock_agent
 from tests.integration.services.world import AMY, NAME, World, settled
@@ -77,7 +77,7 @@ async def test_a_promote_that_waited_for_a_deletion_is_refused(world: World) -> 
     await world.two_versions()
     agent_id = await world.agent_id()
     refused = await one_after_the_other(
-        world, lambda session: lifecycle.delete_deployment(session, agent_id, V2), world.promote(V2)
+        world, lambda session: lifecycle.delete_deployment(session, agent_id, V2, AMY), world.promote(V2)
     )
     assert isinstance(refused, DeploymentDeletedError)
     assert await world.production() == V1
@@ -99,13 +99,13 @@ CONDITIONAL_CHANGES: dict[str, Callable[[AsyncSession, UUID], Awaitable[Any]]] =
         session, agent_id, Caller(actor="amy", if_generation=1)
     ),
     "delete a deployment": lambda session, agent_id: lifecycle.delete_deployment(
-        session, agent_id, V2, if_generation=1
+        session, agent_id, V2, Caller(actor="amy", if_generation=1)
     ),
     "create a deployment": lambda session, agent_id: lifecycle.create_deployment(
-        session, agent_id, NewDeployment(docker_image="bot:1", id="v3"), if_generation=1
+        session, agent_id, NewDeployment(docker_image="bot:1", id="v3"), Caller(actor="amy", if_generation=1)
     ),
     "change the agent": lambda session, agent_id: lifecycle.change_agent(
-        session, agent_id, AgentChange(description="new"), if_generation=1
+        session, agent_id, AgentChange(description="new"), Caller(actor="amy", if_generation=1)
     ),
 }
 

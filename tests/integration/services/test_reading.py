@@ -41,8 +41,8 @@ async def test_a_deleted_agent_can_be_read_but_not_changed(world: World) -> None
         lambda session: rollback.roll_back(session, agent_id, AMY),
         lambda session: rollback.roll_back(session, agent_id, AMY, to="v1"),
         lambda session: rollback.roll_back(session, agent_id, AMY, to="legacy"),
-        lambda session: lifecycle.change_agent(session, agent_id, AgentChange(description="x")),
-        lambda session: lifecycle.create_deployment(session, agent_id, NewDeployment(docker_image="bot:1")),
+        lambda session: lifecycle.change_agent(session, agent_id, AgentChange(description="x"), AMY),
+        lambda session: lifecycle.create_deployment(session, agent_id, NewDeployment(docker_image="bot:1"), AMY),
     ):
         with pytest.raises(AgentDeletedError):
             await world.do(refused)
@@ -58,9 +58,9 @@ async def test_an_unknown_agent_is_not_found(world: World) -> None:
         lambda session: read_route(session, RouteKey(agent_id=unknown_id)),
         lambda session: read_route(session, RouteKey(agent_id=unknown_id, deployment_id="v1")),
         lambda session: lifecycle.delete_agent(session, unknown_id, AMY),
-        lambda session: lifecycle.delete_deployment(session, unknown_id, "v1"),
-        lambda session: lifecycle.change_agent(session, unknown_id, AgentChange()),
-        lambda session: lifecycle.create_deployment(session, unknown_id, NewDeployment(docker_image="bot:1")),
+        lambda session: lifecycle.delete_deployment(session, unknown_id, "v1", AMY),
+        lambda session: lifecycle.change_agent(session, unknown_id, AgentChange(), AMY),
+        lambda session: lifecycle.create_deployment(session, unknown_id, NewDeployment(docker_image="bot:1"), AMY),
     ):
         with pytest.raises(AgentNotFound):
             await world.do(refused)

@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from services.domain.caller import Caller
 from services.errors import (
     DeploymentDeletedError,
     DeploymentNotFound,
@@ -11,7 +12,6 @@ from services.errors import (
     NothingToRollBackTo,
     PodiumError,
 )
-from services.promotion.promote import Caller
 from tests.integration.services.world import AMY, World
 from tests.support.factories import a_build, ago, incoming
 from tests.support.reference_model.rollback_walk import LEGACY, Cutover, rollback_target

@@ -203,6 +203,7 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
             assert len(scans) == plan.count("Index Cond"), "an index is read from end to end"
             assert len(scans) >= 4
             by_key = {"agents_pkey", "agents_name_of_living_key", "conversations_pkey", "instances_pkey"}
+            by_key |= {"keys_version_pkey"}
             assert set(scans) <= by_key | by_id
             assert "instances_pkey" in scans
         await two_versions(world)

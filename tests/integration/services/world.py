@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.agents import commands as lifecycle
 from services.agents.commands import AgentChange, NewDeployment
+from services.domain.caller import Caller
 from services.domain.state import AgentSnapshot, DeploymentState
 from services.errors import PodiumError
 from services.promotion import promote as promotion
 from services.promotion import rollback
-from services.promotion.promote import Caller
 from services.registration.batch import Decided, Incoming, register_batch
 from services.routing.routes import READ_ROUTES, Route, RouteKey, arguments, read_routes_of_conversations, route_of
 from services.storage.database import Sessions, in_transaction
@@ -88,12 +88,12 @@ class World:
     async def create(self, name: str = NAME, *, image: str = "registry/bot:1", **fields: Any) -> DeploymentState:
         """The deployment, created before its pod registers."""
         agent_id, new = await self.agent_id(name), NewDeployment(docker_image=image, **fields)
-        return await self.do(lambda session: lifecycle.create_deployment(session, agent_id, new))
+        return await self.do(lambda session: lifecycle.create_deployment(session, agent_id, new, AMY))
 
     async def delete(self, deployment_id: str, name: str = NAME, *, force: bool = False) -> None:
         """Delete a preview."""
         agent_id = await self.agent_id(name)
-        await self.do(lambda session: lifecycle.delete_deployment(session, agent_id, deployment_id, force=force))
+        await self.do(lambda session: lifecycle.delete_deployment(session, agent_id, deployment_id, AMY, force=force))
 
     async def delete_agent(self, name: str = NAME) -> AgentSnapshot:
         """The agent after its deletion."""
@@ -103,7 +103,7 @@ class World:
     async def change(self, name: str = NAME, **change: Any) -> AgentSnapshot:
         """The agent after a change of its settings."""
         agent_id = await self.agent_id(name)
-        return await self.do(lambda session: lifecycle.change_agent(session, agent_id, AgentChange(**change)))
+        return await self.do(lambda session: lifecycle.change_agent(session, agent_id, AgentChange(**change), AMY))
 
     async def fail(self, deployment_id: str) -> None:
         """Set a deployment Failed, as a verdict does."""

@@ -11,7 +11,8 @@ from aio_pika.abc import AbstractConnection
 from aiohttp import web
 
 from services.agents.commands import AgentChange, change_agent
-from services.promotion.promote import Caller, promote
+from services.domain.caller import Caller
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
@@ -205,7 +206,7 @@ async def three_versions(sessions: Sessions, **urls: str) -> None:
         await register(sessions, version, url)
     agent_id = (await rows(sessions, "SELECT id FROM agents"))[0].id
     change = AgentChange(on_failure="rollback")
-    await in_transaction(sessions, lambda session: change_agent(session, agent_id, change))
+    await in_transaction(sessions, lambda session: change_agent(session, agent_id, change, Caller(actor="amy")))
     for version in list(urls)[1:]:
         await in_transaction(
             sessions,
@@ -262,7 +263,10 @@ async def test_by_default_a_failed_production_stays(eager: Settings, sessions: S
         dead = await stack.enter_async_context(refused_address())
         await three_versions(sessions, v1=alive.url, v2=dead)
         agent_id = (await rows(sessions, "SELECT id FROM agents"))[0].id
-        await in_transaction(sessions, lambda session: change_agent(session, agent_id, AgentChange(on_failure="hold")))
+        await in_transaction(
+            sessions,
+            lambda session: change_agent(session, agent_id, AgentChange(on_failure="hold"), Caller(actor="amy")),
+        )
         await stack.enter_async_context(working(run_janitor, eager))
         await eventually_rows(sessions, "SELECT 1 FROM probes WHERE streak <= -5")
         assert await rows(sessions, PROMOTED.format(3)) == []

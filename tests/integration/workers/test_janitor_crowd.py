@@ -8,8 +8,9 @@ from datetime import timedelta
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from services.domain.caller import Caller
 from services.errors import DeploymentNotReady
-from services.promotion.promote import Caller, promote
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction, make_engine

@@ -11,7 +11,8 @@ from aio_pika.abc import AbstractConnection
 
 from podium.servers.ports import free_ports
 from services.agents.commands import AgentChange, change_agent
-from services.promotion.promote import Caller, promote
+from services.domain.caller import Caller
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
@@ -56,7 +57,7 @@ async def test_production_is_rolled_back_when_its_last_instance_has_gone(eager: 
         await announce(sessions, "pod-1", pod.url, "v2")
         [agent] = await rows(sessions, "SELECT id FROM agents")
         change = AgentChange(on_failure="rollback")
-        await in_transaction(sessions, lambda session: change_agent(session, agent.id, change))
+        await in_transaction(sessions, lambda session: change_agent(session, agent.id, change, Caller(actor="amy")))
         await in_transaction(sessions, lambda session: promote(session, agent.id, "v2", Caller(actor="test")))
         goodbye = a_goodbye("v2", "pod-1")
         await in_transaction(sessions, lambda session: register_batch(session, [goodbye]))

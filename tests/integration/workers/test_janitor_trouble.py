@@ -12,6 +12,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.agents.commands import AgentChange, change_agent
+from services.domain.caller import Caller
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import running_api
@@ -204,7 +205,7 @@ async def test_hanging_previews_do_not_delay_the_detection_of_a_dead_production(
             await register(sessions, f"preview-{number}", f"http://127.0.0.1:{port}/{number}", name="previews")
         [agent] = await rows(sessions, "SELECT id FROM agents WHERE name = 'previews'")
         patient = AgentChange(probe_interval_seconds=5, probe_timeout_seconds=5)
-        await in_transaction(sessions, lambda session: change_agent(session, agent.id, patient))
+        await in_transaction(sessions, lambda session: change_agent(session, agent.id, patient, Caller(actor="amy")))
         await stack.enter_async_context(a_janitor(eager, sessions, **busy))
         await eventually(lambda: probed(pages.pods[0], 4), "repeated probes of production", seconds=60)
         pages.all_answer(500)

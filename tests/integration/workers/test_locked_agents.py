@@ -12,7 +12,8 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from contracts import topology
-from services.promotion.promote import Caller, promote
+from services.domain.caller import Caller
+from services.promotion.promote import promote
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from tests.integration.workers.conftest import working

@@ -6,7 +6,8 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy import text
 
 from contracts import topology
-from services.promotion.promote import Caller, promote
+from services.domain.caller import Caller
+from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction

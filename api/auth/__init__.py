@@ -1,0 +1,1 @@
+"""Who calls the API, and what they may do: keys, rules of routes, and browsers of other origins."""
