@@ -36,7 +36,7 @@ bench-scale: setup ## Measure reads and promotes on a million deployments: some 
 	@$(BIN)/python -m tests.benchmarks.scale
 
 chaos: servers-for-tests ## Kill, stop and starve everything, at length: a quarter of an hour
-	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos
+	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos tests/integration/api/test_generated_with_keys.py
 
 lint: environment ## Check style, types and the direction of imports
 	@$(BIN)/ruff check

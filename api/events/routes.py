@@ -119,6 +119,8 @@ async def _start(
 
     Raises `AgentNotFound`, `EventsRemoved`, and `InvalidRequest` for an invalid cursor.
     """
+    if since not in {None, OLDEST}:
+        _position(since, agent_id, "since")
     # Some clients send an empty Last-Event-ID if they have none.
     cursor, field = (last_event_id, LAST_EVENT_ID) if last_event_id else (since, "since")
     named = None if cursor in {None, OLDEST} else _position(cursor, agent_id, field)
@@ -151,9 +153,9 @@ def _known(types: list[str] | None) -> frozenset[str] | None:
     return requested
 
 
-def _position(cursor: str, agent_id: UUID | None, field: str) -> Position:
+def _position(cursor: str | None, agent_id: UUID | None, field: str) -> Position:
     try:
-        return parse_cursor(cursor, agent_id)
+        return parse_cursor(cursor or "", agent_id)
     except ValueError as exc:
         form = "the id of an event, such as 4711.42" if agent_id is None else "a sequence, such as 42"
         raise InvalidRequest(f"{field} must be {form}, or '{OLDEST}'.", field=field) from exc

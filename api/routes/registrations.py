@@ -75,7 +75,7 @@ class DeregisteredAnswer(BaseModel):
     return_dto=None,
     opt=needs("register", agents="body", agent_key=True),
     operation_id="register_agent",
-    responses=documented(409, 410, 413, 415),
+    responses=documented(404, 409, 410, 413, 415),
 )
 async def register(
     data: JSONBody[RegisterAgentRequest], request: AnyRequest, resources: Injected
@@ -98,7 +98,7 @@ async def register(
     return_dto=None,
     opt=needs("register", agents="body", agent_key=True),
     operation_id="deregister_instance",
-    responses=documented(409, 413, 415),
+    responses=documented(404, 409, 413, 415),
 )
 async def deregister(
     data: JSONBody[DeregisterInstanceRequest], request: AnyRequest, resources: Injected
@@ -117,7 +117,7 @@ async def deregister(
     status_code=200,
     dto=JsonBody[RegisterBuildRequest],
     return_dto=None,
-    responses=documented(413, 415),
+    responses=documented(404, 413, 415),
 )
 async def register_build(
     data: JSONBody[RegisterBuildRequest], request: AnyRequest, resources: Injected

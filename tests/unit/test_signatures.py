@@ -13,7 +13,7 @@ SIGNATURE = "v1=1876cdaa8b22c1803d28b7965e8f9881b13e9eeaddea63965ce9a05fda8d4215
 
 
 def test_the_signature_is_the_published_one() -> None:
-    """G90: What other languages compute from the description is what Podium computes."""
+    """G78: What other languages compute from the description is what Podium computes."""
     assert signature(KEY, ID, BODY) == SIGNATURE
     assert is_signature(SIGNATURE, KEY, ID, BODY)
 
@@ -27,7 +27,7 @@ def test_anything_else_is_no_signature(value: object) -> None:
 
 
 def test_a_signature_is_for_one_key_one_id_and_one_body() -> None:
-    """G90: It says nothing about another agent, another message or other bytes."""
+    """G78: It says nothing about another agent, another message or other bytes."""
     assert not is_signature(SIGNATURE, signing_key("secret", "bot"), ID, BODY)
     assert not is_signature(SIGNATURE, KEY, UUID(int=1), BODY)
     assert not is_signature(SIGNATURE, KEY, ID, BODY + b" ")

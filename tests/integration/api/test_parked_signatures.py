@@ -37,7 +37,7 @@ async def only_id(api: Api) -> str:
 async def test_a_retry_of_a_signed_message_is_signed(
     serve: Serve, sessions: Sessions, settings: Settings, broker: AbstractConnection
 ) -> None:
-    """G91: Its new id and body get a new signature, so that it is applied."""
+    """G79: Its new id and body get a new signature, so that it is applied."""
     del broker  # it has declared the queue
     strict = settings.model_copy(update={"require_signed_announcements": True})
     api = await serve(require_signed_announcements=True)
@@ -53,7 +53,7 @@ async def test_a_retry_of_a_signed_message_is_signed(
 async def test_an_unsigned_message_is_retried_only_on_purpose(
     serve: Serve, sessions: Sessions, settings: Settings, broker: AbstractConnection
 ) -> None:
-    """G91: 409 for it, and for one whose signature is of another body, unless `accept_unsigned` is true."""
+    """G79: 409 for it, and for one whose signature is of another body, unless `accept_unsigned` is true."""
     strict = settings.model_copy(update={"require_signed_announcements": True})
     api = await serve()
     body = a_body("bot", deployment_id="v1")
@@ -74,7 +74,7 @@ async def test_an_unsigned_message_is_retried_only_on_purpose(
 
 
 async def test_the_api_refuses_what_workers_would_park(serve: Serve, sessions: Sessions) -> None:
-    """G91: Where the API has the setting too, a dead letter without a signature gets 409 as well."""
+    """G79: Where the API has the setting too, a dead letter without a signature gets 409 as well."""
     api = await serve(require_signed_announcements=True)
     await park(sessions, a_body("bot"), {})
     (await api.post(f"/parked/{await only_id(api)}/retry")).problem(409, "retry-not-signed")

@@ -25,7 +25,7 @@ def strict(settings: Settings, broker: AbstractConnection) -> Settings:
 
 
 async def test_the_commands_sign_with_either_key(terminal: Terminal, strict: Settings, sessions: Sessions) -> None:
-    """G90: With the agent's key, or the secret key that it is derived from, both commands are decided; else refused."""
+    """G78: With the agent's key, or the secret key that it is derived from, both commands are decided; else refused."""
     secret = strict.secret_key.get_secret_value()
     printed = await terminal.quick("agents", "key", "bot", PODIUM_SECRET_KEY=secret)
     key = printed.out.strip()
@@ -51,7 +51,7 @@ async def test_a_key_is_printed_only_where_the_secret_is(terminal: Terminal) -> 
 async def test_an_unsigned_message_is_sent_again_only_on_purpose(
     terminal: Terminal, strict: Settings, sessions: Sessions, broker: AbstractConnection
 ) -> None:
-    """G91: `parked retry` is refused with advice; with --accept-unsigned the message is applied."""
+    """G79: `parked retry` is refused with advice; with --accept-unsigned the message is applied."""
     async with working(run_registrar, strict):
         await publish(broker, a_body("bot", deployment_id="v1"))
         (row,) = await eventually_rows(sessions, "SELECT id FROM parked WHERE reason = 'not-signed'")

@@ -90,7 +90,7 @@ async def test_the_example_announces_a_version(command: list[str], settings: Set
 async def test_the_example_signs_with_its_agent_s_key(
     command: list[str], settings: Settings, sessions: Sessions, broker: AbstractConnection
 ) -> None:
-    """G90: A registrar that requires signatures applies what the example publishes with its key."""
+    """G78: A registrar that requires signatures applies what the example publishes with its key."""
     del broker  # it has declared the queue
     name = f"example-{uuid4().hex[:8]}"
     key = signing_key(settings.secret_key.get_secret_value(), name)

@@ -94,7 +94,7 @@ async def made(settings: Settings, tmp_path: Path) -> AsyncIterator[RolesOfTest]
 async def test_everything_runs_under_the_two_roles(
     made: RolesOfTest, broker: AbstractConnection, *, fresh: bool
 ) -> None:
-    """G94: Migration under one role; registration, promote, rollback, deletion and retention under the other."""
+    """G82: Migration under one role; registration, promote, rollback, deletion and retention under the other."""
     if fresh:
         await made.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     await made.apply()
@@ -170,7 +170,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_the_role_that_runs_cannot(made: RolesOfTest, name: str) -> None:
-    """G94: The database itself refuses it, for want of a privilege and not only by a trigger."""
+    """G82: The database itself refuses it, for want of a privilege and not only by a trigger."""
     await made.apply()
     query = REFUSED[name].format(migrate=made.roles.migrate, run=made.roles.run)
     async with made.engine_of(made.roles.run) as engine, engine.connect() as connection:
@@ -187,7 +187,7 @@ async def test_the_role_that_runs_cannot(made: RolesOfTest, name: str) -> None:
 
 
 async def test_tables_of_later_migrations_are_covered(made: RolesOfTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G94: A new table can be used at once; a new append-only one cannot be changed once the migration has ended."""
+    """G82: A new table can be used at once; a new append-only one cannot be changed once the migration has ended."""
     await made.apply()
     monkeypatch.setitem(storage_roles._FORBIDDEN, "later_audit", ("UPDATE", "DELETE", "TRUNCATE"))
     async with made.engine_of(made.roles.migrate) as engine:
@@ -210,7 +210,7 @@ async def test_tables_of_later_migrations_are_covered(made: RolesOfTest, monkeyp
 
 
 async def test_migrating_takes_rights_that_somebody_gave(made: RolesOfTest) -> None:
-    """G94: Also those of every role, which PostgreSQL calls PUBLIC."""
+    """G82: Also those of every role, which PostgreSQL calls PUBLIC."""
     await made.apply()
     await made.execute("GRANT UPDATE ON promotions TO PUBLIC", f"GRANT ALL ON promotions TO {made.roles.run}")
     async with made.engine_of(made.roles.migrate) as engine:
@@ -263,7 +263,7 @@ async def test_the_printed_script_is_what_is_applied(made: RolesOfTest) -> None:
 
 
 async def test_every_append_only_table_is_protected(sessions: Sessions) -> None:
-    """G94: Whatever has triggers that refuse changes is in the list, and nothing else."""
+    """G82: Whatever has triggers that refuse changes is in the list, and nothing else."""
     query = (
         "SELECT DISTINCT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
         "JOIN pg_proc AS f ON f.oid = t.tgfoid WHERE f.proname LIKE '%append_only'"

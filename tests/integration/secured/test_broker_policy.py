@@ -174,7 +174,7 @@ REFUSED = {
 @pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("user", REFUSED)
 async def test_everything_else_is_refused(urls: dict[str, str], user: str) -> None:
-    """G93: The broker refuses each user what its program does not need."""
+    """G81: The broker refuses each user what its program does not need."""
     if user == f"consumer-{CONSUMER}":
         assert await may(urls[user], declaring(f"{CONSUMER}.events"))
     allowed = [name for name, attempt in REFUSED[user].items() if await may(urls[user], attempt)]
@@ -201,7 +201,7 @@ async def events_of(url: str) -> AsyncIterator["asyncio.Queue[CloudEvent]"]:
 async def test_the_whole_path_runs_under_restricted_users(
     urls: dict[str, str], system: Settings, tmp_path: Path
 ) -> None:
-    """G93: A pod registers and gets its outcome, workers work, the API retries, a consumer reads."""
+    """G81: A pod registers and gets its outcome, workers work, the API retries, a consumer reads."""
     engine = make_engine(system, application_name="tests", pool_size=1)
     sessions = Sessions(engine)
     terminal = Terminal(tmp_path, {"PODIUM_AMQP_URL": urls[f"agent-{AGENT}"]})
@@ -233,7 +233,7 @@ async def test_the_whole_path_runs_under_restricted_users(
 async def test_applying_again_restores_the_policy(
     urls: dict[str, str], administrator: Terminal, address: str, secured: SecuredServers
 ) -> None:
-    """G93: Passwords stay, new users come, and permissions that somebody widened are what the policy says again."""
+    """G81: Passwords stay, new users come, and permissions that somebody widened are what the policy says again."""
     async with aiohttp.ClientSession() as session:
         for kind, rights in (
             ("permissions", {"configure": ".*", "write": ".*", "read": ".*"}),
@@ -274,14 +274,14 @@ async def test_what_cannot_be_applied_is_refused(administrator: Terminal, addres
 
 @pytest.mark.parametrize("options", [["--agent", "Not A Name"], ["--agent", "a.b"], ["--consumer", "podium"]])
 async def test_names_that_would_permit_more_are_refused(administrator: Terminal, options: list[str]) -> None:
-    """G93: No name widens a pattern, and no consumer's own queues are Podium's."""
+    """G81: No name widens a pattern, and no consumer's own queues are Podium's."""
     assert (await administrator.quick("broker-policy", *options)).code == 2
 
 
 async def test_the_printed_commands_do_the_same(
     administrator: Terminal, secured: SecuredServers, system: Settings, tmp_path: Path
 ) -> None:
-    """G93: Run by a shell with rabbitmqctl, they make the user; its password is in its file."""
+    """G81: Run by a shell with rabbitmqctl, they make the user; its password is in its file."""
     del system
     printed = (await administrator.quick("broker-policy", "--agent", "printed")).out.splitlines()
     script = "\n".join(["set -e", printed[0], *(line for line in printed if "agent-printed" in line)])

@@ -72,7 +72,7 @@ WRONG = pytest.mark.parametrize("case", ["database authority", "database host", 
 
 
 async def test_connections_to_the_database_are_encrypted(over_tls: Settings) -> None:
-    """G92: The server itself says so."""
+    """G80: The server itself says so."""
     engine = make_engine(over_tls, application_name="tests", pool_size=1)
     async with engine.connect() as connection:
         query = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
@@ -82,7 +82,7 @@ async def test_connections_to_the_database_are_encrypted(over_tls: Settings) -> 
 
 
 async def test_all_parts_work_over_tls(over_tls: Settings, tmp_path: Path) -> None:
-    """G92: `podium register`, the workers, the API and `podium doctor` with the right authority."""
+    """G80: `podium register`, the workers, the API and `podium doctor` with the right authority."""
     environment = {
         "PODIUM_DATABASE_URL": over_tls.database_url.get_secret_value(),
         "PODIUM_DATABASE_CA_FILE": over_tls.database_ca_file,
@@ -111,7 +111,7 @@ async def test_all_parts_work_over_tls(over_tls: Settings, tmp_path: Path) -> No
 
 @WRONG
 async def test_migrate_refuses_a_wrong_certificate(wrong: dict[str, tuple[Settings, str]], case: str) -> None:
-    """G92: The error says what is wrong with the certificate, and which variables to check."""
+    """G80: The error says what is wrong with the certificate, and which variables to check."""
     settings, said = wrong[case]
     with pytest.raises(ServersError, match=f"{said}.*_CA_FILE"):
         await migrate_all(settings, lambda _: None)
@@ -119,7 +119,7 @@ async def test_migrate_refuses_a_wrong_certificate(wrong: dict[str, tuple[Settin
 
 @WRONG
 async def test_workers_refuse_a_wrong_certificate(wrong: dict[str, tuple[Settings, str]], case: str) -> None:
-    """G92: A worker logs why it does not connect, and tries again."""
+    """G80: A worker logs why it does not connect, and tries again."""
     settings, said = wrong[case]
     works: list[Work] = [run_relay] if "database" in case else [run_relay, run_drainer, run_registrar]
     for work in works:
@@ -134,7 +134,7 @@ async def test_workers_refuse_a_wrong_certificate(wrong: dict[str, tuple[Setting
 
 @WRONG
 async def test_the_api_refuses_a_wrong_certificate(wrong: dict[str, tuple[Settings, str]], case: str) -> None:
-    """G92: Readiness says why; nothing was asked over that connection."""
+    """G80: Readiness says why; nothing was asked over that connection."""
     settings, said = wrong[case]
     async with running_api(settings) as api:
         answer = await api.get("/health/ready")
@@ -148,7 +148,7 @@ async def test_the_api_refuses_a_wrong_certificate(wrong: dict[str, tuple[Settin
 async def test_doctor_names_a_wrong_certificate(
     wrong: dict[str, tuple[Settings, str]], case: str, tmp_path: Path
 ) -> None:
-    """G92: `podium doctor` fails and names the variable, also for the commands of pods."""
+    """G80: `podium doctor` fails and names the variable, also for the commands of pods."""
     settings, said = wrong[case]
     terminal = Terminal(
         tmp_path,
@@ -170,7 +170,7 @@ async def test_doctor_names_a_wrong_certificate(
 
 
 async def test_a_server_without_tls_is_refused(over_tls: Settings) -> None:
-    """G92: With an authority, no connection to a database continues without TLS."""
+    """G80: With an authority, no connection to a database continues without TLS."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer as a PostgreSQL without TLS, and read whether anything follows."""
@@ -199,7 +199,7 @@ async def test_a_server_without_tls_is_refused(over_tls: Settings) -> None:
 
 @pytest.mark.parametrize("parameter", ["?no_verify_ssl=1", "?heartbeat=7&no_verify_ssl=1", "?cafile=/x.pem&capath=/"])
 def test_the_url_cannot_switch_the_check_off(over_tls: Settings, parameter: str) -> None:
-    """G92: With an authority in the settings, the URL's own parameters of TLS have no effect."""
+    """G80: With an authority in the settings, the URL's own parameters of TLS have no effect."""
     url = SecretStr(over_tls.amqp_url.get_secret_value() + parameter)
     query = URL(broker_url(over_tls.model_copy(update={"amqp_url": url}))).query
     assert query.getall("cafile") == [over_tls.amqp_ca_file]

@@ -37,7 +37,7 @@ def a_goodbye_body() -> dict[str, Any]:
 
 
 async def test_signed_messages_are_applied(broker: AbstractConnection, sessions: Sessions, strict: Settings) -> None:
-    """G90: An announcement and a goodbye that are signed with their agent's key are applied."""
+    """G78: An announcement and a goodbye that are signed with their agent's key are applied."""
     await publish_signed(broker, strict, a_body("bot", deployment_id="v1", instance_id="pod-1"))
     await publish_signed(broker, strict, a_goodbye_body())
     outcomes = await eventually_rows(sessions, "SELECT outcome FROM registrations ORDER BY seq", 2)
@@ -47,7 +47,7 @@ async def test_signed_messages_are_applied(broker: AbstractConnection, sessions:
 async def test_messages_without_a_valid_signature_are_parked(
     broker: AbstractConnection, sessions: Sessions, strict: Settings
 ) -> None:
-    """G90: A message that nobody, another agent or a guess has signed changes nothing, and is parked as such."""
+    """G78: A message that nobody, another agent or a guess has signed changes nothing, and is parked as such."""
     body, goodbye = a_body("bot", deployment_id="v1", instance_id="pod-1"), a_goodbye_body()
     signed = signature_headers(strict, "bot", body)
     another_id = {**body, "message_id": str(uuid4())}
@@ -72,7 +72,7 @@ async def test_messages_without_a_valid_signature_are_parked(
 async def test_an_unsigned_message_does_not_use_up_the_id_of_a_signed_one(
     broker: AbstractConnection, sessions: Sessions, strict: Settings
 ) -> None:
-    """G90: Whoever sends a pod's message id first without its signature neither stops that message nor hides it."""
+    """G78: Whoever sends a pod's message id first without its signature neither stops that message nor hides it."""
     body, refused = a_body("bot", deployment_id="v1"), a_body("bot", agent_id=str(uuid4()))
     await publish(broker, {**body, "acp_url": "http://10.6.6.6"})
     await publish(broker, {**refused, "acp_url": "http://10.6.6.6"})
@@ -95,7 +95,7 @@ async def test_signatures_are_ignored_where_they_are_not_required(
 
 
 async def test_a_registrar_that_cannot_check_signatures_does_not_start(settings: Settings) -> None:
-    """G90: Without a secret key the process refuses to start; the other workers need none."""
+    """G78: Without a secret key the process refuses to start; the other workers need none."""
     keyless = settings.model_copy(update={"require_signed_announcements": True, "secret_key": SecretStr("")})
     with pytest.raises(StartRefused, match="PODIUM_SECRET_KEY"):
         await run_workers(keyless)
