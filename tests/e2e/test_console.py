@@ -80,7 +80,7 @@ async def registered(url: str, name: str, deployment_id: str, address: str, **fi
 
 
 async def test_the_story_of_an_operator(console: str, settings: Settings, pod: Pod, browser: Browser) -> None:
-    """G85: a registration appears live; promote, stale page, rollback, draining, retry and a call, without an error."""
+    """G83: a registration appears live; promote, stale page, rollback, draining, retry and a call, without an error."""
     async with opened(browser, console) as window, opened(browser, console) as other:
         page = window.page
         await window.go("/")
@@ -218,7 +218,7 @@ async def paths_of(console: str, agent: dict[str, Any]) -> list[str]:
 
 
 async def test_no_words_of_an_agent_run(console: str, settings: Settings, pod: Pod, browser: Browser) -> None:
-    """G87: in every field, on every page, in light and dark: no script, only http(s) links, no axe violation."""
+    """G85: in every field, on every page, in light and dark: no script, only http(s) links, no axe violation."""
     agent = await hostile_agent(console, settings, pod)
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
     async with opened(browser, console) as window, opened(browser, console, **phone) as small:

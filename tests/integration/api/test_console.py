@@ -83,7 +83,7 @@ async def state(api: Api, agent: dict[str, Any]) -> tuple[Any, Any]:
 
 
 async def test_browsers_get_the_console_and_programs_what_they_always_got(api: Api) -> None:
-    """G85: `/` leads a browser to the console; without text/html it stays a path without a route."""
+    """G83: `/` leads a browser to the console; without text/html it stays a path without a route."""
     answer = await api.get("/", headers=HTML, allow_redirects=False)
     assert (answer.status, answer.headers["location"]) == (303, "/console/agents")
     for method in ("GET", "POST", "DELETE"):
@@ -92,7 +92,7 @@ async def test_browsers_get_the_console_and_programs_what_they_always_got(api: A
 
 
 async def test_every_page_forbids_what_it_does_not_load_itself(api: Api, pod: Pod) -> None:
-    """G87: the same strict policy on pages, errors and the sign-in; no inline script or style, nothing of others."""
+    """G85: the same strict policy on pages, errors and the sign-in; no inline script or style, nothing of others."""
     agent = await two_versions(api, pod)
     base = f"/console/agents/{agent['id']}"
     for path in ("/console/agents", base, f"{base}/versions/v2", f"{base}/rollback", "/console/system", "/console/x"):
@@ -112,7 +112,7 @@ async def test_every_page_forbids_what_it_does_not_load_itself(api: Api, pod: Po
 
 
 async def test_an_agents_words_are_shown_and_never_obeyed(api: Api, pod: Pod) -> None:
-    """G87: markup, other protocols and characters that turn text around are shown as text."""
+    """G85: markup, other protocols and characters that turn text around are shown as text."""
     words = "<img src=x onerror=alert(1)>\u202e"
     metadata = {"author": words, "url": "javascript:alert(1)", "build": "https://ci.example/7", words: words}
     await api.register("bot", "v1", acp_url=pod.url, description=words)
@@ -127,7 +127,7 @@ async def test_an_agents_words_are_shown_and_never_obeyed(api: Api, pod: Pod) ->
 
 
 async def test_a_key_opens_a_session_that_does_not_contain_it(serve: Serve, pod: Pod) -> None:
-    """G86: pages lead to the sign-in; the cookie is HttpOnly, SameSite=Strict, and Secure over HTTPS."""
+    """G84: pages lead to the sign-in; the cookie is HttpOnly, SameSite=Strict, and Secure over HTTPS."""
     api = await serve(api_key=SecretStr(KEY))
     await api.post("/agents/register", a_body("bot", acp_url=pod.url), headers={"x-api-key": KEY})
     visitor = Visitor(api)
@@ -161,7 +161,7 @@ async def test_a_key_opens_a_session_that_does_not_contain_it(serve: Serve, pod:
 
 
 async def test_every_page_asks_who_is_there(serve: Serve) -> None:
-    """G86: with a key set, each route of the console but the sign-in and its files leads to the sign-in."""
+    """G84: with a key set, each route of the console but the sign-in and its files leads to the sign-in."""
     api = await serve(api_key=SecretStr(KEY))
     routes = rules_of(make_server(Settings(secret_key=SecretStr("s"))).config.app.routes)  # type: ignore[union-attr]
     seen = 0
@@ -181,7 +181,7 @@ async def test_every_page_asks_who_is_there(serve: Serve) -> None:
 
 @pytest.mark.parametrize("next_page", ["https://evil.example/", "//evil.example", "/console/\\evil", "/agents", ""])
 async def test_signing_in_leads_to_pages_of_the_console_only(serve: Serve, next_page: str) -> None:
-    """G86: an address elsewhere that a link gave to the sign-in is not followed."""
+    """G84: an address elsewhere that a link gave to the sign-in is not followed."""
     visitor = Visitor(await serve(api_key=SecretStr(KEY)))
     fields = hidden(await visitor.read("/console/sign-in"))
     answer = await visitor.send("/console/sign-in", {**fields, "next": next_page, "key": KEY})
@@ -189,7 +189,7 @@ async def test_signing_in_leads_to_pages_of_the_console_only(serve: Serve, next_
 
 
 async def test_no_other_page_can_send_a_form(serve: Serve, pod: Pod) -> None:
-    """G86: a form needs the session's token and the console's own origin, with a key and without one."""
+    """G84: a form needs the session's token and the console's own origin, with a key and without one."""
     for name, api in (("open", await serve()), ("keyed", await serve(api_key=SecretStr(KEY)))):
         key = {"x-api-key": KEY}
         for version in ("v1", "v2"):
@@ -217,7 +217,7 @@ async def test_no_other_page_can_send_a_form(serve: Serve, pod: Pod) -> None:
 
 
 async def test_a_promote_needs_the_generation_that_the_page_has_shown(api: Api, pod: Pod) -> None:
-    """G88: a form from before somebody else's promote changes nothing, and says what has changed."""
+    """G86: a form from before somebody else's promote changes nothing, and says what has changed."""
     agent = await two_versions(api, pod)
     await api.register("bot", "v3", acp_url=pod.url)
     visitor = Visitor(api)
@@ -241,7 +241,7 @@ async def test_a_promote_needs_the_generation_that_the_page_has_shown(api: Api, 
 
 
 async def test_every_action_does_what_its_page_says(api: Api, pod: Pod) -> None:
-    """G88: roll back, delete, pause, resume and delete the agent, each at the generation that its page has shown."""
+    """G86: roll back, delete, pause, resume and delete the agent, each at the generation that its page has shown."""
     agent = await two_versions(api, pod)
     base = f"/console/agents/{agent['id']}"
     visitor = Visitor(api)
@@ -281,7 +281,7 @@ async def test_agents_are_found_page_by_page(api: Api, pod: Pod) -> None:
 
 
 async def test_an_open_page_hears_of_changes_once(serve: Serve, pod: Pod) -> None:
-    """G89: one word per change after the page was read, none for other agents, also after the stream was cut."""
+    """G87: one word per change after the page was read, none for other agents, also after the stream was cut."""
     api = await serve(sse_heartbeat=timedelta(seconds=0.2))
     agent = await api.register("bot", "v1", acp_url=pod.url)
     other = await api.register("other", "o1", acp_url=pod.url)
@@ -334,7 +334,7 @@ async def test_registrations_say_why_a_pod_is_not_there(api: Api, pod: Pod) -> N
 
 
 async def test_the_panel_calls_without_what_identifies_the_browser(api: Api, pod: Pod) -> None:
-    """G86: the agent gets the body, and neither cookie, token, origin nor referrer; without the token, nothing."""
+    """G84: the agent gets the body, and neither cookie, token, origin nor referrer; without the token, nothing."""
     agent = await two_versions(api, pod)
     visitor = Visitor(api)
     token = re.findall(r'data-token="(\w+)"', (await visitor.read(f"/console/agents/{agent['id']}/try")).body.decode())
@@ -354,7 +354,7 @@ async def test_the_panel_calls_without_what_identifies_the_browser(api: Api, pod
 
 
 async def test_scopes_and_agents_of_a_key_decide_what_is_shown(serve: Serve, pod: Pod) -> None:
-    """G86: with a key to read some agents, others do not exist, nothing can be changed, and a revoked one is out."""
+    """G84: with a key to read some agents, others do not exist, nothing can be changed, and a revoked one is out."""
     api = await serve(api_key=SecretStr(KEY), sse_heartbeat=timedelta(seconds=0.1))
     root = {"x-api-key": KEY}
     agents = {}
