@@ -20,6 +20,8 @@ from prometheus_client import CollectorRegistry
 from api.auth.binding import check_bind, read_issuers
 from api.auth.browsers import check_origin
 from api.auth.guard import check_caller
+from api.console.page import template_config
+from api.console.routes import console_routes
 from api.events import routes as event_routes
 from api.gateway import agent_cards, resource_metadata
 from api.gateway import routes as rpc_routes
@@ -68,6 +70,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
             _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
             _resource("Documents", documents.ROUTES),
+            *console_routes(),
         ],
         dependencies={"resources": Provide(provide_resources, sync_to_thread=False)},
         exception_handlers=EXCEPTION_HANDLERS,
@@ -76,6 +79,7 @@ def create_app(settings: Settings) -> Litestar:
         logging_config=None,
         openapi_config=documents.openapi_config(key_required=settings.keys_required),
         request_max_body_size=REGISTRATION_MAX_BYTES,
+        template_config=template_config(),
     )
     # Around routing, so that requests without a route are counted too.
     app.asgi_handler = MeasuredApp(FastPath(app), registry)

@@ -18,6 +18,7 @@ from api.auth.oidc.grants import IssuerConfig
 from api.auth.oidc.tokens import Tokens
 from api.batches import Batches, open_batches
 from api.change_queues import ChangeQueues
+from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
@@ -56,6 +57,7 @@ class Resources:
     gateway: Gateway
     prober: Prober
     events: FanOut
+    watch: Watch
 
     @property
     def terms(self) -> ConversationTerms:
@@ -92,6 +94,7 @@ async def open_resources(
             open_authenticator(settings, reads, Tokens(issuers), application_name=APPLICATION_NAME) as callers,
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
+            open_watch(reads, events) as watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
             open_batches(
@@ -115,6 +118,7 @@ async def open_resources(
                 gateway=gateway,
                 prober=prober,
                 events=events,
+                watch=watch,
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))

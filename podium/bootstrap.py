@@ -29,8 +29,9 @@ if __name__ == "__main__":
 
 from podium import environment
 from podium.servers import apt
+from podium.servers.binaries import find_chromium
 from podium.servers.errors import InstallFailed, ServersError
-from podium.servers.install import PACKAGES, VENV_PACKAGE, Purpose, install_missing, missing_servers
+from podium.servers.install import CHROMIUM_PACKAGE, PACKAGES, VENV_PACKAGE, Purpose, install_missing, missing_servers
 from podium.servers.machine import docker_answers, this_machine
 
 
@@ -63,6 +64,8 @@ def set_up(purpose: Purpose) -> None:
 def missing_packages(purpose: Purpose) -> list[str]:
     """The packages that the rest of the set-up needs and that are missing."""
     servers = missing_servers(os.environ, purpose, lambda: docker_answers(os.environ))
+    if purpose is Purpose.TEST and find_chromium(os.environ) is None:
+        servers = [*servers, CHROMIUM_PACKAGE]
     if environment.is_current(ROOT) or this_machine().python_can_make_environments:
         return servers
     return [VENV_PACKAGE, *servers]

@@ -14,7 +14,7 @@ from litestar.types import Receive, Scope, Send
 
 from api.events.fanout import RETRY
 from api.events.topics import Step, Topic, frame
-from api.http.request_body import until_disconnect
+from api.http.request_body import while_connected
 from api.resources import Resources
 from services.domain.identity import EVERYBODY, Identity
 from services.errors import InsufficientScope, Unauthorized, Unavailable
@@ -64,16 +64,7 @@ class EventStream:
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client disconnects, the process stops, or the subscription is complete."""
-        sending = asyncio.create_task(self._send(send))
-        disconnect = asyncio.create_task(until_disconnect(receive))
-        try:
-            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sending.cancel()
-            disconnect.cancel()
-            await asyncio.wait((sending, disconnect))
-        if not sending.cancelled():
-            sending.result()
+        await while_connected(self._send(send), receive)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})

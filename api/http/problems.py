@@ -75,11 +75,16 @@ def render_domain_error(request: AnyRequest, error: PodiumError) -> Response[Any
 
 def render_framework_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
     """The answer for an error of Litestar: an unknown route or method, an invalid parameter, a body too large."""
-    return _response(request, _translated(error), error.headers)
+    return _response(request, described(error), error.headers)
 
 
 def render_defect(request: AnyRequest, error: Exception) -> Response[Any]:
     """The answer for any other exception, without its details; the log gets the traceback."""
+    return _response(request, log_defect(request, error))
+
+
+def log_defect(request: AnyRequest, error: Exception) -> PodiumError:
+    """Log the traceback; returns what callers are told."""
     log.error(
         "A request failed because of an internal error.",
         action="request.failed",
@@ -87,7 +92,7 @@ def render_defect(request: AnyRequest, error: Exception) -> Response[Any]:
         route=request.scope.get("path_template"),
         exc_info=error,
     )
-    return _response(request, PodiumError("An internal error occurred; the log of this process has the details."))
+    return PodiumError("An internal error occurred; the log of this process has the details.")
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {
@@ -109,7 +114,8 @@ def refusal_headers(error: PodiumError) -> dict[str, str]:
     return {}
 
 
-def _translated(error: HTTPException) -> PodiumError:
+def described(error: HTTPException) -> PodiumError:
+    """An error of Litestar as an error of Podium, with a sentence that says what to do."""
     if isinstance(error, ValidationException):
         return _invalid(error)
     if error.status_code == MessageTooLarge.status:

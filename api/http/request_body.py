@@ -1,9 +1,10 @@
 """Reading a request under limits: bytes of headers, bytes of body, and time; and detecting a disconnect."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from litestar.types import HTTPScope, Receive
 
@@ -78,6 +79,20 @@ async def until_disconnect(receive: Receive) -> None:
     with suppress(OSError):
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Run `work` to its end, or until the client disconnects, which cancels it. Call it after the body is read."""
+    working = asyncio.create_task(work)
+    disconnect = asyncio.create_task(until_disconnect(receive))
+    try:
+        await asyncio.wait((working, disconnect), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        working.cancel()
+        disconnect.cancel()
+        await asyncio.wait((working, disconnect))
+    if not working.cancelled():
+        working.result()
 
 
 async def _piece(receive: Receive) -> tuple[bytes, bool]:

@@ -48,12 +48,18 @@ async def check_ready(resources: Injected) -> Response[Readiness]:
 
     The workers need the broker, the API does not.
     """
-    database, broker, janitors = await asyncio.gather(
-        _database(resources), _broker(resources), _janitors(resources.reads)
+    parts = await check_parts(resources)
+    is_ready = parts["database"].ok
+    return Response(
+        Readiness(status="ready" if is_ready else "not ready", parts=parts), status_code=200 if is_ready else 503
     )
-    status = "ready" if database.ok else "not ready"
-    readiness = Readiness(status=status, parts={"database": database, "broker": broker, "janitors": janitors})
-    return Response(readiness, status_code=200 if database.ok else 503)
+
+
+async def check_parts(resources: Resources) -> dict[str, PartHealth]:
+    """Whether the database and the broker answer, and whether a janitor is in panic."""
+    names = ("database", "broker", "janitors")
+    found = await asyncio.gather(_database(resources), _broker(resources), _janitors(resources.reads))
+    return dict(zip(names, found, strict=True))
 
 
 async def _database(resources: Resources) -> PartHealth:

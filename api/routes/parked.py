@@ -128,7 +128,7 @@ async def read_parked_message(
 ) -> ParkedMessageAnswer:
     """One parked message with its headers and its body."""
     uuid = parked_uuid(parked_id)
-    return ParkedMessageAnswer.of(await _found(resources, uuid, request))
+    return ParkedMessageAnswer.of(await found_parked(resources, uuid, request))
 
 
 @post(
@@ -152,9 +152,19 @@ async def retry_parked_message(
     503 the request can be repeated: the message is applied once. It is signed if it came with a valid signature, or if
     `accept_unsigned` is true; where signatures are required, another one gets 409.
     """
-    uuid, change = parked_uuid(parked_id), caller(request)
     accept_unsigned = data is not None and data.accept_unsigned
-    parked = await _found(resources, uuid, request)
+    return await send_again(resources, parked_uuid(parked_id), request, accept_unsigned=accept_unsigned)
+
+
+async def send_again(
+    resources: Resources, uuid: UUID, request: AnyRequest, *, accept_unsigned: bool = False
+) -> RetriedAnswer:
+    """Send the message again for this caller, and wait for the confirm.
+
+    Raises `ParkedNotFound`, `NotRetryable`, `BrokerUnavailable`.
+    """
+    change = caller(request)
+    parked = await found_parked(resources, uuid, request)
     message_id = retry_id(parked)
     envelope = retry_of(parked, message_id, resources.settings, accept_unsigned=accept_unsigned)
     signed = SIGNATURE_HEADER in envelope.headers
@@ -177,17 +187,23 @@ async def retry_parked_message(
 @delete(ITEM, opt=_CHANGE, status_code=200, responses=documented(404))
 async def drop_parked_message(parked_id: FromPath[str], request: AnyRequest, resources: Injected) -> DeletedAnswer:
     """Delete a parked message."""
-    uuid, change = parked_uuid(parked_id), caller(request)
-    await _found(resources, uuid, request)
+    uuid = parked_uuid(parked_id)
+    await drop(resources, uuid, request)
+    return DeletedAnswer(id=str(uuid), message=f"The parked message {uuid} is dropped.")
+
+
+async def drop(resources: Resources, uuid: UUID, request: AnyRequest) -> None:
+    """Delete the message for this caller. Raises `ParkedNotFound`."""
+    change = caller(request)
+    await found_parked(resources, uuid, request)
     await in_transaction(resources.sessions, lambda session: drop_parked(session, uuid, change))
     log.info("A parked message was dropped.", action="parked.dropped", parked_id=str(uuid), actor=change.actor)
-    return DeletedAnswer(id=str(uuid), message=f"The parked message {uuid} is dropped.")
 
 
 ROUTES = [read_parked, read_parked_message, retry_parked_message, drop_parked_message]
 
 
-async def _found(resources: Resources, parked_id: UUID, request: AnyRequest) -> Parked:
+async def found_parked(resources: Resources, parked_id: UUID, request: AnyRequest) -> Parked:
     """The message. Raises `ParkedNotFound`, also if its agent is one that the caller does not see."""
     parked = await in_transaction(resources.reads, lambda session: get_parked(session, parked_id))
     if not identity_of(request).sees(parked.agent_name):

@@ -44,12 +44,13 @@ async def roll_agent_back(
     """
     body = data or RollbackRequest()
     uuid, change = agent_uuid(agent_id), caller(request, body.reason)
-    state = await _rolled_back(resources, uuid, change, body)
+    state = await rolled_back(resources, uuid, change, body)
     answer = AgentAnswer.of_state(state)
     return Response(answer, headers=generation_headers(answer.generation))
 
 
-async def _rolled_back(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> AgentSnapshot:
+async def rolled_back(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> AgentSnapshot:
+    """The agent after the rollback. Raises `TargetDoesNotAnswer`, `TargetMoved`, and what `roll_back` raises."""
     for attempt in range(1, ATTEMPTS + 1):
         proven = None if body.force else await _probed_target(resources, agent_id, change, body)
         try:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from podium.cli.agents import agents
 from podium.cli.audit import audit
 from podium.cli.broker_policy import broker_policy
+from podium.cli.console import open_console
 from podium.cli.database_roles import database_roles
 from podium.cli.deployments import deployments
 from podium.cli.doctor.command import doctor
@@ -42,6 +43,7 @@ ORDER = [
     "up",
     "demo",
     "doctor",
+    "open",
     "agents",
     "deployments",
     "promote",
@@ -220,6 +222,7 @@ for operator_command in (
     database_roles,
 ):
     app.command()(operator_command)
+app.command("open")(open_console)
 
 
 def _settings() -> "Settings":

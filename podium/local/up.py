@@ -71,6 +71,7 @@ def _summary(system: System, *, with_demo: bool) -> list[str]:
     return [
         "",
         f"Podium is ready: {system.api_url}",
+        f"  console      {system.api_url}/console",
         f"  PostgreSQL   {address_of(database.get_secret_value())}",
         f"  RabbitMQ     {address_of(broker.get_secret_value())}",
         f"  logs         {log_folder(system.data_dir)}",

@@ -27,6 +27,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt
 
 VERSION_TIMEOUT_SECONDS = 10
 
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
 
 @dataclass(frozen=True)
 class PostgresBinaries:
@@ -77,6 +79,12 @@ def find_rabbitmq(environ: Mapping[str, str], *, folders: Iterable[str] = RABBIT
         if os.access(script, os.X_OK):
             return RabbitmqBinaries(script, _epmd(environ))
     return None
+
+
+def find_chromium(environ: Mapping[str, str]) -> Path | None:
+    """Chromium on PATH, for the tests of the console; None if there is none."""
+    found = (shutil.which(name, path=search_path(environ)) for name in CHROMIUM_NAMES)
+    return next((Path(path) for path in found if path is not None), None)
 
 
 def _folders(path: str) -> list[Path]:

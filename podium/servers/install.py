@@ -18,7 +18,8 @@ AMQP_URL = "PODIUM_AMQP_URL"
 VENV_PACKAGE = "python3-venv"
 POSTGRES_PACKAGE = "postgresql"
 RABBITMQ_PACKAGE = "rabbitmq-server"
-PACKAGES = (VENV_PACKAGE, POSTGRES_PACKAGE, RABBITMQ_PACKAGE)
+CHROMIUM_PACKAGE = "chromium"
+PACKAGES = (VENV_PACKAGE, POSTGRES_PACKAGE, RABBITMQ_PACKAGE, CHROMIUM_PACKAGE)
 
 BOOTSTRAP = Path(__file__).resolve().parent.parent / "bootstrap.py"
 
@@ -98,6 +99,7 @@ def what_to_install(packages: Sequence[str], machine: Machine) -> str:
         VENV_PACKAGE: "a Python with a working `venv` (its ensurepip is missing)",
         POSTGRES_PACKAGE: f"PostgreSQL {OLDEST_POSTGRES} or newer (`postgres` and `initdb` on PATH)",
         RABBITMQ_PACKAGE: "RabbitMQ 3.10 or newer (`rabbitmq-server` and Erlang's `erl` on PATH)",
+        CHROMIUM_PACKAGE: "Chromium (`chromium` on PATH), in which the tests open the console",
     }
     return (
         f"Podium does not know the packages of {machine.name}. Install {_and([programs[name] for name in packages])}, "

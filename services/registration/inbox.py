@@ -89,6 +89,7 @@ class Lifetime:
     name: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    deployment_id: str | None = None
     identity: Identity = EVERYBODY
     """Only those for agents that it sees."""
 
@@ -172,4 +173,6 @@ def _within(
         query = query.where(table.received_at >= lifetime.since)
     if lifetime.until is not None:
         query = query.where(table.received_at <= lifetime.until)
+    if lifetime.deployment_id is not None:
+        query = query.where(table.deployment_id == lifetime.deployment_id)
     return query

@@ -1,0 +1,1 @@
+"""The console: HTML pages for people, beside the API that programs use."""

@@ -1,0 +1,124 @@
+"""The page of one agent: what serves, all versions, and the timeline of what served."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from litestar import get
+from litestar.params import FromPath, QueryParameter
+from litestar.response import Template
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.console.page import OnPage
+from api.console.timeline import CHANGES, RANGES, fitting_range, timeline
+from api.console.words import fact
+from api.http.parameters import agent_uuid
+from services.agents.overview import VersionCounts, version_counts
+from services.agents.queries import AgentView, DeploymentView, get_agent, get_deployment, list_deployments
+from services.errors import InvalidRequest
+from services.promotion.history import Change, history
+from services.routing.conversations import ConversationTerms
+from services.storage.database import in_transaction
+from services.storage.pages import Page as Rows
+
+VERSIONS = 25
+LEDGER = 8
+AUTHORS = ("author", "commit_author", "author_name", "author_email")
+COMMITS = ("commit", "commit_hash", "commit_sha", "sha", "git_commit", "revision")
+BRANCHES = ("branch", "branch_name", "git_branch", "ref")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version with what its metadata says about its origin."""
+
+    view: DeploymentView
+    counts: VersionCounts
+    author: str | None
+    commit: str | None
+    branch: str | None
+
+    @classmethod
+    def of(cls, view: DeploymentView, counts: VersionCounts) -> "Version":
+        """The version of a deployment."""
+        metadata = view.deployment.registration_metadata
+        return cls(view, counts, fact(metadata, *AUTHORS), fact(metadata, *COMMITS), fact(metadata, *BRANCHES))
+
+    @property
+    def pods(self) -> tuple[int, int]:
+        """How many of its pods are Ready, and how many there are."""
+        deployment = self.view.deployment
+        if deployment.has_instances:
+            return self.counts.instances_ready, self.counts.instances
+        return int(deployment.status == "Ready"), int(deployment.acp_url is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPage:
+    """What is read for an agent's page."""
+
+    agent: AgentView
+    production: Version | None
+    versions: list[Version]
+    has_more: bool
+    changes: list[Change]
+
+
+async def read_agent_page(
+    session: AsyncSession, agent_id: UUID, terms: ConversationTerms, number: int = 1
+) -> AgentPage:
+    """The agent with a page of its versions, newest first. Raises `AgentNotFound`."""
+    view = await get_agent(session, agent_id)
+    found = await list_deployments(session, agent_id, Rows(limit=VERSIONS, number=number), terms)
+    pointer = view.agent.production_deployment_id
+    production = next((each for each in found if each.deployment.id == pointer), None)
+    if production is None and pointer is not None:
+        production = await get_deployment(session, agent_id, pointer, terms)
+    everything = [*found, production] if production else found
+    counts = await version_counts(session, [each.deployment.id for each in everything], terms)
+    none = VersionCounts(0, 0, 0)
+    versions = [Version.of(each, counts.get(each.deployment.id, none)) for each in found]
+    serving = Version.of(production, counts.get(production.deployment.id, none)) if production else None
+    return AgentPage(view, serving, versions, len(found) == VERSIONS, await history(session, agent_id, limit=CHANGES))
+
+
+@get("/console/agents/{agent_id:str}", include_in_schema=False)
+async def show_agent(
+    agent_id: FromPath[str],
+    page: OnPage,
+    zoom: Annotated[str | None, QueryParameter(max_length=10)] = None,
+    versions: Annotated[int, QueryParameter(ge=1, le=1_000_000)] = 1,
+) -> Template:
+    """One agent, deleted or not."""
+    uuid = agent_uuid(agent_id)
+    if zoom is not None and zoom not in RANGES:
+        raise InvalidRequest(f"zoom must be one of {', '.join(RANGES)}.", field="zoom")
+    resources = page.resources
+    found = await in_transaction(
+        resources.reads, lambda session: read_agent_page(session, uuid, resources.terms, versions)
+    )
+    page.require_agent(found.agent.agent.name)
+    now = datetime.now(UTC)
+    if zoom is None:
+        zoom = fitting_range(found.changes, now)
+    return page.show(
+        "agent.html",
+        agent=found.agent.agent,
+        acp_url=found.agent.acp_url,
+        production=found.production,
+        versions=found.versions,
+        number=versions,
+        has_more=found.has_more,
+        changes=found.changes[:LEDGER],
+        all_changes=len(found.changes),
+        timeline=timeline(found.changes, now, RANGES[zoom]),
+        zoom=zoom,
+        zooms=list(RANGES),
+        base=f"/console/agents/{uuid}",
+        own_url=f"/console/agents/{uuid}?zoom={zoom}&versions={versions}",
+        cursor=str(found.agent.agent.event_seq),
+    )
+
+
+ROUTES = [show_agent]

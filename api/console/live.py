@@ -1,0 +1,146 @@
+"""Tells open pages that what they show has changed. The page then reads itself again; no content travels here.
+
+Pages of agents follow the same topics as event streams, so an open page costs a heartbeat while nothing changes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from litestar import get
+from litestar.params import QueryParameter
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from api.console.page import OnPage
+from api.events.stream import HEADERS
+from api.events.topics import Topic
+from api.http.parameters import agent_uuid
+from api.http.request_body import while_connected
+from api.resources import Resources
+from services.domain.identity import Identity
+from services.errors import InvalidRequest
+from services.events.log import Position, cursor_of, origin, parse_cursor, read_events
+from services.storage.database import in_transaction
+
+# However many changes there are, a page reads itself again at most this often.
+PAUSE_SECONDS = 1.0
+RECONNECT_MILLISECONDS = 2000
+
+
+@dataclass(slots=True)
+class Source:
+    """Where a page's changes come from: `waited` is set by the next one, `moved` says whether there was one."""
+
+    waited: Callable[[], asyncio.Event]
+    moved: Callable[[], bool]
+    cursor: Callable[[], str]
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A page's position in a topic."""
+
+    topic: Topic
+    position: Position
+
+    def moved(self) -> bool:
+        """Whether there are events after the position, which then moves past them."""
+        step = self.topic.after(self.position, 1)
+        moved = step is None or bool(step.frames)
+        self.position = max(self.position, self.topic.position)
+        return moved
+
+
+@dataclass(slots=True)
+class LiveStream:
+    """The stream of one page: an ASGI application that a route handler returns."""
+
+    resources: Resources
+    agent_id: UUID | None
+    start: Position | None
+    """After which event; None for a page that follows the watch."""
+    now: Position
+    identify: Callable[[], Awaitable[Identity | None]]
+    """The visitor anew: the stream of a key that is revoked ends with the next heartbeat."""
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Send a word per change until the browser leaves or the process stops."""
+        await while_connected(self._send(send), receive)
+
+    @contextmanager
+    def _source(self) -> Iterator[Source]:
+        resources = self.resources
+        if self.start is None:
+            watch = resources.watch
+            seen = watch.version
+
+            def moved() -> bool:
+                nonlocal seen
+                seen, before = watch.version, seen
+                return seen != before
+
+            with watch.follow():
+                yield Source(lambda: watch.changed, moved, lambda: "0")
+            return
+        with resources.events.follow(self.agent_id, self.now) as topic:
+            followed = _Followed(topic, self.start)
+            yield Source(lambda: topic.changed, followed.moved, lambda: cursor_of(followed.position))
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        with self._source() as source:
+            await _write(send, f"retry: {RECONNECT_MILLISECONDS}\nid: {source.cursor()}\n\n")
+            loop = asyncio.get_running_loop()
+            interval = self.resources.settings.sse_heartbeat.total_seconds()
+            due = loop.time() + interval
+            while not self.resources.events.ended:
+                waited = source.waited()
+                if source.moved():
+                    cursor = source.cursor()
+                    await _write(send, f"id: {cursor}\nevent: change\ndata: {cursor}\n\n")
+                    due = loop.time() + interval
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    continue
+                if loop.time() >= due:
+                    if await self.identify() is None:
+                        break
+                    await _write(send, ": heartbeat\n\n")
+                    due = loop.time() + interval
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await waited.wait()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _write(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+@get("/console/live", include_in_schema=False)
+async def follow_changes(
+    page: OnPage,
+    since: Annotated[str | None, QueryParameter()] = None,
+    agent: Annotated[str | None, QueryParameter()] = None,
+    watch: Annotated[str | None, QueryParameter()] = None,
+) -> ASGIApp:
+    """A word for each change after the event `since`: of one agent, of all agents, or of messages (`watch`)."""
+    agent_id = None if agent is None else agent_uuid(agent)
+    if agent_id is not None:
+        page.require_agent((await page.resources.agents.by_id(agent_id)).agent.name)
+    if watch is not None:
+        return LiveStream(page.resources, None, None, origin(None), page.identify)
+    cursor = page.request.headers.get("last-event-id") or since or "0"
+    try:
+        start = parse_cursor(cursor, agent_id)
+    except ValueError as exc:
+        raise InvalidRequest("since must be a cursor.", field="since") from exc
+    found = await in_transaction(
+        page.resources.reads, lambda session: read_events(session, agent_id, origin(agent_id), limit=0)
+    )
+    return LiveStream(page.resources, agent_id, min(start, found.now), found.now, page.identify)
+
+
+ROUTES = [follow_changes]
