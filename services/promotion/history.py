@@ -1,7 +1,7 @@
 """The history of what served: the rows of the ledger with their end, and the production periods of a deployment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -18,8 +18,7 @@ from services.storage.models import Promotion
 PERIODS_SHOWN = 10
 
 # A column for queries of `deployments`: one index lookup per row returned, and none for a row that never served.
-PERIODS = literal_column(
-    f"""
+PERIODS_SQL = f"""
 CASE WHEN deployments.promoted_at IS NOT NULL THEN (
     SELECT jsonb_agg(jsonb_build_array(period.generation, period.since, period.until) ORDER BY period.generation DESC)
     FROM (
@@ -32,9 +31,8 @@ CASE WHEN deployments.promoted_at IS NOT NULL THEN (
         LIMIT {PERIODS_SHOWN}
     ) AS period
 ) END
-""",  # noqa: S608 - built from constants only
-    JSONB,
-).label("periods")
+"""  # noqa: S608 - built from constants only
+PERIODS = literal_column(PERIODS_SQL, JSONB).label("periods")
 
 _Own = aliased(
     Promotion,
@@ -111,6 +109,19 @@ def periods_of(column: Sequence[Sequence[Any]] | None) -> tuple[Period, ...]:
         Period(generation, _parsed(since), None if until is None else _parsed(until))
         for generation, since, until in column or ()
     )
+
+
+def periods_after(
+    periods: Sequence[Period], deployment_id: str, changes: Sequence[tuple[int, datetime, str | None]]
+) -> tuple[Period, ...]:
+    """The last periods of a deployment after these changes: generation, time, and the deployment that serves since."""
+    found = list(periods)
+    for generation, at, serves in changes:
+        if found and found[0].until is None:
+            found[0] = replace(found[0], until=at)
+        if serves == deployment_id:
+            found.insert(0, Period(generation, at, None))
+    return tuple(found[:PERIODS_SHOWN])
 
 
 def _parsed(text: str) -> datetime:
