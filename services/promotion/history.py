@@ -18,14 +18,19 @@ from services.storage.models import Promotion
 PERIODS_SHOWN = 10
 
 # A column for queries of `deployments`: one index lookup per row returned, and none for a row that never served.
+# The order of `next` lets the planner choose the one index that has it, even on an empty table.
 PERIODS_SQL = f"""
 CASE WHEN deployments.promoted_at IS NOT NULL THEN (
     SELECT jsonb_agg(jsonb_build_array(period.generation, period.since, period.until) ORDER BY period.generation DESC)
     FROM (
         SELECT began.generation, began.at AS since, ended.at AS until
         FROM promotions AS began
-        LEFT JOIN promotions AS ended
-            ON ended.agent_id = began.agent_id AND ended.generation = began.generation + 1
+        LEFT JOIN LATERAL (
+            SELECT at FROM promotions AS next
+            WHERE next.agent_id = began.agent_id AND next.generation > began.generation
+            ORDER BY next.generation
+            LIMIT 1
+        ) AS ended ON true
         WHERE began.agent_id = deployments.agent_id AND began.to_deployment_id = deployments.id
         ORDER BY began.generation DESC
         LIMIT {PERIODS_SHOWN}

@@ -35,11 +35,10 @@ def promoted(state: AgentSnapshot, deployment_id: str, caller: Caller) -> AgentS
     """The state after `promote`: the decision alone. Raises its errors."""
     state = caller.decides(state)
     target = own_deployment(state, deployment_id)
-    requested_at = state.now
     if not target.is_production:
         require_ready(state, target, caller)
         state = cutover(state, target.id, cause="manual", actor=caller.actor, reason=caller.reason)
-        requested_at = state.last_cutover_at or requested_at
+    requested_at = max(state.now, state.last_cutover_at or state.now)
     agent = replace(state.agent, auto_promote_paused=False, promote_requested_at=requested_at)
     return replace(state, agent=agent)
 

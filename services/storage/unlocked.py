@@ -30,10 +30,11 @@ _ELSEWHERE = {"agent_name": "agents.name", "probe_streak": "0"}
 _AGENT = names(f"agents.{name}" for name in AGENT_FIELDS)
 _DEPLOYMENT = names(_ELSEWHERE.get(name, f"deployments.{name}") for name in DEPLOYMENT_FIELDS)
 
-# $1 and $2: pairs of agent and deployment ids. One row for each of the deployments that belongs to its agent, and for
-# each deployment in production; an agent without any has one row.
+# $1 and $2: pairs of agent and deployment ids. One row for each pair whose agent exists, and one for each agent's
+# deployment in production. With a condition on a deployment's agent, a plan might read all deployments of an agent.
 READ = f"""
-SELECT {_AGENT}, agents.xmin::text, clock_timestamp(), promotions.at,
+SELECT {_AGENT}, agents.xmin::text, clock_timestamp(),
+    (SELECT at FROM promotions WHERE agent_id = agents.id ORDER BY generation DESC LIMIT 1),
     {_DEPLOYMENT}, deployments.xmin::text, {{extra}}
 FROM (
     SELECT agent_id, deployment_id FROM unnest($1::uuid[], $2::text[]) AS wanted(agent_id, deployment_id)
@@ -41,8 +42,7 @@ FROM (
     SELECT id, production_deployment_id FROM agents WHERE id = ANY($1::uuid[])
 ) AS pair
 JOIN agents ON agents.id = pair.agent_id
-LEFT JOIN promotions ON promotions.agent_id = agents.id AND promotions.generation = agents.generation
-LEFT JOIN deployments ON deployments.id = pair.deployment_id AND deployments.agent_id = agents.id
+LEFT JOIN deployments ON deployments.id = pair.deployment_id
 """  # noqa: S608 - composed of constants
 
 # What can serve, after the change.
@@ -138,7 +138,7 @@ def unlocked(rows: Iterable[Row]) -> dict[UUID, Unlocked]:
             state = AgentSnapshot(agent=agent, now=now, last_cutover_at=last_cutover_at, deployments={})
             known = found[agent.id] = Unlocked(state, version, {}, {})
         own = values[agents + 3 :]
-        if own[0] is not None:
+        if own[1] == values[0]:  # a deployment of this agent
             deployment = DeploymentState(**dict(zip(DEPLOYMENT_FIELDS, own, strict=False)))
             assert isinstance(known.state.deployments, dict)
             known.state.deployments[deployment.id] = deployment
