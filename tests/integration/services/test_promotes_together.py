@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches import impatient
 from services.agents.queries import DeploymentView, get_deployment
+from services.domain.caller import Caller
 from services.domain.state import AgentSnapshot
 from services.errors import (
     AgentDeletedError,
@@ -25,7 +26,7 @@ from services.errors import (
     Unavailable,
 )
 from services.promotion.history import PERIODS_SHOWN
-from services.promotion.promote import Caller, promote
+from services.promotion.promote import promote
 from services.promotion.together import Promote, Promoted, PromotesTogether
 from services.settings import Settings
 from services.storage.database import Sessions
