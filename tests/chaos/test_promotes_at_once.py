@@ -157,7 +157,7 @@ async def a_process(
 
 
 async def test_promotes_of_all_kinds_at_once(settings: Settings, sessions: Sessions) -> None:
-    """G81: no constraint is violated, the ledger and the events have no gaps, and each caller got what was written."""
+    """G84: no constraint is violated, the ledger and the events have no gaps, and each caller got what was written."""
     failures: list[Exception] = []
     async with AsyncExitStack() as stack:
         processes = [await stack.enter_async_context(a_process(settings, failures)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""G80: promotes that share a commit write what they would write one by one under the lock, or nothing."""
+"""G83: promotes that share a commit write what they would write one by one under the lock, or nothing."""
 
 import asyncio
 import re
@@ -152,7 +152,7 @@ async def history(world: World, way: Way) -> list[object]:
 async def test_they_write_the_rows_of_promotes_under_the_lock(
     world: World, together: PromotesTogether, engine: AsyncEngine
 ) -> None:
-    """G80: column by column in every table, after the same changes; and callers get the same answers and errors."""
+    """G83: column by column in every table, after the same changes; and callers get the same answers and errors."""
 
     async def under_the_lock(name: str, deployment_id: str, caller: Caller) -> object:
         agent_id = await world.agent_id(name)
@@ -202,7 +202,7 @@ def _answered(state: AgentSnapshot, view: DeploymentView) -> object:
 
 
 async def test_several_of_one_agent_keep_their_order_and_conditions(world: World, together: PromotesTogether) -> None:
-    """G80: each is decided on what the one before it left; each change has its ledger row and event."""
+    """G83: each is decided on what the one before it left; each change has its ledger row and event."""
     for number in range(1, 4):
         await world.arrive(deployment_id=f"v{number}")
     await begin(world, b"first", "v1")
@@ -252,7 +252,7 @@ CHANGES: dict[str, Callable[[World], Awaitable[object]]] = {
 async def test_nothing_is_written_if_something_has_changed(
     world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """G80: neither about the agent that another transaction changed after it was read, nor a refusal; others pass."""
+    """G83: neither about the agent that another transaction changed after it was read, nor a refusal; others pass."""
     for number in range(1, 4):
         await world.arrive(deployment_id=f"v{number}")
     await world.two_versions("other")
@@ -302,7 +302,7 @@ LOCKS = {
 
 @pytest.mark.parametrize("name", LOCKS)
 async def test_what_is_locked_is_left_at_once(world: World, together: PromotesTogether, name: str) -> None:
-    """G80: without a wait; promotes of other agents pass."""
+    """G83: without a wait; promotes of other agents pass."""
     await world.two_versions()
     await world.two_versions("other")
     wanted = [await request(world, f"{NAME}.v2"), await request(world, "other.v2", "other")]
@@ -317,7 +317,7 @@ async def test_what_is_locked_is_left_at_once(world: World, together: PromotesTo
 async def test_a_decision_is_not_written_late(
     world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G80: the time of a change in the ledger is never much earlier than the change."""
+    """G83: the time of a change in the ledger is never much earlier than the change."""
     await world.two_versions()
     wanted = await request(world, f"{NAME}.v2")
     fetch = together._connection.fetch
