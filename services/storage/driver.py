@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from services.settings import Settings
 from services.storage.database import CONNECT_TIMEOUT_SECONDS, async_url
+from services.tls import database_options
 
 Row = Mapping[str, Any]
 
@@ -71,7 +72,9 @@ class PreparedConnection:
         address, options = url.get_dialect()().create_connect_args(url)
         self.drop()
         self._connection = connection = await asyncpg.connect(
-            *address, **{"timeout": CONNECT_TIMEOUT_SECONDS, **options}, server_settings=self._options
+            *address,
+            **{"timeout": CONNECT_TIMEOUT_SECONDS, **options, **database_options(self._settings)},
+            server_settings=self._options,
         )
         await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=from_json)
         self._statements = statements = tuple([await connection.prepare(each) for each in self._sql()])
