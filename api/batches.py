@@ -1,7 +1,8 @@
 """Changes that arrive at the same time are made together: one transaction, one commit.
 
 While a transaction is under way, further changes wait and form the next one. None waits while nothing is under way. A
-change whose agent is locked, or that cannot be made with others, is made alone.
+change whose agent is locked, or that cannot be made with others, is made alone; so are those of its agent that follow
+soon, since what changes an agent in one moment often does so in the next.
 """
 
 import asyncio
@@ -23,12 +24,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Makes all changes that it can without waiting for a lock; returns None for each of the others.
-Work = Callable[[AsyncSession, Sequence[T]], Awaitable[Sequence[R | None]]]
+Work = Callable[[Sequence[T]], Awaitable[Sequence[R | None]]]
 
 # A batch holds the locks of its agents while it waits for another lock.
 LOCK_TIMEOUT = timedelta(milliseconds=100)
 # Changes that wait for their batch. More would wait longer than their callers do.
 WAITING_MAX = 5_000
+# How long changes of an agent are made alone after one that could not be made with others.
+ALONE_SECONDS = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +52,8 @@ class _Waiting(Generic[T, R]):
 class Batches(Generic[T, R]):
     """Makes one kind of changes of one process in batches, one batch at a time."""
 
-    def __init__(self, sessions: Sessions, settings: Settings, work: Work[T, R]) -> None:
-        """`sessions` must have a lock timeout of at most `LOCK_TIMEOUT`."""
-        self._sessions = sessions
+    def __init__(self, settings: Settings, work: Work[T, R]) -> None:
+        """`work` must not wait for a lock for longer than `LOCK_TIMEOUT`."""
         self._work = work
         self._size = settings.batch_size
         self._seconds = settings.database_timeout.total_seconds()
@@ -86,9 +88,7 @@ class Batches(Generic[T, R]):
         try:
             yield
         finally:
-            self._alone[agent] -= 1
-            if not self._alone[agent]:
-                del self._alone[agent]
+            self._release(agent)
 
     async def close(self) -> None:
         """Wait for the batch under way. Changes that still wait get `Unavailable`."""
@@ -102,17 +102,31 @@ class Batches(Generic[T, R]):
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                for each in batch:
+                    if self._alone[each.agent]:
+                        _settle(each, None)
                 # The callers of those that are done have left.
                 if batch := [each for each in batch if not each.result.done()]:
                     await self._make(batch)
         finally:
             self._runner = None
 
+    def _release(self, agent: Hashable) -> None:
+        self._alone[agent] -= 1
+        if not self._alone[agent]:
+            del self._alone[agent]
+
+    def _keep_alone(self, agents: set[Hashable]) -> None:
+        loop = asyncio.get_running_loop()
+        for agent in agents:
+            self._alone[agent] += 1
+            loop.call_later(ALONE_SECONDS, self._release, agent)
+
     async def _make(self, batch: list[_Waiting[T, R]]) -> None:
         changes = [each.change for each in batch]
         results: Sequence[R | None] = [None] * len(batch)
         try:
-            results = await in_transaction(self._sessions, lambda session: self._work(session, changes))
+            results = await self._work(changes)
         except (Busy, StatementTimeout, DatabaseFailed):
             pass  # one of them may be the cause, so each is made alone
         except Unavailable as error:
@@ -126,6 +140,8 @@ class Batches(Generic[T, R]):
                 changes=len(batch),
                 error=f"{type(error).__name__}: {error}"[:300],
             )
+        # Before any caller goes on, so that none of their agents' next changes comes before them.
+        self._keep_alone({each.agent for each, result in zip(batch, results, strict=True) if result is None})
         for each, result in zip(batch, results, strict=True):
             _settle(each, result)
 
@@ -141,17 +157,30 @@ def _settle(waiting: _Waiting[T, R], result: R | Unavailable | None) -> None:
 
 @asynccontextmanager
 async def open_batches(
-    settings: Settings, work: Work[T, R], *, on_events: Callable[[], None], application_name: str
+    settings: Settings,
+    work: Callable[[AsyncSession, Sequence[T]], Awaitable[Sequence[R | None]]],
+    *,
+    on_events: Callable[[], None],
+    application_name: str,
 ) -> AsyncGenerator[Batches[T, R], None]:
     """The batches of one kind of changes, on a connection of their own, which the first change opens.
 
     `on_events` is called after each commit that wrote events.
     """
-    short = settings.model_copy(update={"lock_timeout": min(settings.lock_timeout or LOCK_TIMEOUT, LOCK_TIMEOUT)})
-    engine = make_engine(short, application_name=application_name, pool_size=1)
-    batches = Batches(Sessions(engine, timeout=settings.database_timeout, on_events=on_events), settings, work)
+    engine = make_engine(impatient(settings), application_name=application_name, pool_size=1)
+    sessions = Sessions(engine, timeout=settings.database_timeout, on_events=on_events)
+
+    async def in_one_transaction(changes: Sequence[T]) -> Sequence[R | None]:
+        return await in_transaction(sessions, lambda session: work(session, changes))
+
+    batches = Batches(settings, in_one_transaction)
     try:
         yield batches
     finally:
         await batches.close()
         await close_engine(engine)
+
+
+def impatient(settings: Settings) -> Settings:
+    """The settings of connections for batches."""
+    return settings.model_copy(update={"lock_timeout": min(settings.lock_timeout or LOCK_TIMEOUT, LOCK_TIMEOUT)})

@@ -16,16 +16,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.auth.authenticator import Authenticator, open_authenticator
 from api.auth.oidc.grants import IssuerConfig
 from api.auth.oidc.tokens import Tokens
-from api.batches import Batches, open_batches
+from api.batches import Batches, impatient, open_batches
 from api.change_queues import ChangeQueues
 from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
 from services.agents.shared_reads import AgentReads
-from services.errors import Busy, Unavailable
+from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
+from services.promotion.together import Promote, Promoted, PromotesTogether
 from services.registration.batch import Decided, Incoming, Terms, register_unlocked
 from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
@@ -52,6 +53,7 @@ class Resources:
     agents: AgentReads
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
+    promotes: Batches[Promote, Promoted | PodiumError]
     message_ids: OrderedIds
     database: DatabaseCheck
     gateway: Gateway
@@ -103,6 +105,7 @@ async def open_resources(
                 on_events=notifier.notify,
                 application_name=APPLICATION_NAME,
             ) as registrations,
+            _open_promotes(settings, notifier) as promotes,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
             yield Resources(
@@ -113,6 +116,7 @@ async def open_resources(
                 agents=agents,
                 changes=ChangeQueues(settings),
                 registrations=registrations,
+                promotes=promotes,
                 message_ids=OrderedIds(),
                 database=DatabaseCheck(check_engine),
                 gateway=gateway,
@@ -122,6 +126,19 @@ async def open_resources(
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))
+
+
+@asynccontextmanager
+async def _open_promotes(
+    settings: Settings, notifier: OutboxNotifier
+) -> AsyncGenerator[Batches[Promote, Promoted | PodiumError], None]:
+    together = PromotesTogether(impatient(settings), application_name=APPLICATION_NAME, on_events=notifier.notify)
+    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make)
+    try:
+        yield batches
+    finally:
+        await batches.close()
+        together.close()
 
 
 def provide_resources(state: State) -> Resources:

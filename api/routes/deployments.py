@@ -27,11 +27,19 @@ from api.http.requests import (
     PromoteRequest,
 )
 from api.http.responses import DeletedAnswer, DeploymentAnswer
-from api.resources import Injected
+from api.resources import Injected, Resources
 from services.agents.commands import create_deployment, delete_deployment
-from services.agents.queries import DEPLOYMENT_ORDER, DeploymentView, find_deployment, get_deployment, list_deployments
-from services.errors import UnknownDeployment
+from services.agents.queries import (
+    DEPLOYMENT_ORDER,
+    DeploymentView,
+    find_deployment,
+    get_deployment,
+    list_deployments,
+    with_instances,
+)
+from services.errors import PodiumError, UnknownDeployment
 from services.promotion.promote import promote
+from services.promotion.together import Promote, Promoted
 from services.storage.database import in_transaction
 from services.storage.pages import Page
 
@@ -138,11 +146,18 @@ async def promote_deployment(
     change = caller(request, data.reason if data else None)
     uuid, key = agent_uuid(agent_id), deployment_key(deployment_id)
 
+    made = await resources.promotes.make(uuid, Promote(uuid, key, change))
+    if isinstance(made, PodiumError):
+        raise made
+    if made is not None:
+        return _answer(await _view(resources, made))
+
     async def work(session: AsyncSession) -> DeploymentView:
         await promote(session, uuid, key, change)
         return await get_deployment(session, uuid, key, resources.terms)
 
-    return _answer(await resources.change(uuid, work))
+    with resources.promotes.alone(uuid):
+        return _answer(await resources.change(uuid, work))
 
 
 @delete(
@@ -167,6 +182,13 @@ async def remove_deployment(
         uuid, lambda session: delete_deployment(session, uuid, key, change, terms=resources.terms, force=force)
     )
     return DeletedAnswer(id=key, message=f"Deployment {key} is deleted.")
+
+
+async def _view(resources: Resources, made: Promoted) -> DeploymentView:
+    view = DeploymentView(made.deployment, made.periods, made.state.agent.generation)
+    if not made.deployment.has_instances:
+        return view
+    return await in_transaction(resources.reads, lambda session: with_instances(session, view))
 
 
 def _answer(view: DeploymentView) -> Response[DeploymentAnswer]:

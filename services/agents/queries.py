@@ -98,7 +98,8 @@ async def get_deployment(
     if row is None:
         await _require_agent(session, agent_id)
         raise DeploymentNotFound
-    return await _with_instances(session, await _with_conversations(session, [_deployment_view(row)], terms))
+    [view] = await _with_conversations(session, [_deployment_view(row)], terms)
+    return await with_instances(session, view)
 
 
 async def find_deployment(
@@ -108,7 +109,8 @@ async def find_deployment(
     row = (await session.execute(_DEPLOYMENTS.where(Deployment.id == deployment_id))).mappings().one_or_none()
     if row is None:
         raise UnknownDeployment
-    return await _with_instances(session, await _with_conversations(session, [_deployment_view(row)], terms))
+    [view] = await _with_conversations(session, [_deployment_view(row)], terms)
+    return await with_instances(session, view)
 
 
 async def list_deployments(
@@ -167,8 +169,8 @@ async def _with_conversations(
     return [replace(each, draining=still_open.get(each.deployment.id)) for each in views]
 
 
-async def _with_instances(session: AsyncSession, views: list[DeploymentView]) -> DeploymentView:
-    [view] = views
+async def with_instances(session: AsyncSession, view: DeploymentView) -> DeploymentView:
+    """The same view, with the pods of the deployment if it has instances."""
     if not view.deployment.has_instances:
         return view
     instances = await load_instances(session, [view.deployment])

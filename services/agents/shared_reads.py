@@ -11,8 +11,9 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from services.agents.queries import AGENTS, AgentView, agent_view
 from services.errors import AgentNotFound
 from services.settings import Settings
+from services.storage.driver import Row
 from services.storage.models import Agent
-from services.storage.shared_reads import Outages, Row, SharedReads
+from services.storage.shared_reads import Outages, SharedReads
 
 _OUTAGES = Outages(
     away="Agents cannot be read: reads get 503.",

@@ -11,7 +11,8 @@ from typing import Any
 
 from services.domain.identity import Identity, limits_of
 from services.settings import Settings
-from services.storage.shared_reads import Outages, Row, SharedReads
+from services.storage.driver import Row
+from services.storage.shared_reads import Outages, SharedReads
 
 _OUTAGES = Outages(
     away="Keys cannot be read: requests with keys get 503.",

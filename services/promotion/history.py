@@ -1,7 +1,7 @@
 """The history of what served: the rows of the ledger with their end, and the production periods of a deployment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -18,23 +18,26 @@ from services.storage.models import Promotion
 PERIODS_SHOWN = 10
 
 # A column for queries of `deployments`: one index lookup per row returned, and none for a row that never served.
-PERIODS = literal_column(
-    f"""
+# The order of `next` lets the planner choose the one index that has it, even on an empty table.
+PERIODS_SQL = f"""
 CASE WHEN deployments.promoted_at IS NOT NULL THEN (
     SELECT jsonb_agg(jsonb_build_array(period.generation, period.since, period.until) ORDER BY period.generation DESC)
     FROM (
         SELECT began.generation, began.at AS since, ended.at AS until
         FROM promotions AS began
-        LEFT JOIN promotions AS ended
-            ON ended.agent_id = began.agent_id AND ended.generation = began.generation + 1
+        LEFT JOIN LATERAL (
+            SELECT at FROM promotions AS next
+            WHERE next.agent_id = began.agent_id AND next.generation > began.generation
+            ORDER BY next.generation
+            LIMIT 1
+        ) AS ended ON true
         WHERE began.agent_id = deployments.agent_id AND began.to_deployment_id = deployments.id
         ORDER BY began.generation DESC
         LIMIT {PERIODS_SHOWN}
     ) AS period
 ) END
-""",  # noqa: S608 - built from constants only
-    JSONB,
-).label("periods")
+"""  # noqa: S608 - built from constants only
+PERIODS = literal_column(PERIODS_SQL, JSONB).label("periods")
 
 _Own = aliased(
     Promotion,
@@ -111,6 +114,19 @@ def periods_of(column: Sequence[Sequence[Any]] | None) -> tuple[Period, ...]:
         Period(generation, _parsed(since), None if until is None else _parsed(until))
         for generation, since, until in column or ()
     )
+
+
+def periods_after(
+    periods: Sequence[Period], deployment_id: str, changes: Sequence[tuple[int, datetime, str | None]]
+) -> tuple[Period, ...]:
+    """The last periods of a deployment after these changes: generation, time, and the deployment that serves since."""
+    found = list(periods)
+    for generation, at, serves in changes:
+        if found and found[0].until is None:
+            found[0] = replace(found[0], until=at)
+        if serves == deployment_id:
+            found.insert(0, Period(generation, at, None))
+    return tuple(found[:PERIODS_SHOWN])
 
 
 def _parsed(text: str) -> datetime:

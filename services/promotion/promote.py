@@ -26,17 +26,21 @@ async def promote(session: AsyncSession, agent_id: UUID, deployment_id: str, cal
     `GenerationMismatch`, `DeploymentNotReady`; `Busy` if the agent's lock is not free in time.
     """
     before = await lock_state(session, agent_id, deployment_id)
-    state = caller.decides(before)
+    after = promoted(before, deployment_id, caller)
+    await save_state(session, before, after)
+    return after
+
+
+def promoted(state: AgentSnapshot, deployment_id: str, caller: Caller) -> AgentSnapshot:
+    """The state after `promote`: the decision alone. Raises its errors."""
+    state = caller.decides(state)
     target = own_deployment(state, deployment_id)
-    requested_at = state.now
     if not target.is_production:
         require_ready(state, target, caller)
         state = cutover(state, target.id, cause="manual", actor=caller.actor, reason=caller.reason)
-        requested_at = state.last_cutover_at or requested_at
+    requested_at = max(state.now, state.last_cutover_at or state.now)
     agent = replace(state.agent, auto_promote_paused=False, promote_requested_at=requested_at)
-    after = replace(state, agent=agent)
-    await save_state(session, before, after)
-    return after
+    return replace(state, agent=agent)
 
 
 def own_deployment(state: AgentSnapshot, deployment_id: str) -> DeploymentState:

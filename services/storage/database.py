@@ -183,11 +183,16 @@ def translate(error: Exception) -> Exception:
 
 def _domain_error(error: DBAPIError) -> type[PodiumError] | None:
     state = getattr(error.orig, "sqlstate", None) or ""
+    if error.connection_invalidated and state not in STATE_ERRORS:
+        return Unavailable
+    cause = getattr(error.orig, "__cause__", None)
+    return error_of_state(state) or CONSTRAINT_ERRORS.get(getattr(cause, "constraint_name", None) or "")
+
+
+def error_of_state(state: str) -> type[PodiumError] | None:
+    """The domain error for an SQLSTATE; None if it tells of a defect, or of the statement."""
     if state in STATE_ERRORS:
         return STATE_ERRORS[state]
-    if error.connection_invalidated or state.startswith(SERVER_STATES):
+    if state.startswith(SERVER_STATES):
         return Unavailable
-    if state.startswith(INTERNAL_STATES):
-        return DatabaseFailed
-    cause = getattr(error.orig, "__cause__", None)
-    return CONSTRAINT_ERRORS.get(getattr(cause, "constraint_name", None) or "")
+    return DatabaseFailed if state.startswith(INTERNAL_STATES) else None

@@ -7,35 +7,20 @@ than such a query.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import asyncpg
 import structlog
-from pydantic_core import from_json
 
 from services.errors import Unavailable
 from services.settings import Settings
-from services.storage.database import async_url
+from services.storage.driver import AWAY, PreparedConnection, Row
 
 K = TypeVar("K", bound=Hashable)
-Row = Mapping[str, Any]
-
-# One generic plan, made once, that looks up each key in an index. It fits tables of any size, even if they were empty
-# when it was made. Disabled plan nodes get a high cost, which would trigger JIT compilation, so JIT is off.
-_PLANNING = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "jit": "off",
-}
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +44,15 @@ class SharedReads(ABC, Generic[K]):
     def __init__(self, settings: Settings, *, application_name: str, timeout: timedelta, outages: Outages) -> None:
         """`timeout` is the time limit of one statement; a caller waits for two at most."""
         self._settings = settings
-        self._application_name = application_name
         self._timeout = timeout
         self._outages = outages
-        self._connection: Any = None
-        self._statements: tuple[Any, ...] | None = None
+        milliseconds = int(timeout.total_seconds() * 1000)
+        self._connection = PreparedConnection(
+            settings,
+            self._sql,
+            application_name=application_name,
+            options={"statement_timeout": str(milliseconds), "default_transaction_read_only": "on"},
+        )
         self._pending: list[tuple[K, asyncio.Future[Row | None]]] = []
         self._reader: asyncio.Task[None] | None = None
         self._away_since: float | None = None
@@ -92,7 +81,7 @@ class SharedReads(ABC, Generic[K]):
             self._reader.cancel()
             await asyncio.wait((self._reader,))
         _fail(self._pending, None)
-        self._drop()
+        self._connection.drop()
 
     async def row(self, key: K) -> Row | None:
         """The row of a key, read from the database after this call began; None if there is none.
@@ -125,8 +114,8 @@ class SharedReads(ABC, Generic[K]):
         try:
             async with asyncio.timeout(self._timeout.total_seconds()):
                 rows = await self._rows({key for key, _ in batch})
-        except _AWAY as exc:
-            self._drop()
+        except AWAY as exc:
+            self._connection.drop()
             if self._away_since is None:
                 self._away_since = monotonic()
                 log.warning(self._outages.away, action=self._outages.away_action, cause=repr(exc)[:200])
@@ -141,37 +130,9 @@ class SharedReads(ABC, Generic[K]):
                 pending.set_result(found.get(key))
 
     async def _rows(self, keys: Collection[K]) -> list[Row]:
-        """The current rows of these keys. Retries once on a new connection if the idle one was lost."""
+        """The current rows of these keys."""
         chosen, values = self._chosen(keys)
-        if self._statements is not None:
-            with suppress(*_AWAY):
-                return list(await self._statements[chosen].fetch(*values))
-            self._drop()
-        statements = await self._connect()
-        return list(await statements[chosen].fetch(*values))
-
-    async def _connect(self) -> tuple[Any, ...]:
-        url = async_url(self._settings.database_url.get_secret_value())
-        address, options = url.get_dialect()().create_connect_args(url)
-        milliseconds = int(self._timeout.total_seconds() * 1000)
-        self._connection = connection = await asyncpg.connect(
-            *address,
-            **options,
-            server_settings={
-                "application_name": self._application_name,
-                "statement_timeout": str(milliseconds),
-                "default_transaction_read_only": "on",
-                **_PLANNING,
-            },
-        )
-        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=from_json)
-        self._statements = statements = tuple([await connection.prepare(each) for each in self._sql()])
-        return statements
-
-    def _drop(self) -> None:
-        connection, self._connection, self._statements = self._connection, None, None
-        if connection is not None:
-            connection.terminate()
+        return await self._connection.read(chosen, *values)
 
 
 def _fail(batch: list[tuple[K, asyncio.Future[Row | None]]], error: Exception | None) -> None:

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import text
 
 
-def _names(columns: Iterable[str]) -> str:
+def names(columns: Iterable[str]) -> str:
     """`a, b`."""
     return ", ".join(columns)
 
 
-def _types(columns: Mapping[str, str]) -> str:
+def types(columns: Mapping[str, str]) -> str:
     """`a text, b uuid`: the columns of a record set."""
     return ", ".join(f"{name} {sql_type}" for name, sql_type in columns.items())
 
 
-def _assignments(columns: Iterable[str], source: str = "r") -> str:
+def assignments(columns: Iterable[str], source: str = "r") -> str:
     """`a = r.a, b = r.b`, one on a line."""
     return ",\n    ".join(f"{name} = {source}.{name}" for name in columns)
 
@@ -123,7 +123,7 @@ _NEW_INSTANCE_COLUMNS: dict[str, str] = {
     "created_at": "timestamptz",
     **INSTANCE_COLUMNS,
 }
-_LEDGER_COLUMNS: dict[str, str] = {
+LEDGER_COLUMNS: dict[str, str] = {
     "agent_id": "uuid",
     "generation": "bigint",
     "cause": "text",
@@ -140,7 +140,7 @@ _LEDGER_COLUMNS: dict[str, str] = {
     "to_acp_url": "text",
     "to_docker_image": "text",
 }
-_OUTBOX_COLUMNS: dict[str, str] = {
+OUTBOX_COLUMNS: dict[str, str] = {
     "event_id": "uuid",
     "type": "text",
     "agent_id": "uuid",
@@ -165,11 +165,11 @@ _INBOX_COLUMNS: dict[str, str] = {
 INSERT_DEPLOYMENTS = text(
     f"""
 INSERT INTO deployments (
-    {_names(_NEW_DEPLOYMENT_COLUMNS)})
+    {names(_NEW_DEPLOYMENT_COLUMNS)})
 SELECT
-    {_names(_NEW_DEPLOYMENT_COLUMNS)}
+    {names(_NEW_DEPLOYMENT_COLUMNS)}
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    {_types(_NEW_DEPLOYMENT_COLUMNS)})
+    {types(_NEW_DEPLOYMENT_COLUMNS)})
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 """  # noqa: S608 - composed of the constants above
@@ -178,9 +178,9 @@ ON CONFLICT (id) DO NOTHING
 UPDATE_DEPLOYMENTS = text(
     f"""
 UPDATE deployments AS d SET
-    {_assignments(ANNOUNCED_COLUMNS)}
+    {assignments(ANNOUNCED_COLUMNS)}
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    id text, {_types(ANNOUNCED_COLUMNS)})
+    id text, {types(ANNOUNCED_COLUMNS)})
 WHERE d.id = r.id
 """  # noqa: S608 - composed of the constants above
 )
@@ -188,13 +188,13 @@ WHERE d.id = r.id
 # All under the lock of their agent, so no other transaction writes these rows.
 SAVE_INSTANCES = text(
     f"""
-INSERT INTO instances AS i ({_names(_NEW_INSTANCE_COLUMNS)})
-SELECT {_names(_NEW_INSTANCE_COLUMNS)}
+INSERT INTO instances AS i ({names(_NEW_INSTANCE_COLUMNS)})
+SELECT {names(_NEW_INSTANCE_COLUMNS)}
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    {_types(_NEW_INSTANCE_COLUMNS)})
+    {types(_NEW_INSTANCE_COLUMNS)})
 ORDER BY deployment_id, instance_id
 ON CONFLICT (deployment_id, instance_id) DO UPDATE SET
-    {_assignments(INSTANCE_COLUMNS, "excluded")}
+    {assignments(INSTANCE_COLUMNS, "excluded")}
 """  # noqa: S608 - composed of the constants above
 )
 
@@ -260,23 +260,23 @@ WITH promoted AS (
     WHERE p.deployment_id = r.id AND r.is_production
 ), serving AS (
     UPDATE agents AS a SET
-        {_assignments(SERVING_COLUMNS)},
+        {assignments(SERVING_COLUMNS)},
         updated_at = r.updated_at
     FROM jsonb_to_recordset(CAST(:agents AS jsonb)) AS r(
-        id uuid, {_types(SERVING_COLUMNS)}, updated_at timestamptz)
+        id uuid, {types(SERVING_COLUMNS)}, updated_at timestamptz)
     WHERE a.id = r.id
 ), ledger AS (
     INSERT INTO promotions (
-        {_names(_LEDGER_COLUMNS)})
+        {names(LEDGER_COLUMNS)})
     SELECT
-        {_names(_LEDGER_COLUMNS)}
+        {names(LEDGER_COLUMNS)}
     FROM jsonb_to_recordset(CAST(:ledger AS jsonb)) AS r(
-        {_types(_LEDGER_COLUMNS)})
+        {types(LEDGER_COLUMNS)})
 )
-INSERT INTO outbox ({_names(_OUTBOX_COLUMNS)})
-SELECT {_names(_OUTBOX_COLUMNS)}
+INSERT INTO outbox ({names(OUTBOX_COLUMNS)})
+SELECT {names(OUTBOX_COLUMNS)}
 FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS r(
-    {_types(_OUTBOX_COLUMNS)})
+    {types(OUTBOX_COLUMNS)})
 ORDER BY agent_id, sequence
 """  # noqa: S608 - composed of the constants above
 )
@@ -284,10 +284,10 @@ ORDER BY agent_id, sequence
 UPDATE_AGENTS_DESCRIBED = text(
     f"""
 UPDATE agents AS a SET
-    {_assignments(DESCRIBED_COLUMNS)},
+    {assignments(DESCRIBED_COLUMNS)},
     updated_at = r.updated_at
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    id uuid, {_types(DESCRIBED_COLUMNS)}, updated_at timestamptz)
+    id uuid, {types(DESCRIBED_COLUMNS)}, updated_at timestamptz)
 WHERE a.id = r.id
 """  # noqa: S608 - composed of the constants above
 )
@@ -308,10 +308,10 @@ KNOWN_MESSAGES = text("SELECT message_id FROM registrations WHERE message_id = A
 
 INSERT_REGISTRATIONS = text(
     f"""
-INSERT INTO registrations ({_names(_INBOX_COLUMNS)})
-SELECT {_names(_INBOX_COLUMNS)}
+INSERT INTO registrations ({names(_INBOX_COLUMNS)})
+SELECT {names(_INBOX_COLUMNS)}
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-    position bigint, {_types(_INBOX_COLUMNS)})
+    position bigint, {types(_INBOX_COLUMNS)})
 ORDER BY position
 ON CONFLICT (message_id) DO NOTHING
 """  # noqa: S608 - composed of the constants above

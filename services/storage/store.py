@@ -32,9 +32,9 @@ from services.storage import statements
 from services.storage.database import mark_events_written
 from services.storage.models import Agent, Deployment, Instance, Probe, Promotion
 
-_AGENT_FIELDS = [field.name for field in fields(AgentState)]
+AGENT_FIELDS = [field.name for field in fields(AgentState)]
 # The health checks load the failures themselves.
-_DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState) if field.name != "failures"]
+DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState) if field.name != "failures"]
 _INSTANCE_FIELDS = [field.name for field in fields(InstanceState) if field.name != "failures"]
 
 # Tables, not models: for a query of one row, the work of the ORM takes longer than the query.
@@ -46,14 +46,14 @@ _instances = Instance.__table__
 _owners = _agents.alias("owners")
 _earlier = _agents.alias("earlier")
 
-AGENT_COLUMNS = [_agents.c[name] for name in _AGENT_FIELDS]
+AGENT_COLUMNS = [_agents.c[name] for name in AGENT_FIELDS]
 _ELSEWHERE = {
     "agent_name": _owners.c.name.label("agent_name"),
     "probe_streak": func.coalesce(_probes.c.streak, 0).label("probe_streak"),
 }
 # The probes of the only pod of a deployment.
 _OWN_PROBE = (_probes.c.deployment_id == _deployments.c.id) & (_probes.c.instance_id == "")
-DEPLOYMENT_COLUMNS = [_ELSEWHERE[name] if name in _ELSEWHERE else _deployments.c[name] for name in _DEPLOYMENT_FIELDS]
+DEPLOYMENT_COLUMNS = [_ELSEWHERE[name] if name in _ELSEWHERE else _deployments.c[name] for name in DEPLOYMENT_FIELDS]
 
 _NAMES = bindparam("names", type_=ARRAY(Text))
 _AGENT_IDS = bindparam("agent_ids", type_=ARRAY(Uuid))
@@ -123,7 +123,7 @@ _INSTANCES = (
 )
 
 _announced = attrgetter(*statements.ANNOUNCED_COLUMNS)
-_serving = attrgetter(*statements.SERVING_COLUMNS)
+serving_columns = attrgetter(*statements.SERVING_COLUMNS)
 _described = attrgetter(*statements.DESCRIBED_COLUMNS)
 _stored_instance = attrgetter(*statements.INSTANCE_COLUMNS)
 
@@ -265,9 +265,9 @@ async def save(
     )
     change = {
         "deployments": [a for b, a in known if a.promoted_at != b.promoted_at],
-        "agents": [a for b, a in changed_agents if _serving(b) != _serving(a)],
-        "ledger": [_ledger_row(entry) for entry in ledger],
-        "events": [_outbox_row(event) for event in events],
+        "agents": [a for b, a in changed_agents if serving_columns(b) != serving_columns(a)],
+        "ledger": [ledger_row(entry) for entry in ledger],
+        "events": [outbox_row(event) for event in events],
     }
     if any(change.values()):
         await session.execute(statements.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
@@ -277,11 +277,11 @@ async def save(
 
 async def _read_agents(session: AsyncSession, query: Select[Any], **parameters: object) -> list[AgentState]:
     rows = await session.execute(query, parameters)
-    return [AgentState(**dict(zip(_AGENT_FIELDS, row, strict=True))) for row in rows.all()]
+    return [AgentState(**dict(zip(AGENT_FIELDS, row, strict=True))) for row in rows.all()]
 
 
 def _deployment(columns: Sequence[Any]) -> DeploymentState:
-    return DeploymentState(**dict(zip(_DEPLOYMENT_FIELDS, columns, strict=True)))
+    return DeploymentState(**dict(zip(DEPLOYMENT_FIELDS, columns, strict=True)))
 
 
 async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[object]) -> int:
@@ -343,7 +343,8 @@ def _schedule_row(deployment: DeploymentState) -> dict[str, object]:
     }
 
 
-def _ledger_row(entry: LedgerRow) -> dict[str, object]:
+def ledger_row(entry: LedgerRow) -> dict[str, object]:
+    """The columns of a row of the ledger."""
     sides = {"from": entry.before, "to": entry.after}
     snapshots = {
         f"{side}_{name}": getattr(serving, name) if serving else None
@@ -364,7 +365,8 @@ def _ledger_row(entry: LedgerRow) -> dict[str, object]:
     }
 
 
-def _outbox_row(event: Event) -> dict[str, object]:
+def outbox_row(event: Event) -> dict[str, object]:
+    """The columns of a row of the outbox, with a new event id."""
     return {
         "event_id": uuid4(),
         "type": event.type,

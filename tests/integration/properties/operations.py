@@ -14,7 +14,7 @@ from services.agents.commands import AgentChange, NewDeployment
 from services.domain.caller import Caller
 from services.domain.state import AgentSnapshot, AutoPromote
 from services.promotion import promote as promotion
-from services.promotion import rollback
+from services.promotion import rollback, together
 from tests.integration.properties.messages import Call, Register, ReprAsCall, Scene
 from tests.support.reference_model.rollback_walk import LEGACY
 
@@ -27,11 +27,12 @@ _FAIL = (
 
 @dataclass(frozen=True, repr=False)
 class Promote(ReprAsCall):
-    """A promote; `through` names an agent other than the version's own."""
+    """A promote; `through` names an agent other than the version's own. As over HTTP, unless it is `locked`."""
 
     version: str
     through: str | None = None
     if_generation: str | None = None
+    locked: bool = False
 
     def bind(self, scene: Scene) -> Call:
         """The call, with the generation that is current now."""
@@ -41,6 +42,7 @@ class Promote(ReprAsCall):
             f"{deployment} is promoted as {label}'s{_condition(caller)}",
             lambda model, now: model.promote(label, deployment, caller.if_generation, now),
             _generation(lambda session: promotion.promote(session, agent_id, deployment, caller)),
+            None if self.locked else together.Promote(agent_id, deployment, caller),
         )
 
 

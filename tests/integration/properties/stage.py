@@ -8,9 +8,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.batches import Batches
 from contracts.messages import RegisterBuildRequest
 from services.domain.announcement import Announcement
 from services.errors import PodiumError
+from services.promotion.together import Promote, Promoted
 from services.registration.batch import Incoming
 from services.storage.database import Sessions, in_transaction
 from tests.integration.properties.interleaving import Interleaving
@@ -42,8 +44,10 @@ WITHIN: Moment = 0.5  # the operations of a step come after its messages
 class Stage:
     """One run at a time."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, promotes: Batches[Promote, Promoted | PodiumError]) -> None:
         self._engine = engine
+        self._promotes = promotes
+        self.made_together = 0
         self._sessions = Sessions(engine)
         self._interleaving = Interleaving(engine)
 
@@ -149,15 +153,23 @@ class Stage:
 
     async def _outcome_of(self, call: Call) -> str:
         try:
-            return await in_transaction(self._sessions, call.on_the_database)
+            made = await self._promotes.make(call.promote.agent_id, call.promote) if call.promote else None
+            if made is None:
+                return await in_transaction(self._sessions, call.on_the_database)
+            self.made_together += 1
+            return _refused(made) if isinstance(made, PodiumError) else f"generation {made.state.agent.generation}"
         except PodiumError as error:
-            return f"refused: {type(error).__name__}"
+            return _refused(error)
         except Exception as error:  # noqa: BLE001 - any exception is a result that the model does not allow
             return f"broken: {getattr(error, 'orig', error)!r}"
 
     def _store(self, seen: Seen) -> None:
         self._began.append(seen.clock)
         self._agent_ids |= seen.agent_ids
+
+
+def _refused(error: PodiumError) -> str:
+    return f"refused: {type(error).__name__}"
 
 
 def _sentence(message: Message, published: str) -> str:

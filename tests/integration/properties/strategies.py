@@ -27,6 +27,7 @@ ANY_AGENT = st.sampled_from(["a", "a", "a", "a", "a", "b", "old a"])
 VERSIONS = st.sampled_from(["a-v1", "a-v2", "a-v3", "a-v1", "a-v2", "a-v3", "a-v4", "b-v1", "b-v2", "old a-v1"])
 THROUGH = st.sampled_from([None, None, None, None, None, None, None, "a", "b", "old a"])
 IF_GENERATION = st.sampled_from([None, None, None, None, "current", "current", "outdated"])
+LOCKED = st.sampled_from([False, False, True])
 IMAGES = st.sampled_from(["image:1", "image:2"])
 MOMENTS = st.sampled_from(["now", "now", "1 step ago", "3 steps ago", *PUBLISHED])
 MOST_AT_ONCE = 6
@@ -77,7 +78,13 @@ A_WRONG_MESSAGE_ARRIVES = _in_one_batch(WRONG)
 A_MESSAGE_IS_REDELIVERED = _in_one_batch(REDELIVERED)
 A_BATCH_ARRIVES = _in_one_batch(PODS, PODS, LEGACY_PODS, WRONG, REDELIVERED, most=4)
 
-PROMOTE = instances(Promote, version=VERSIONS, through=THROUGH, if_generation=IF_GENERATION)
+PROMOTE = instances(
+    Promote,
+    version=VERSIONS,
+    through=THROUGH,
+    if_generation=IF_GENERATION,
+    locked=LOCKED,
+)
 ROLL_BACK = instances(RollBack, agent=ANY_AGENT, if_generation=IF_GENERATION)
 ROLL_BACK_TO = instances(RollBack, agent=ANY_AGENT, to=st.just(LEGACY) | VERSIONS, if_generation=IF_GENERATION)
 CREATE = instances(Create, version=VERSIONS, image=IMAGES, through=THROUGH)

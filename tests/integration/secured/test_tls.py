@@ -1,6 +1,7 @@
 """TLS to PostgreSQL and RabbitMQ with a private authority: PODIUM_DATABASE_CA_FILE and PODIUM_AMQP_CA_FILE."""
 
 import asyncio
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from podium.migration import migrate_all
 from podium.servers import ServersError
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, make_engine
+from services.storage.driver import PreparedConnection
 from services.tls import broker_url
 from tests.integration.api.client import running_api
 from tests.integration.cli.terminal import Terminal
@@ -79,6 +81,24 @@ async def test_connections_to_the_database_are_encrypted(over_tls: Settings) -> 
         (encrypted, version) = (await connection.execute(text(query))).one()
     await close_engine(engine)
     assert (encrypted, version) == (True, "TLSv1.3")
+
+
+@pytest.mark.parametrize("case", ["database authority", "database host"])
+async def test_connections_with_prepared_statements_are_encrypted(
+    over_tls: Settings, wrong: dict[str, tuple[Settings, str]], case: str
+) -> None:
+    """G80: those that read routes, agents and keys, too; a wrong certificate ends them before anything is sent."""
+
+    def connection(settings: Settings) -> PreparedConnection:
+        query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        return PreparedConnection(settings, lambda: (query,), application_name="tests", options={})
+
+    right = connection(over_tls)
+    assert [row["ssl"] for row in await right.fetch(0)] == [True]
+    right.drop()
+    settings, said = wrong[case]
+    with pytest.raises(ssl.SSLCertVerificationError, match=said.removeprefix("certificate is refused: ")):
+        await connection(settings).fetch(0)
 
 
 async def test_all_parts_work_over_tls(over_tls: Settings, tmp_path: Path) -> None:

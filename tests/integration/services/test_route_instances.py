@@ -13,6 +13,7 @@ from services.storage.database import Sessions
 from tests.integration.services.world import NAME, World
 from tests.support.factories import incoming
 from tests.support.instances import Instances
+from tests.support.plans import explained
 
 BY_NAME = RouteKey(name=NAME)
 TWO = {"a": 'http://10.0.0.1:8000/"base"', "b": "http://10.0.0.2:8000"}
@@ -71,11 +72,6 @@ async def test_without_named_instances_their_table_is_not_read(world: World, rea
     await world.register(incoming(deployment_id="v1"))
     agent_id = await world.agent_id()
     await reads.find(BY_NAME)
-    assert reads._statements is not None
-    statement, _ = reads._statements
-    rows = await reads._connection.fetch(
-        f"EXPLAIN (ANALYZE, COSTS false, TIMING false) EXECUTE {statement.get_name()}"
-        f"('{{{agent_id}}}', '{{NULL}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}')"
-    )
-    plan = "\n".join(row[0] for row in rows)
+    parameters = f"'{{{agent_id}}}', '{{NULL}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}'"
+    plan = await explained(reads._connection, 0, parameters, "ANALYZE, COSTS false, TIMING false")
     assert "instances_pkey on instances i (never executed)" in plan, plan

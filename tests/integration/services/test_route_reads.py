@@ -22,6 +22,7 @@ from services.storage.database import Sessions
 from tests.integration.services.proxy import Proxy, running_proxy
 from tests.integration.services.world import NAME, World
 from tests.support.factories import a_build, incoming
+from tests.support.plans import explained
 from tests.support.waiting import eventually
 
 BY_NAME = RouteKey(name=NAME)
@@ -193,10 +194,8 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
         with pytest.raises(AgentNotFound):
             await reads.find(BY_NAME)
         by_id = {"deployments_pkey", "deployments_id_agent_id_key"}
-        for statement in reads._statements or ():
-            values = ", ".join(["'{}'"] * len(arguments(())))
-            rows = await reads._connection.fetch(f"EXPLAIN EXECUTE {statement.get_name()}({values})")
-            plan = "\n".join(row[0] for row in rows)
+        for number in range(2):
+            plan = await explained(reads._connection, number, ", ".join(["'{}'"] * len(arguments(()))))
             assert "Seq Scan" not in plan
             assert "Hash" not in plan
             scans = re.findall(r"Index (?:Only )?Scan using (\w+)", plan)

@@ -1,0 +1,183 @@
+"""Changes that are decided before anything is locked, and written only if nothing that was read has changed.
+
+One statement reads agents and deployments. Their change is decided, and a second statement, a transaction by itself,
+locks these rows without waiting, compares the version of each one (`xmin`) with the one that was read, and writes what
+was decided about those agents of which every row is as it was. It writes nothing about the others.
+
+So a decision is as good as one under the lock, since nothing has changed between the two. Whatever a decision can
+depend on changes one of the rows: a deployment that appears, disappears or changes its status is an event, which
+changes its agent's row. A pod that announces a new address without an event changes the row of its deployment.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from services.domain.state import AgentSnapshot, AgentState, DeploymentState
+from services.storage.driver import Row
+from services.storage.statements import LEDGER_COLUMNS, OUTBOX_COLUMNS, SERVING_COLUMNS, assignments, names, types
+from services.storage.store import AGENT_FIELDS, DEPLOYMENT_FIELDS, ledger_row, outbox_row, serving_columns
+
+# The time of a change is read with its rows; the statement that writes it must follow soon.
+SOON = timedelta(milliseconds=500)
+
+# Read elsewhere, or not at all: no decision here depends on probes.
+_ELSEWHERE = {"agent_name": "agents.name", "probe_streak": "0"}
+_AGENT = names(f"agents.{name}" for name in AGENT_FIELDS)
+_DEPLOYMENT = names(_ELSEWHERE.get(name, f"deployments.{name}") for name in DEPLOYMENT_FIELDS)
+
+# $1 and $2: pairs of agent and deployment ids. One row for each pair whose agent exists, and one for each agent's
+# deployment in production. With a condition on a deployment's agent, a plan might read all deployments of an agent.
+READ = f"""
+SELECT {_AGENT}, agents.xmin::text, clock_timestamp(),
+    (SELECT at FROM promotions WHERE agent_id = agents.id ORDER BY generation DESC LIMIT 1),
+    {_DEPLOYMENT}, deployments.xmin::text, {{extra}}
+FROM (
+    SELECT agent_id, deployment_id FROM unnest($1::uuid[], $2::text[]) AS wanted(agent_id, deployment_id)
+    UNION
+    SELECT id, production_deployment_id FROM agents WHERE id = ANY($1::uuid[])
+) AS pair
+JOIN agents ON agents.id = pair.agent_id
+LEFT JOIN deployments ON deployments.id = pair.deployment_id
+"""  # noqa: S608 - composed of constants
+
+# What can serve, after the change.
+_SERVED_COLUMNS = {
+    "is_production": "boolean",
+    "promoted_at": "timestamptz",
+    "draining_since": "timestamptz",
+    "drained_at": "timestamptz",
+}
+_served = assignments(_SERVED_COLUMNS, "r")
+
+# $1: agents, $2: their deployments; `changes` is false for those that are compared only. $3: ledger, $4: events.
+# Deployments are locked and compared before any is changed, and demoted before any is promoted: `promoted` needs the
+# rows of `demoted`. Otherwise the partial unique index of production would refuse some of them.
+WRITE = f"""
+WITH wanted AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS r(
+        id uuid, version xid, read_at timestamptz, deployments integer, changes boolean,
+        {types(SERVING_COLUMNS)}, updated_at timestamptz)
+), compared AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset($2::jsonb) AS r(
+        id text, agent_id uuid, version xid, changes boolean, {types(_SERVED_COLUMNS)})
+), locked AS MATERIALIZED (
+    SELECT a.id FROM wanted AS r JOIN agents AS a ON a.id = r.id
+    WHERE a.xmin = r.version
+    ORDER BY a.id
+    FOR NO KEY UPDATE OF a SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT d.id, r.agent_id
+    FROM locked JOIN compared AS r ON r.agent_id = locked.id JOIN deployments AS d ON d.id = r.id
+    WHERE d.xmin = r.version
+    ORDER BY d.id
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+), unchanged AS MATERIALIZED (
+    SELECT r.* FROM locked JOIN wanted AS r ON r.id = locked.id
+    WHERE r.deployments = (SELECT count(*) FROM held WHERE held.agent_id = r.id)
+        AND clock_timestamp() <= r.read_at + interval '{SOON.total_seconds()} s'
+), demoted AS (
+    UPDATE deployments AS d SET
+    {_served}
+    FROM compared AS r JOIN unchanged ON unchanged.id = r.agent_id
+    WHERE d.id = r.id AND r.changes AND NOT r.is_production
+    RETURNING d.id
+), promoted AS (
+    UPDATE deployments AS d SET
+    {_served}
+    FROM compared AS r JOIN unchanged ON unchanged.id = r.agent_id
+    WHERE d.id = r.id AND r.changes AND r.is_production AND (SELECT count(*) FROM demoted) >= 0
+    RETURNING d.id
+), probed AS (
+    UPDATE probes AS p SET is_production = true FROM promoted WHERE p.deployment_id = promoted.id
+), serving AS (
+    UPDATE agents AS a SET
+    {assignments(SERVING_COLUMNS, "r")},
+    updated_at = r.updated_at
+    FROM unchanged AS r WHERE a.id = r.id AND r.changes
+), ledger AS (
+    INSERT INTO promotions ({names(LEDGER_COLUMNS)})
+    SELECT {names(f"r.{name}" for name in LEDGER_COLUMNS)}
+    FROM jsonb_to_recordset($3::jsonb) AS r({types(LEDGER_COLUMNS)}) JOIN unchanged ON unchanged.id = r.agent_id
+), events AS (
+    INSERT INTO outbox ({names(OUTBOX_COLUMNS)})
+    SELECT {names(f"r.{name}" for name in OUTBOX_COLUMNS)}
+    FROM jsonb_to_recordset($4::jsonb) AS r({types(OUTBOX_COLUMNS)}) JOIN unchanged ON unchanged.id = r.agent_id
+    ORDER BY r.agent_id, r.sequence
+)
+SELECT id FROM unchanged
+"""  # noqa: S608 - composed of constants
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """An agent with deployments of its own as one statement read them, without a lock, and the version of each row."""
+
+    state: AgentSnapshot
+    version: str
+    versions: dict[str, str]
+    """By deployment id."""
+    extra: dict[str, Any]
+    """By deployment id: the extra column of `READ`."""
+
+
+def unlocked(rows: Iterable[Row]) -> dict[UUID, Unlocked]:
+    """The agents in the rows of `READ`, by id."""
+    found: dict[UUID, Unlocked] = {}
+    agents, deployments = len(AGENT_FIELDS), len(DEPLOYMENT_FIELDS)
+    for row in rows:
+        values = list(row.values())
+        version, now, last_cutover_at = values[agents : agents + 3]
+        known = found.get(values[0])
+        if known is None:
+            agent = AgentState(**dict(zip(AGENT_FIELDS, values, strict=False)))
+            state = AgentSnapshot(agent=agent, now=now, last_cutover_at=last_cutover_at, deployments={})
+            known = found[agent.id] = Unlocked(state, version, {}, {})
+        own = values[agents + 3 :]
+        if own[1] == values[0]:  # a deployment of this agent
+            deployment = DeploymentState(**dict(zip(DEPLOYMENT_FIELDS, own, strict=False)))
+            assert isinstance(known.state.deployments, dict)
+            known.state.deployments[deployment.id] = deployment
+            known.versions[deployment.id], known.extra[deployment.id] = own[deployments:]
+    return found
+
+
+def arguments(changes: Sequence[tuple[Unlocked, AgentSnapshot]]) -> tuple[str, str, str, str]:
+    """The parameters of `WRITE` for what was read of each agent, and its state after the change."""
+    agents = [_agent(before, after) for before, after in changes]
+    deployments = [_deployment(before, after, id_) for before, after in changes for id_ in before.versions]
+    ledger = [ledger_row(entry) for _, after in changes for entry in after.ledger]
+    events = [outbox_row(event) for _, after in changes for event in after.events]
+    return _as_json(agents), _as_json(deployments), _as_json(ledger), _as_json(events)
+
+
+def _agent(before: Unlocked, after: AgentSnapshot) -> dict[str, object]:
+    values = serving_columns(after.agent)
+    return {
+        "id": after.agent.id,
+        "version": before.version,
+        "read_at": before.state.now,
+        "deployments": len(before.versions),
+        "changes": values != serving_columns(before.state.agent),
+        "updated_at": after.agent.updated_at,
+        **dict(zip(SERVING_COLUMNS, values, strict=True)),
+    }
+
+
+def _deployment(before: Unlocked, after: AgentSnapshot, deployment_id: str) -> dict[str, object]:
+    deployment = after.deployments[deployment_id]
+    return {
+        "id": deployment_id,
+        "agent_id": after.agent.id,
+        "version": before.versions[deployment_id],
+        "changes": deployment != before.state.deployments[deployment_id],
+        **{name: getattr(deployment, name) for name in _SERVED_COLUMNS},
+    }
+
+
+def _as_json(rows: object) -> str:
+    return to_json(rows).decode()
