@@ -47,8 +47,8 @@ TABLES = {
     "probes": "deployment_id, instance_id",
     "conversations": "key_sha256",
 }
-# Of the whole row of a table: what a sequence, a clock or a transaction id gives.
-INCIDENTAL = {"outbox": {"id", "xid"}}
+# What a sequence or a transaction id gives; and the clock, whose times of several rows of one statement can be equal.
+INCIDENTAL = {"outbox": {"id", "xid", "created_at"}}
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'together'")
