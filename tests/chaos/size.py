@@ -48,7 +48,7 @@ SHORT = Size(
     database_timeout=1,
     probed=300,
     probe_interval=4,
-    mutants=600,
+    mutants=500,
     patience=60,
 )
 LONG = Size(

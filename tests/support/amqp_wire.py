@@ -17,7 +17,9 @@ class RawProperties(spec.Basic.Properties):
         super().__init__()
         # The values follow each other in the order of their flags, the highest first.
         names = sorted(values, key=lambda name: self.flags[name], reverse=True)
-        self._raw = struct.pack(">H", sum(self.flags[name] for name in names)) + b"".join(values[name] for name in names)
+        self._raw = struct.pack(">H", sum(self.flags[name] for name in names)) + b"".join(
+            values[name] for name in names
+        )
 
     def marshal(self) -> bytes:
         """The raw bytes."""

@@ -177,7 +177,9 @@ class Mutants:
         if change == 0:
             target.pop(name, None)
         elif change == 1:
-            target[rng.choice(("", "\x00", "\ud800", "__proto__", "kind", "x" * 300, name.upper()))] = target.pop(name, 1)
+            target[rng.choice(("", "\x00", "\ud800", "__proto__", "kind", "x" * 300, name.upper()))] = target.pop(
+                name, 1
+            )
         elif change == 2 and len(content) > 1:
             other = rng.choice(list(content))
             target[name] = content[other] if content[other] is not target else "x"
@@ -216,13 +218,34 @@ class Mutants:
     def _key(self) -> bytes:
         rng = self._rng
         word = rng.choice(
-            (b"", b"*", b"#", b"\xff\xfe", b"\x00", b"BOT", b"bot-0\r\n", b"\x1b[31m", b"x" * 249, b"bot-%d" % rng.randrange(AGENTS))
+            (
+                b"",
+                b"*",
+                b"#",
+                b"\xff\xfe",
+                b"\x00",
+                b"BOT",
+                b"bot-0\r\n",
+                b"\x1b[31m",
+                b"x" * 249,
+                b"bot-%d" % rng.randrange(AGENTS),
+            )
         )
         return b"agent." + word
 
     def _properties(self) -> dict[str, bytes]:
         rng = self._rng
-        texts = (b"", b"gzip", b"application/json", b"\x00", b"\xff\xfe", b"x" * 255, b"\x1b[2J", b"\r\n", b"amq.rabbitmq.reply-to.g1")
+        texts = (
+            b"",
+            b"gzip",
+            b"application/json",
+            b"\x00",
+            b"\xff\xfe",
+            b"x" * 255,
+            b"\x1b[2J",
+            b"\r\n",
+            b"amq.rabbitmq.reply-to.g1",
+        )
         made: dict[str, Callable[[], bytes]] = {
             **{
                 name: lambda: short_text(rng.choice(texts))
