@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -28,6 +28,7 @@ TIME_LIMIT = timedelta(seconds=5)
 # What a denied address leads to: it is not dialled, or it is no address for the resolver.
 NOT_DIALLED = {"destination-denied", "agent-unreachable"}
 METADATA = ("169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+NEVER = ("[fd00:ec2::254]", "[fd20:ce::254]", "0.0.0.0", "0", "[::]", "255.255.255.255", "224.0.0.1", "[ff02::1]")  # noqa: S104 - addresses to refuse
 
 Dialled = set[tuple[str, int]]
 
@@ -83,11 +84,17 @@ async def ask(api: Api, settings: Settings, host: str, port: int) -> None:
     name = f"bot-{uuid4().hex[:8]}"
     address = f"http://{host}:{port}"
     await api.register(name, acp_url=address)
-    for answer in (await api.post(f"/agents/name/{name}/rpc", {"id": 1}), await card_of(api, name)):
-        assert answer.status == 502, (host, answer.body)
-        assert answer.json["error"]["data"]["reason"] in NOT_DIALLED, (host, answer.body)
+    called, card = await api.post(f"/agents/name/{name}/rpc", {"id": 1}), await card_of(api, name)
+    assert (called.status, card.status) == (502, 502), (host, called.body, card.body)
+    assert called.json["error"]["data"]["reason"] in NOT_DIALLED, (host, called.body)
+    assert card.json["type"].removeprefix("urn:podium:problem:") in NOT_DIALLED, (host, card.body)
     async with open_prober(settings) as prober:
         assert (await prober.probe(f"{address}/healthz", uuid4(), TIME_LIMIT)).kind != "answered"
+
+
+async def ask_all(api: Api, settings: Settings, hosts: Iterable[str], port: int) -> None:
+    """Ask for each of these hosts."""
+    await asyncio.gather(*(ask(api, settings, host, port) for host in hosts))
 
 
 async def card_of(api: Api, name: str) -> Any:
@@ -104,8 +111,7 @@ async def test_no_spelling_of_a_denied_address_is_dialled(
     assert port is not None
     lists = {"dial_networks": EVERYTHING, "dial_ports": ports} if ports else {"dial_networks": ONLY_PRIVATE}
     api = await serve(**lists)
-    for host in (*spellings("127.0.0.1"), *NAMES_OF_THIS_MACHINE):
-        await ask(api, settings.model_copy(update=lists), host, port)
+    await ask_all(api, settings.model_copy(update=lists), (*spellings("127.0.0.1"), *NAMES_OF_THIS_MACHINE), port)
     assert not pod.seen
     assert port not in {each for _, each in dialled}
 
@@ -114,11 +120,8 @@ async def test_no_spelling_of_a_metadata_service_is_dialled(serve: Serve, settin
     """G97: not even if every network is allowed."""
     lists = {"dial_networks": EVERYTHING}
     api = await serve(**lists)
-    for address in METADATA:
-        for host in spellings(address):
-            await ask(api, settings.model_copy(update=lists), host, 80)
-    for host in ("[fd00:ec2::254]", "[fd20:ce::254]", "0.0.0.0", "0", "[::]", "255.255.255.255", "224.0.0.1", "[ff02::1]"):
-        await ask(api, settings.model_copy(update=lists), host, 80)
+    hosts = [host for address in METADATA for host in spellings(address)]
+    await ask_all(api, settings.model_copy(update=lists), [*hosts, *NEVER], 80)
     assert 80 not in {port for _, port in dialled}
 
 
@@ -131,10 +134,10 @@ async def test_no_spelling_of_podium_s_own_servers_is_dialled(
     database = make_url(settings.database_url.get_secret_value())
     broker = URL(settings.amqp_url.get_secret_value())
     changed = settings.model_copy(update={**lists, "port": api.host_and_port[1]})
+    others = ("127.0.0.2", "127.255.255.254", socket.gethostname())
     for port in (database.port, broker.port):
         assert port is not None
-        for host in (*spellings("127.0.0.1"), *NAMES_OF_THIS_MACHINE, "127.0.0.2", "127.255.255.254", socket.gethostname()):
-            await ask(api, changed, host, port)
+        await ask_all(api, changed, (*spellings("127.0.0.1"), *NAMES_OF_THIS_MACHINE, *others), port)
 
 
 @pytest.mark.parametrize(
