@@ -178,7 +178,9 @@ def response_headers(given: RawHeaders, route: Route, metadata_url: str | None =
     headers = [(name.lower(), value) for name, value in given]
     stripped = _NOT_RETURNED | _named_by_connection(headers)
     returned = [
-        (name, value) for name, value in headers if name not in stripped and not name.startswith(_NOT_RETURNED_PREFIXES)
+        (name, value)
+        for name, value in headers
+        if (meant := name.replace(b"_", b"-")) not in stripped and not meant.startswith(_NOT_RETURNED_PREFIXES)
     ]
     if metadata_url is not None:
         challenges = (value for name, value in headers if name == CHALLENGE)

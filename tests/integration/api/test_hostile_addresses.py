@@ -62,7 +62,15 @@ def spellings(address: str) -> Iterator[str]:
     yield f"[fe80::5efe:{address}]"
 
 
-NAMES_OF_THIS_MACHINE = ("localhost", "LocalHost", "localhost.", "localhost.localdomain", "ip6-localhost", "[::1]", "[::]")
+NAMES_OF_THIS_MACHINE = (
+    "localhost",
+    "LocalHost",
+    "localhost.",
+    "localhost.localdomain",
+    "ip6-localhost",
+    "[::1]",
+    "[::]",
+)
 
 
 @pytest.fixture
@@ -149,7 +157,9 @@ async def test_no_spelling_of_podium_s_own_servers_is_dialled(
         "postgresql://podium@/podium?host=10.255.0.1,127.0.0.1&port=1,{port}",
     ],
 )
-async def test_servers_in_the_query_of_the_database_url_are_podium_s_own(pod: Pod, settings: Settings, url: str) -> None:
+async def test_servers_in_the_query_of_the_database_url_are_podium_s_own(
+    pod: Pod, settings: Settings, url: str
+) -> None:
     """G97: a URL can name its servers there, also several of them."""
     address = SecretStr(url.format(port=URL(pod.url).port))
     async with open_prober(settings.model_copy(update={"database_url": address})) as prober:
@@ -177,7 +187,9 @@ async def test_no_redirect_is_followed(serve: Serve, settings: Settings, status:
     async with running_pod() as elsewhere:
 
         async def redirect(_: web.BaseRequest) -> web.StreamResponse:
-            return web.Response(status=status, headers={"location": f"{elsewhere.url}/x", "refresh": f"0; {elsewhere.url}"})
+            return web.Response(
+                status=status, headers={"location": f"{elsewhere.url}/x", "refresh": f"0; {elsewhere.url}"}
+            )
 
         async with running_pod(redirect) as pod:
             api = await serve()
