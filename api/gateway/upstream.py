@@ -132,8 +132,8 @@ async def call_agent(
 async def _attempt(
     session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float
 ) -> aiohttp.ClientResponse:
-    # aiohttp starts its read timer once the connection is open, and again with each byte. The limit around it ends a head
-    # that arrives byte by byte, and interim answers (1xx) without end.
+    # aiohttp starts its read timer once the connection is open, and again with each byte. The limit around it ends a
+    # head that arrives byte by byte, and interim answers (1xx) without end.
     first_byte_seconds = settings.first_byte_timeout.total_seconds()
     try:
         async with asyncio.timeout(connect_seconds + first_byte_seconds):

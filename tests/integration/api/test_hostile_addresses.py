@@ -216,7 +216,7 @@ async def test_no_redirect_is_followed(serve: Serve, settings: Settings, status:
 async def test_what_is_dialled_is_what_was_checked(
     serve: Serve, pod: Pod, monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]
 ) -> None:
-    """G97: if a name resolves to something else the second time, or to several addresses, only allowed ones are dialled."""
+    """G97: if a name has several addresses, or others the second time, only allowed ones are dialled."""
     port = URL(pod.url).port
     assert port is not None
     asked = iter(answers)

@@ -141,7 +141,7 @@ async def test_what_surrounds_an_answer_reaches_nobody(api: Api, subtests: pytes
 
 
 async def test_an_answer_that_never_begins_ends(serve: Serve, subtests: pytest.Subtests) -> None:
-    """G98: an agent that sends its head byte by byte, or interim answers for ever, gets no more time than a silent one."""
+    """G98: an agent that sends its head byte by byte, or only interim answers, gets no more time than a silent one."""
     api = await serve(first_byte_timeout=timedelta(seconds=0.3), connect_timeout=timedelta(seconds=0.3))
     for number, (case, sent) in enumerate(ENDLESS.items()):
         with subtests.test(case):
