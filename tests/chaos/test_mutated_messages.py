@@ -136,7 +136,7 @@ async def lost(system: System, sent: Sequence[Mutant]) -> list[Mutant]:
 
 
 async def test_mutated_messages_are_each_applied_or_parked(system: System) -> None:
-    """G95: each one the broker accepts has one outcome and can be found; the worker never stops and does not grow."""
+    """G88: each one the broker accepts has one outcome and can be found; the worker never stops and does not grow."""
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # it logs each connection that the broker closes
     tolerate_invalid_properties()  # the publisher's own client reads what the broker returns
     mutants = Mutants(random.Random(FRESH_SEED))  # noqa: S311 - reproducible mutations, no secret

@@ -34,7 +34,7 @@ def logged(log_format: str) -> str:
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
 def test_hostile_text_has_no_effect_in_logs(log_format: str) -> None:
-    """G96: it begins no line, and contains no character that acts on a terminal."""
+    """G89: it begins no line, and contains no character that acts on a terminal."""
     written = logged(log_format)
     assert FORGED in written
     assert not harmful(written)
@@ -42,7 +42,7 @@ def test_hostile_text_has_no_effect_in_logs(log_format: str) -> None:
 
 
 def test_each_line_of_a_json_log_is_a_document() -> None:
-    """G96: the text in it is whole."""
+    """G89: the text in it is whole."""
     lines = [json.loads(line) for line in logged("json").splitlines()]
     assert [line.get("action") for line in lines] == ["a", "b", "c", None, None]
     assert lines[0]["text"] == HOSTILE
@@ -51,5 +51,5 @@ def test_each_line_of_a_json_log_is_a_document() -> None:
 
 
 def test_a_traceback_on_the_console_is_indented() -> None:
-    """G96: each line of it differs from the beginning of a log line, which is its time."""
+    """G89: each line of it differs from the beginning of a log line, which is its time."""
     assert {line[:2] for line in logged("console").splitlines()} == {"  ", "20"}

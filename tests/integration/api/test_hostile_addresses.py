@@ -114,7 +114,7 @@ async def card_of(api: Api, name: str) -> Any:
 async def test_no_spelling_of_a_denied_address_is_dialled(
     serve: Serve, settings: Settings, pod: Pod, dialled: Dialled, ports: tuple[int, ...]
 ) -> None:
-    """G97: by calls, cards and probes, whether the network or the port is not on its list."""
+    """G90: by calls, cards and probes, whether the network or the port is not on its list."""
     port = URL(pod.url).port
     assert port is not None
     lists = {"dial_networks": EVERYTHING, "dial_ports": ports} if ports else {"dial_networks": ONLY_PRIVATE}
@@ -125,7 +125,7 @@ async def test_no_spelling_of_a_denied_address_is_dialled(
 
 
 async def test_no_spelling_of_a_metadata_service_is_dialled(serve: Serve, settings: Settings, dialled: Dialled) -> None:
-    """G97: not even if every network is allowed."""
+    """G90: not even if every network is allowed."""
     lists = {"dial_networks": EVERYTHING}
     api = await serve(**lists)
     hosts = [host for address in METADATA for host in spellings(address)]
@@ -137,7 +137,7 @@ async def test_no_spelling_of_a_metadata_service_is_dialled(serve: Serve, settin
 async def test_no_spelling_of_podium_s_own_servers_is_dialled(
     serve: Serve, settings: Settings, lists: dict[str, Any]
 ) -> None:
-    """G97: neither PostgreSQL nor RabbitMQ nor the API, whatever the lists allow."""
+    """G90: neither PostgreSQL nor RabbitMQ nor the API, whatever the lists allow."""
     api = await serve(**lists)
     database = make_url(settings.database_url.get_secret_value())
     broker = URL(settings.amqp_url.get_secret_value())
@@ -160,7 +160,7 @@ async def test_no_spelling_of_podium_s_own_servers_is_dialled(
 async def test_servers_in_the_query_of_the_database_url_are_podium_s_own(
     pod: Pod, settings: Settings, url: str
 ) -> None:
-    """G97: a URL can name its servers there, also several of them."""
+    """G90: a URL can name its servers there, also several of them."""
     address = SecretStr(url.format(port=URL(pod.url).port))
     async with open_prober(settings.model_copy(update={"database_url": address})) as prober:
         outcome = await prober.probe(f"{pod.url}/healthz", uuid4(), TIME_LIMIT)
@@ -183,7 +183,7 @@ async def canary(host: str, port: int) -> AsyncIterator[list[object]]:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_is_followed(serve: Serve, settings: Settings, status: int) -> None:
-    """G97: of a call, a card or a probe: neither to a denied address nor to an allowed one."""
+    """G90: of a call, a card or a probe: neither to a denied address nor to an allowed one."""
     async with running_pod() as elsewhere:
 
         async def redirect(_: web.BaseRequest) -> web.StreamResponse:
@@ -216,7 +216,7 @@ async def test_no_redirect_is_followed(serve: Serve, settings: Settings, status:
 async def test_what_is_dialled_is_what_was_checked(
     serve: Serve, pod: Pod, monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]
 ) -> None:
-    """G97: if a name has several addresses, or others the second time, only allowed ones are dialled."""
+    """G90: if a name has several addresses, or others the second time, only allowed ones are dialled."""
     port = URL(pod.url).port
     assert port is not None
     asked = iter(answers)

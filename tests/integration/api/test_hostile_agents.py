@@ -114,7 +114,7 @@ async def answered(api: Api, name: str) -> bytes:
 
 
 async def test_answers_that_are_not_clear_are_refused(api: Api, subtests: pytest.Subtests) -> None:
-    """G98: 502, and the caller's connection goes on with its next request."""
+    """G91: 502, and the caller's connection goes on with its next request."""
     for number, (case, answer) in enumerate(REFUSED.items()):
         with subtests.test(case):
             async with raw_pod(answer) as pod:
@@ -126,7 +126,7 @@ async def test_answers_that_are_not_clear_are_refused(api: Api, subtests: pytest
 
 
 async def test_what_surrounds_an_answer_reaches_nobody(api: Api, subtests: pytest.Subtests) -> None:
-    """G98: interim answers, trailers, extensions and second answers are dropped; a header never becomes two."""
+    """G91: interim answers, trailers, extensions and second answers are dropped; a header never becomes two."""
     for number, (case, answer) in enumerate(PASSED.items()):
         with subtests.test(case):
             async with raw_pod(answer) as pod:
@@ -141,7 +141,7 @@ async def test_what_surrounds_an_answer_reaches_nobody(api: Api, subtests: pytes
 
 
 async def test_an_answer_that_never_begins_ends(serve: Serve, subtests: pytest.Subtests) -> None:
-    """G98: an agent that sends its head byte by byte, or only interim answers, gets no more time than a silent one."""
+    """G91: an agent that sends its head byte by byte, or only interim answers, gets no more time than a silent one."""
     api = await serve(first_byte_timeout=timedelta(seconds=0.3), connect_timeout=timedelta(seconds=0.3))
     for number, (case, sent) in enumerate(ENDLESS.items()):
         with subtests.test(case):

@@ -131,7 +131,7 @@ SERVED = {
 
 
 async def test_ambiguous_requests_are_refused(serve: Serve, pod: Pod, subtests: pytest.Subtests) -> None:
-    """G99: 400 and the end of the connection; neither the request nor what it hides is executed."""
+    """G92: 400 and the end of the connection; neither the request nor what it hides is executed."""
     api = await serve(api_key=SecretStr(KEY))
     api.session.headers["authorization"] = f"Bearer {KEY}"
     await api.register("bot", acp_url=pod.url)
@@ -148,7 +148,7 @@ async def test_ambiguous_requests_are_refused(serve: Serve, pod: Pod, subtests: 
 
 
 async def test_rare_requests_are_served(serve: Serve, pod: Pod, subtests: pytest.Subtests) -> None:
-    """G99: the agent receives the body with one length, and none of the headers that another name hides."""
+    """G92: the agent receives the body with one length, and none of the headers that another name hides."""
     api = await serve(api_key=SecretStr(KEY))
     api.session.headers["authorization"] = f"Bearer {KEY}"
     await api.register("bot", acp_url=pod.url)

@@ -23,7 +23,7 @@ from tests.support.factories import a_body
 from tests.support.hostile_text import HOSTILE, LONG, forged_lines, harmful
 
 # They show nothing that agents or callers have written.
-WITHOUT_TEXT = {"up", "demo", "migrate", "api", "worker"}
+WITHOUT_TEXT = {"up", "demo", "migrate", "api", "worker", "open", "broker-policy", "database-roles"}
 COMMANDS = (
     "agents list",
     "agents list bot",
@@ -46,13 +46,23 @@ COMMANDS = (
     "deregister --http --name bot --deployment v1 --instance i",
     "deployments delete v3",
     "parked drop {parked}",
+    "agents key bot",
+    "keys create ci --scope read --owner {hostile}",
+    "keys list",
+    "keys rotate ci",
+    "keys revoke ci",
+    "audit",
+    "audit --agent bot",
     "doctor",
     # Errors that quote what was given.
     "agents list {hostile}",
     "deployments show {hostile}",
     "parked show {hostile}",
     "promote bot {hostile}",
+    "keys revoke {hostile}",
 )
+# Their JSON contains the text.
+WHOLE = {"agents list", "history bot", "events", "parked show {parked}", "deployments show v1", "keys list"}
 
 
 def all_commands() -> Iterator[str]:
@@ -138,7 +148,7 @@ async def test_hostile_text_has_no_effect(
     monkeypatch: pytest.MonkeyPatch,
     at_terminal: bool,  # noqa: FBT001 - a case
 ) -> None:
-    """G96: for people: no control or hidden character, no markup, no line of its own."""
+    """G89: for people: no control or hidden character, no markup, no line of its own."""
     # A spinner has control characters of its own.
     monkeypatch.setattr("podium.cli.output.PROGRESS_AFTER_SECONDS", 60)
     shown = {command: await run(terminal, command, places, at_terminal=at_terminal) for command in COMMANDS}
@@ -151,24 +161,24 @@ async def test_hostile_text_has_no_effect(
 
 
 async def test_hostile_text_is_escaped_in_json(terminal: Terminal, places: dict[str, str]) -> None:
-    """G96: for programs: the text is whole, and no character acts on a terminal before it is parsed."""
+    """G89: for programs: the text is whole, and no character acts on a terminal before it is parsed."""
     for command in COMMANDS:
         ran = await run(terminal, command, places, "--json")
         # Events are one document per line.
         documents = ran.out.splitlines() if command.startswith("events") else [ran.out] if ran.out else []
         texts = [json.dumps(json.loads(each), ensure_ascii=False) for each in documents]
-        if command in {"agents list", "history bot", "events", "parked show {parked}", "deployments show v1"}:
+        if command in WHOLE:
             assert any(json.dumps(HOSTILE, ensure_ascii=False)[1:-1] in text for text in texts), command
 
 
 async def test_quiet_output_is_one_name_per_line(terminal: Terminal, places: dict[str, str]) -> None:
-    """G96: scripts read ids and names; nothing that an agent wrote adds a line."""
+    """G89: scripts read ids and names; nothing that an agent wrote adds a line."""
     for command in COMMANDS:
         await run(terminal, command, places, "--quiet")
 
 
 async def test_hostile_answers_of_agents(terminal: Terminal, places: dict[str, str]) -> None:
-    """G96: at a terminal, an answer keeps its lines but acts on nothing; so does its error."""
+    """G89: at a terminal, an answer keeps its lines but acts on nothing; so does its error."""
     ran = await terminal.displayed("rpc", "bot", "message/send", NO_COLOR="1")
     assert ran.code == 1
     assert not harmful(ran.out)
@@ -178,7 +188,7 @@ async def test_hostile_answers_of_agents(terminal: Terminal, places: dict[str, s
 
 
 async def test_the_api_serves_hostile_text_as_data(api: Api, places: dict[str, str]) -> None:
-    """G96: no answer with it is a page, and no browser guesses that it is one."""
+    """G89: no answer with it is a page, and no browser guesses that it is one."""
     agent = (await api.get("/agents/name/bot")).json["id"]
     paths = (
         "/agents", f"/agents/{agent}", "/agents/name/bot", f"/agents/{agent}/deployments", "/deployments/v1",
