@@ -32,6 +32,7 @@ from api.http.metrics import MeasuredApp, metrics_route
 from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
+from api.http.sniffing import UnsniffedApp
 from api.resources import open_resources, provide_resources
 from api.routes import agents, audit, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> Litestar:
         template_config=template_config(),
     )
     # Around routing, so that requests without a route are counted too.
-    app.asgi_handler = MeasuredApp(FastPath(app), registry)
+    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), registry)
     return app
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from podium.printable import escaped
 from services.settings import Settings
 
 
@@ -18,17 +19,32 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
+    # JSON escapes all characters that are not ASCII.
+    rendering: list[Any] = (
+        [structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else [_harmless, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering], foreign_pre_chain=shared
+    )
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _harmless(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what is not printable: text of agents and callers adds no line and acts on no terminal.
+
+    A traceback keeps its lines, indented, so that none of them looks like the beginning of another log line.
+    """
+    harmless = {name: escaped(value) if isinstance(value, str) else value for name, value in line.items()}
+    if isinstance(traceback := line.get("exception"), str):
+        harmless["exception"] = "\n".join(f"  {escaped(each)}" for each in traceback.splitlines())
+    return harmless

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from services.cancellation import background_task
@@ -190,11 +190,22 @@ async def open_connector(
 def _servers(settings: Settings) -> Iterator[Server]:
     """PostgreSQL and RabbitMQ, if their URLs in the settings can be parsed."""
     with suppress(ArgumentError):
-        database = make_url(settings.database_url.get_secret_value())
-        yield database.host or "localhost", database.port or _POSTGRESQL_PORT
+        yield from _database_servers(make_url(settings.database_url.get_secret_value()))
     broker = urlsplit(settings.amqp_url.get_secret_value())
-    if broker.hostname:
-        yield broker.hostname, broker.port or _AMQP_PORTS.get(broker.scheme, 0)
+    if broker.scheme:
+        yield broker.hostname or "localhost", broker.port or _AMQP_PORTS.get(broker.scheme, 0)
+
+
+def _database_servers(url: URL) -> Iterator[Server]:
+    """The servers that the driver connects to: those in the authority of the URL, or in its query."""
+    url = url.set(drivername="postgresql+asyncpg")
+    _, options = url.get_dialect()().create_connect_args(url)
+    hosts, ports = options.get("host", "localhost"), options.get("port")
+    for position, host in enumerate([hosts] if isinstance(hosts, str) else hosts):
+        port = ports[position] if isinstance(ports, list) else ports
+        # A path is that of a socket file.
+        if not host.startswith("/"):
+            yield host, port or _POSTGRESQL_PORT
 
 
 def _lookup(host: str, port: int, family: socket.AddressFamily) -> list[tuple[socket.AddressFamily, str]]:

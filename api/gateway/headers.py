@@ -144,7 +144,8 @@ def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:
     forwarded: CIMultiDict[str] = CIMultiDict(
         (name.decode("latin-1"), _text(value))
         for name, value in headers
-        if name not in stripped and not name.startswith(_ORIGIN_PREFIX)
+        # Some servers of agents, those of CGI and WSGI among them, take `content_length` for `content-length`.
+        if (meant := name.replace(b"_", b"-")) not in stripped and not meant.startswith(_ORIGIN_PREFIX)
     )
     forwarded.setdefault(REQUEST_ID_HEADER, uuid4().hex)
     forwarded[TRACEPARENT] = span.traceparent
@@ -177,7 +178,9 @@ def response_headers(given: RawHeaders, route: Route, metadata_url: str | None =
     headers = [(name.lower(), value) for name, value in given]
     stripped = _NOT_RETURNED | _named_by_connection(headers)
     returned = [
-        (name, value) for name, value in headers if name not in stripped and not name.startswith(_NOT_RETURNED_PREFIXES)
+        (name, value)
+        for name, value in headers
+        if (meant := name.replace(b"_", b"-")) not in stripped and not meant.startswith(_NOT_RETURNED_PREFIXES)
     ]
     if metadata_url is not None:
         challenges = (value for name, value in headers if name == CHALLENGE)

@@ -132,17 +132,19 @@ async def call_agent(
 async def _attempt(
     session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float
 ) -> aiohttp.ClientResponse:
-    # aiohttp starts its read timer once the connection is open.
+    # aiohttp starts its read timer once the connection is open, and again with each byte. The limit around it ends a
+    # head that arrives byte by byte, and interim answers (1xx) without end.
     first_byte_seconds = settings.first_byte_timeout.total_seconds()
     try:
-        response = await session.request(
-            call.method,
-            call.target,
-            data=_payload(call.body),
-            headers=call.headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_read=first_byte_seconds),
-        )
+        async with asyncio.timeout(connect_seconds + first_byte_seconds):
+            response = await session.request(
+                call.method,
+                call.target,
+                data=_payload(call.body),
+                headers=call.headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_read=first_byte_seconds),
+            )
     except (aiohttp.ClientError, OSError, ValueError) as exc:
         raise _failure(exc) from exc
     if (connection := response.connection) is not None and (reading := connection.protocol) is not None:
@@ -154,7 +156,18 @@ async def _attempt(
     if response.status not in _VALID_STATUSES:
         response.close()
         raise AgentProtocolError(f"The agent answered with the invalid HTTP status {response.status}.")
+    if not _has_clear_framing(response):
+        response.close()
+        raise AgentProtocolError("The agent's answer has a version or a transfer coding that is not allowed.")
     return response
+
+
+def _has_clear_framing(response: aiohttp.ClientResponse) -> bool:
+    """Whether the end of the answer is clear; aiohttp ignores codings other than `chunked` (RFC 9112, section 6.1)."""
+    codings = [value.lower() for name, value in response.raw_headers if name.lower() == b"transfer-encoding"]
+    if response.version == aiohttp.HttpVersion11:
+        return not codings or codings == [b"chunked"]
+    return response.version == aiohttp.HttpVersion10 and not codings
 
 
 def _is_event_stream(call: Call, response: aiohttp.ClientResponse) -> bool:

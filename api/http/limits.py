@@ -19,6 +19,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.http.exchange import Exchange, body_parser
+from api.http.framing import is_ambiguous
 from api.http.request_body import HEADERS_MAX_BYTES
 from services.settings import Settings
 
@@ -125,7 +126,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start to serve the request."""
+        """Start to serve the request. Raises `HttpParserError` if its head is ambiguous."""
+        if is_ambiguous(self.parser.get_http_version(), self.parser.get_method(), self.url, self.headers):
+            raise HttpParserError
         self._enter(_Phase.BODY)
         self._overhead_bytes = 0
         super().on_headers_complete()

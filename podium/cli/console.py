@@ -6,7 +6,7 @@ import typer
 
 from podium.cli.command import CommandContext, command
 from podium.cli.exits import ExitCode, Failure
-from podium.cli.output import plain
+from podium.printable import plain
 
 
 @command

@@ -132,7 +132,7 @@ def _details(deployment: dict[str, Any], agent_name: str) -> list[tuple[str, str
         *(("instance", _instance(each)) for each in deployment["instances"] or () if each["instance_id"] is not None),
         ("rpc path", deployment["rpc_path"]),
         ("health path", deployment["health_path"]),
-        *((name, str(value)) for name, value in metadata.items() if name not in _SHOWN_ELSEWHERE),
+        *((f"fact {name}", str(value)) for name, value in metadata.items() if name not in _SHOWN_ELSEWHERE),
         ("created", local_time(deployment["created_at"])),
         ("announced", local_time(deployment["registered_at"])),
         ("ready", local_time(deployment["ready_at"])),

@@ -11,7 +11,8 @@ import typer
 
 from podium.cli.command import AgentFilter, CommandContext, command, one_agent
 from podium.cli.exits import ExitCode, Failure
-from podium.cli.output import end_at_closed_pipe, plain, short_time
+from podium.cli.output import end_at_closed_pipe, short_time
+from podium.printable import json_text, plain
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -58,7 +59,7 @@ class EventReader:
 
     def _line(self, event: Event, cursor: str) -> str:
         if self.context.output.as_json:
-            return json.dumps({**event, "cursor": cursor}, ensure_ascii=False)
+            return json_text({**event, "cursor": cursor})
         if self.context.output.quiet:
             return plain(event["id"])
         return plain(_describe(event, with_agent=self.with_agent))

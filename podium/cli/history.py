@@ -13,7 +13,8 @@ from rich.text import Text
 
 from podium.cli.command import AgentArgument, CommandContext, Limit, Page, command
 from podium.cli.durations import format_duration, parse_time
-from podium.cli.output import GAP, NOTHING, Column, Output, local_time, parse_api_time, plain, served_name
+from podium.cli.output import GAP, NOTHING, Column, Output, local_time, parse_api_time, served_name
+from podium.printable import plain
 
 COLUMNS = [
     Column("SINCE"),

@@ -9,7 +9,8 @@ import typer
 from podium.cli.command import LIST, CommandContext, Limit, Page, command, print_help_without_command
 from podium.cli.durations import format_duration, parse_duration
 from podium.cli.exits import ExitCode, Failure
-from podium.cli.output import Column, details, local_time, plain, short_time
+from podium.cli.output import Column, details, local_time, short_time
+from podium.printable import plain
 
 COLUMNS = [
     Column("KEY", min_width=12, wraps=True),
@@ -130,7 +131,7 @@ async def rotate(
         typer.Option(
             parser=parse_duration, metavar="DURATION", help="How long the secret before the new one stays valid."
         ),
-    ] = timedelta(0),
+    ] = "0s",  # type: ignore[assignment]  # Typer parses it
 ) -> None:
     """Give a key a new secret and print it. It cannot be read again."""
     async with context.output.progress("Rotating the key"):

@@ -23,12 +23,12 @@ from podium.cli.events import events
 from podium.cli.exits import ExitCode, Failure, epilog
 from podium.cli.history import history
 from podium.cli.keys import keys
-from podium.cli.output import plain
 from podium.cli.parked import parked
 from podium.cli.promotions import promote, rollback
 from podium.cli.register import deregister, register
 from podium.cli.registrations import registrations
 from podium.cli.rpc import rpc
+from podium.printable import plain, plain_lines
 from podium.servers import Purpose, ServersError, ensure_servers
 from services.errors import PodiumError
 
@@ -267,5 +267,5 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"podium: {message}\n")
+    sys.stderr.write(f"podium: {plain_lines(message)}\n")
     raise SystemExit(code)

@@ -1,7 +1,6 @@
 """What commands print: tables, JSON or ids on stdout; notes and progress on stderr."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from podium.cli.durations import format_duration
+from podium.printable import json_text, plain
 
 # A spinner that is visible for a shorter time only flickers.
 PROGRESS_AFTER_SECONDS = 0.7
@@ -97,7 +97,7 @@ class Output:
 
     def json(self, result: Any) -> None:  # noqa: ANN401 - JSON
         """Print JSON."""
-        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(result, indent=2) + "\n")
 
     def rows(
         self, result: Sequence[Any], ids: Sequence[str], columns: Sequence[Column], rows: Sequence[Sequence[str]]
@@ -120,7 +120,8 @@ class Output:
             self.show(*shown)
 
     def show(self, *shown: RenderableType) -> None:
-        """Print formatted text. Outside a terminal, lines have no blanks at their ends."""
+        """Print formatted text, and sentences. Outside a terminal, lines have no blanks at their ends."""
+        shown = tuple(Text(plain(each)) if isinstance(each, str) else each for each in shown)
         if self.out.is_terminal:
             self.out.print(*shown, sep="\n")
             return
@@ -169,11 +170,6 @@ class Output:
                 await asyncio.sleep(0.1)
 
 
-def plain(text: str) -> str:
-    """The text on one line, without control characters: pods and callers wrote much of what is printed."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
 def end_at_closed_pipe() -> NoReturn:
     """End the command with exit code 0 because the reader of its output, such as `head`, has closed the pipe."""
     # Else the interpreter fails when it flushes the rest of the buffer at exit.
@@ -205,7 +201,7 @@ def details(pairs: Sequence[tuple[str, str | None]]) -> Table:
     shown.add_column(overflow="fold")
     for name, value in pairs:
         if value:
-            shown.add_row(name, Text(plain(value), style=STYLES.get(value, "")))
+            shown.add_row(plain(name), Text(plain(value), style=STYLES.get(value, "")))
     return shown
 
 

@@ -12,6 +12,7 @@ from podium.cli.durations import format_duration, parse_duration
 from podium.cli.exits import ExitCode, Failure
 from podium.cli.output import served_name, serving_name
 from podium.cli.waiting import Goal, poll, wait_for
+from podium.printable import plain
 
 if TYPE_CHECKING:
     from podium.cli.client import Json, Response
@@ -209,7 +210,7 @@ def _confirm(question: str) -> None:
     # asyncio's own handler would report Ctrl-C only after the answer.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        agreed = typer.confirm(question, err=True)
+        agreed = typer.confirm(plain(question), err=True)
     finally:
         signal.signal(signal.SIGINT, before)
     if not agreed:

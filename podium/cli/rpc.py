@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from podium.cli.command import AgentArgument, CommandContext, command
 from podium.cli.exits import ExitCode, Failure, code_of_status
 from podium.cli.output import end_at_closed_pipe
+from podium.printable import plain_lines
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -26,9 +27,6 @@ HEADERS = {
 # Longer documents are printed, but not searched for an error.
 MAX_SEARCHED_BYTES = 8 * 1024 * 1024
 SSE_DATA = b"data:"
-# Control characters have effects at a terminal; tabs and line ends are kept.
-_CONTROL_CHARACTERS = [*range(9), *range(11, 32), 127, *range(0x80, 0xA0)]
-_WITHOUT_CONTROL = dict.fromkeys(_CONTROL_CHARACTERS, " ")
 
 Method = Annotated[
     str | None, typer.Argument(metavar="METHOD", help="JSON-RPC method, such as message/send.", show_default=False)
@@ -211,7 +209,7 @@ def _error_message(error: object) -> str:
 
 
 class Printer:
-    """Prints chunks of bytes at once: unchanged into a pipe, as text without control characters at a terminal."""
+    """Prints chunks of bytes at once: unchanged into a pipe, as harmless text at a terminal."""
 
     def __init__(self, text: TextIO | None = None) -> None:
         self._text = text or sys.stdout
@@ -228,7 +226,7 @@ class Printer:
             except BrokenPipeError:
                 end_at_closed_pipe()
             return
-        shown = self._decoder.decode(chunk).replace("\r\n", "\n").translate(_WITHOUT_CONTROL)
+        shown = plain_lines(self._decoder.decode(chunk))
         if shown:
             self._ended_line = shown.endswith("\n")
         self._text.write(shown)

@@ -43,6 +43,8 @@ OWN_ERRORS = frozenset(
     }
 )
 _ERROR_NUMBER = re.compile(r"\[Errno (\d+)\]")
+# What is shown of the id in a health page: the verdict is stored, and people read it.
+_SHOWN_ID = re.compile(r"[!-~]{1,64}")
 # A time limit that is noticed later than this was not noticed by a process that runs: it was stopped, or starved.
 LATEST_NOTICE_SECONDS = 2.0
 
@@ -99,7 +101,8 @@ def outcome_of(status: int, body: bytes, agent_id: UUID) -> ProbeOutcome:
         return ProbeOutcome("failed", f"its health page answers with status {status}")
     named = _agent_named_in(body)
     if named is not None and named != str(agent_id):
-        return ProbeOutcome("failed", f"the pod there belongs to another agent, {named}", other_agent=True)
+        shown = named if _SHOWN_ID.fullmatch(named) else "whose id is not printable"
+        return ProbeOutcome("failed", f"the pod there belongs to another agent, {shown}", other_agent=True)
     return ProbeOutcome("answered")
 
 

@@ -25,6 +25,8 @@ from services.storage.pages import Page
 
 # On a retry: the id of the parked message.
 RETRY_HEADER = "x-podium-retry-of"
+# Of AMQP. What stands for bytes that are not UTF-8 takes more bytes than they did.
+ROUTING_KEY_MAX_BYTES = 255
 # On a parked message: the names of the headers that could not be stored.
 LEFT_OUT_HEADER = "x-podium-left-out"
 
@@ -182,8 +184,12 @@ def sent_again(parked: Parked, message_id: UUID) -> Envelope:
     """The parked message with a new id, to be published as a normal announcement.
 
     It keeps its time, so a newer announcement still wins; if it has none, it gets the time of parking. Raises
-    `NotRetryable` if the body is not a JSON object.
+    `NotRetryable` if the body is not a JSON object, or if no message can have its routing key.
     """
+    if len(parked.routing_key.encode()) > ROUTING_KEY_MAX_BYTES:
+        raise NotRetryable(
+            "The routing key of the message is too long and names no agent: drop it, and let its pod register again."
+        )
     try:
         content = from_json(parked.body)
     except ValueError as error:

@@ -26,6 +26,8 @@ class Size:
     probed: int
     """Deployments that one janitor probes in each interval."""
     probe_interval: float
+    mutants: int
+    """Mutated messages."""
     patience: float
     """The longest wait until all messages are decided and all events published, after the servers run again."""
 
@@ -46,6 +48,7 @@ SHORT = Size(
     database_timeout=1,
     probed=300,
     probe_interval=4,
+    mutants=500,
     patience=60,
 )
 LONG = Size(
@@ -64,6 +67,7 @@ LONG = Size(
     database_timeout=6,
     probed=5_000,
     probe_interval=30,
+    mutants=20_000,
     patience=300,
 )
 SIZE = LONG if os.environ.get("CHAOS") == "long" else SHORT

@@ -1,6 +1,5 @@
 """The memory of a worker process stays bounded, whatever bodies it receives."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from services.settings import Settings
 from services.storage.database import Sessions
 from tests.support.broker import publish, ready_messages
 from tests.support.factories import a_body
-from tests.support.processes import worker_process
+from tests.support.processes import megabytes, worker_process
 from tests.support.waiting import eventually, eventually_rows, rows
 
 MESSAGES = 200
@@ -33,13 +32,6 @@ def a_body_of(size: int, number: int) -> bytes:
     room = size - len(content) - 4
     objects = b"[" + (EMPTY_OBJECT * (room // len(EMPTY_OBJECT)))[:-1] + b"]"
     return content.replace(b'"objects":0', b'"objects":' + objects)
-
-
-def megabytes(pid: int, field: str) -> float:
-    """Resident memory of a process: now (`VmRSS`) or at most so far (`VmHWM`)."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
 
 
 BODIES: dict[str, tuple[int, Callable[[int], str]]] = {

@@ -1,6 +1,7 @@
 """Podium's programs as separate processes, as users run them."""
 
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,6 +67,13 @@ async def api_process(settings: Settings, folder: Path, **more: str) -> AsyncIte
 
         await eventually(ready, "the API is ready")
         yield url
+
+
+def megabytes(pid: int, field: str) -> float:
+    """Resident memory of a process: now (`VmRSS`) or at most so far (`VmHWM`)."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 async def _status(url: str) -> int | None:

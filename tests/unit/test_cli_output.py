@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from podium.cli.output import Column, details, plain, served_name, table
+from podium.cli.output import Column, details, served_name, table
+from podium.printable import plain
 
 ID = "f83ade97-cd80-4118-b406-c150d9181d0e"
 COLUMNS = [

@@ -138,6 +138,33 @@ def test_an_address_comes_back_byte_for_byte(address: str) -> None:
         "http://[1.2.3.4]",
         "http://[v1.x]",
         "http://[fe80::1%25eth0]",
+        "http://[::1%lo]",
+        "http://[::1]:80@10.0.0.7",
+        "http://\uff11\uff12\uff17.0.0.1",  # full-width digits
+        "http://\u2460\u2461\u2466.0.0.1",  # circled digits
+        "http://\u0661\u0662\u0667.0.0.1",  # Arabic digits
+        "http://127\u30020\u30020\u30021",  # ideographic full stops
+        "http://127.0.0.1:\uff18\uff10",
+        "http://127.0.0.1:+80",
+        "http://127.0.0.1:0x50",
+        "http://%31%32%37.0.0.1",
+        "http://127%2e0.0.1",
+        "http://10.0.0.7%2f@127.0.0.1",
+        "http://10.0.0.7%00.internal",
+        "http://10.0.0.7\\@127.0.0.1",
+        "http://10.0.0.7#@127.0.0.1",
+        "http://10.0.0.7?@127.0.0.1",
+        "http://10.0.0.7:80:@127.0.0.1",
+        "http://10.0.0.7,127.0.0.1",
+        "http://10.0.0.7;127.0.0.1",
+        "http://10.0.0.7 127.0.0.1",
+        "http:/127.0.0.1",
+        "http:127.0.0.1",
+        "http:\\\\127.0.0.1",
+        "http://localhos\u0442",  # a Cyrillic letter
+        "http://localhost\u00ad",  # a soft hyphen
+        "gopher://127.0.0.1",
+        "unix:///var/run/postgresql",
         "http://" + "a" * 64,
         "http://" + "a." * 127 + "aa",
         "http://h/" + "a" * ADDRESS_MAX_LENGTH,

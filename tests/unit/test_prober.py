@@ -57,6 +57,9 @@ async def prober() -> AsyncIterator[Prober]:
         (200, f'{{"agent_id": "{AGENT}"}}'.encode(), None),
         (200, b'{"agent_id": "other"}', "the pod there belongs to another agent, other"),
         (404, b'{"agent_id": "other"}', "the pod there belongs to another agent, other"),
+        (200, b'{"agent_id": "a\\u0000"}', "the pod there belongs to another agent, whose id is not printable"),
+        (200, b'{"agent_id": "\\u001b[2J"}', "the pod there belongs to another agent, whose id is not printable"),
+        (200, b'{"agent_id": "%b"}' % (b"x" * 65), "the pod there belongs to another agent, whose id is not printable"),
     ],
 )
 def test_a_response_passes_or_fails_the_probe(status: int, body: bytes, failure: str | None) -> None:

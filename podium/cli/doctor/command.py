@@ -7,7 +7,7 @@ from rich.text import Text
 from podium.cli.command import CommandContext, command
 from podium.cli.doctor.checks import Check, Verdict
 from podium.cli.exits import ExitCode, Failure
-from podium.cli.output import plain
+from podium.printable import plain
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 

@@ -144,6 +144,13 @@ async def test_a_retry_is_refused_where_it_cannot_be_sent(serve: Serve, sessions
     assert (await only_one(api))["retried_at"] is None
 
 
+async def test_a_message_with_an_impossible_routing_key_is_not_sent_again(api: Api, sessions: Sessions) -> None:
+    """409: a key of bytes that are not UTF-8 is stored as text that is longer than any key may be."""
+    await park(sessions, b"{}", key=(b"agent." + b"\xff" * 249).decode(errors="replace"))
+    parked = await only_one(api)
+    (await api.post(f"/parked/{parked['id']}/retry")).problem(409, "not-retryable")
+
+
 async def test_a_retry_that_no_queue_takes_is_refused(api: Api, sessions: Sessions, broker: AbstractConnection) -> None:
     """The message is published as mandatory, so an unroutable one is not lost."""
     await park(sessions, b"{}")

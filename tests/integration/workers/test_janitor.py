@@ -79,6 +79,18 @@ async def test_a_dead_pod_is_failed_and_one_that_answers_again_is_ready(eager: S
     assert {seen.target for seen in pod.seen} == {"/healthz"}
 
 
+async def test_a_pod_cannot_prevent_its_verdict(eager: Settings, sessions: Sessions) -> None:
+    """A health page that names an agent with characters that cannot be stored fails the probe like any other."""
+
+    async def names_another(_: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"agent_id": "another\0\x1b[2J"})
+
+    async with running_pod(names_another) as pod, working(run_janitor, eager):
+        await register(sessions, "v1", pod.url)
+        [failed] = await eventually_rows(sessions, status_is("Failed"))
+    assert failed.status_reason.endswith("the pod there belongs to another agent, whose id is not printable")
+
+
 async def test_one_flicker_never_flips_a_state(eager: Settings, sessions: Sessions) -> None:
     """A pod that repeatedly fails two of three probes stays Ready."""
     count = 0
