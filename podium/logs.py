@@ -6,8 +6,8 @@ from typing import Any
 
 import structlog
 
-from podium.printable import escaped
 from podium.log_lines import LogLines
+from podium.printable import escaped
 from services.settings import Settings
 
 
