@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from api.auth.failures import Failures
 from api.auth.oidc.tokens import Tokens
@@ -20,7 +20,7 @@ from services.storage.database import Sessions
 class Authenticator:
     """Checks credentials for one process."""
 
-    api_key: str
+    api_key: str = field(repr=False)
     keys: KeyReads
     last_used: LastUsed
     failures: Failures

@@ -101,7 +101,7 @@ class KeyAnswer(BaseModel):
 class IssuedKeyAnswer(KeyAnswer):
     """A key with its secret."""
 
-    secret: str = Field(description="The key to send. It cannot be read again.")
+    secret: str = Field(repr=False, description="The key to send. It cannot be read again.")
 
     @classmethod
     def of(cls, issued: IssuedKey) -> Self:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -40,7 +40,7 @@ class IssuedKey:
     """A key, and its secret, which cannot be read again."""
 
     key: Key
-    secret: str
+    secret: str = field(repr=False)
 
 
 def new_secret() -> str:
