@@ -4,7 +4,7 @@ import math
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -58,6 +58,14 @@ def check_service_address(address: str) -> str:
     if parts.port == 0:  # .port raises ValueError above 65535
         raise ValueError("must not name port 0")
     return address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this host, a name or an address, is this machine. No name but `localhost` is looked at."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def joined(address: str, path: str) -> str:

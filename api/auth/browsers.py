@@ -1,7 +1,6 @@
 """Requests of web pages, which a browser sends with what its user may reach."""
 
 from functools import lru_cache
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from litestar.enums import ScopeType
@@ -10,6 +9,7 @@ from litestar.handlers import BaseRouteHandler
 from api.auth.credentials import Connection, header_values
 from api.http.problems import CrossOrigin, Forbidden
 from api.resources import provide_resources
+from contracts.fields import is_loopback
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header; `none` is a request that no page started.
@@ -39,9 +39,9 @@ def check_local(connection: Connection) -> None:
     A web page elsewhere can reach a loopback address through a name (DNS rebinding), or post to it blindly.
     """
     hosts = header_values(connection, b"host")
-    if len(hosts) != 1 or not _is_loopback(f"//{hosts[0]}"):
+    if len(hosts) != 1 or not _is_on_loopback(f"//{hosts[0]}"):
         raise Forbidden
-    if not all(_is_loopback(origin) for origin in header_values(connection, b"origin")):
+    if not all(_is_on_loopback(origin) for origin in header_values(connection, b"origin")):
         raise Forbidden
 
 
@@ -51,10 +51,9 @@ def _authority(origin: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _is_loopback(url: str) -> bool:
+def _is_on_loopback(url: str) -> bool:
     """Whether the host of the URL is this machine."""
     try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ip_address(host).is_loopback
+        return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False

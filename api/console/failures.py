@@ -39,8 +39,7 @@ ERROR_PAGES: ExceptionHandlersMap = {
 
 
 def _page(request: AnyRequest, error: PodiumError) -> Template:
-    page = Page(request, provide_resources(request.app.state), None, None)
-    session = page.sessions.read(request)
-    page.session = session or page.sessions.new()
+    page = Page(request, provide_resources(request.app.state))
+    page.session = page.session or page.sessions.new()
     title = error.reason.replace("-", " ").capitalize()
     return page.show("error.html", status=error.status, title=title, error=error)

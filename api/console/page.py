@@ -76,14 +76,12 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
 class Page:
     """One request of a visitor."""
 
-    def __init__(
-        self, request: AnyRequest, resources: Resources, session: Session | None, visitor: Identity | None
-    ) -> None:
+    def __init__(self, request: AnyRequest, resources: Resources) -> None:
         self.request = request
         self.resources = resources
         self.sessions = Sessions(resources.settings)
-        self.session = session
-        self.visitor = visitor
+        self.session: Session | None = self.sessions.read(request)
+        self.visitor: Identity | None = None
 
     @property
     def identity(self) -> Identity:
@@ -146,10 +144,9 @@ class Page:
 
 async def provide_any_page(request: AnyRequest, state: State) -> Page:
     """A page for anybody, signed in or not."""
-    resources = provide_resources(state)
-    session = Sessions(resources.settings).read(request)
-    visitor = await visitor_of(resources, session.proof if session else None)
-    return Page(request, resources, session, visitor)
+    page = Page(request, provide_resources(state))
+    page.visitor = await page.identify()
+    return page
 
 
 async def provide_page(request: AnyRequest, state: State) -> Page:

@@ -1,7 +1,6 @@
 """How values are written on pages: times with their zone, short ids, and links that are safe to follow."""
 
 import json
-import re
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -10,7 +9,6 @@ from urllib.parse import quote, urlsplit
 COLOURS = 8
 NONE = "\N{EN DASH}"
 _STEPS = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (86_400 * 60, "d", 86_400))
-_HEX = re.compile(r"[0-9a-f]{12,64}")
 
 
 def utc(moment: datetime | None) -> str:

@@ -17,7 +17,7 @@ from api.events.topics import Step, Topic, frame
 from api.http.request_body import while_connected
 from api.resources import Resources
 from services.domain.identity import EVERYBODY, Identity
-from services.errors import InsufficientScope, Unauthorized, Unavailable
+from services.errors import PodiumError, Unavailable
 from services.events.log import EventsRemoved, Position, cursor_of, read_events
 from services.storage.database import in_transaction
 
@@ -73,7 +73,7 @@ class EventStream:
         with (
             self._resources.events.follow(self._subscription.agent_id, self._subscription.now) as topic,
             # The stream ends; the client reconnects and gets the error as a status.
-            suppress(EventsRemoved, Unauthorized, InsufficientScope),
+            suppress(PodiumError),
         ):
             await self._follow(topic, send)
         await _write(send, b"", more=False)

@@ -204,9 +204,9 @@ class Forward:
         self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
     ) -> RawHeaders:
         """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
-        path = scope["raw_path"].decode("latin-1")
-        passes = route.forward_authorization == "pass"
-        metadata_url = f"{self._base_url(scope)}{WELL_KNOWN}{path}" if passes else None
+        metadata_url = None
+        if route.forward_authorization == "pass":
+            metadata_url = f"{self._base_url(scope)}{WELL_KNOWN}{_path(scope)}"
         headers = response_headers(response.raw_headers, route, metadata_url)
         if record.request_id.isascii():
             headers.append((_REQUEST_ID, record.request_id.encode()))
@@ -214,7 +214,7 @@ class Forward:
             headers.append((MOVED_HEADER, route.moved_from.encode()))
         if "location" not in response.headers:
             return headers
-        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{path}"
+        route_url = f"{self._gateway.settings.public_url.rstrip('/')}{_path(scope)}"
         location = returned_location(response.status, response.raw_headers, rpc_url=route.rpc_url, route_url=route_url)
         return headers if location is None else [*headers, (LOCATION, location)]
 
@@ -273,6 +273,11 @@ class Forward:
             headers[REQUEST_ID_HEADER] = record.request_id
         response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
         await response.to_asgi_response(app=None, request=Request(scope))(scope, _receive_nothing, send)
+
+
+def _path(scope: HTTPScope) -> str:
+    """The path as the caller has sent it."""
+    return scope["raw_path"].decode("latin-1")
 
 
 async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:

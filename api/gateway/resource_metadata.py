@@ -20,7 +20,7 @@ from api.http.jsonrpc import ForwardingFailure
 from api.http.parameters import AnyRequest, agent_name, agent_uuid, deployment_key
 from api.http.problems import documented
 from api.resources import Injected, Resources
-from services.errors import PodiumError
+from services.errors import DeploymentUnavailable, NothingServes, PodiumError, Unavailable
 from services.routing.routes import Route, RouteKey
 
 METADATA_MAX_BYTES = 64 * 1024
@@ -98,10 +98,13 @@ async def _answer(request: AnyRequest, resources: Resources, key: RouteKey, rpc_
     resource = f"{public_url(request, gateway)}{rpc_path}"
     try:
         route = await gateway.routes.find(key)
-    except PodiumError as exc:
-        if exc.status < 500:  # noqa: PLR2004 - the HTTP server errors
+    except Unavailable as exc:
+        # These tell of an agent; the others of the database.
+        if isinstance(exc, NothingServes | DeploymentUnavailable):
             raise MetadataMissing from exc
         raise
+    except PodiumError as exc:
+        raise MetadataMissing from exc
     if route.forward_authorization != "pass":
         raise MetadataMissing
     try:

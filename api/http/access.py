@@ -11,7 +11,7 @@ from services.domain.identity import Scope
 # Where the agent of a request is named, which the caller must see:
 # - path: by id or name in the path; the guard reads it.
 # - route: by id or name in the path; the gateway checks it when it reads the route.
-# - body: by name in the body; the guard reads it.
+# - body: by name in the body; the handler checks it. The guard reads it for the own key of an agent.
 # - answer: the handler leaves out the agents that the caller does not see, or answers 404.
 # - all: the request concerns all agents, so a key that is bound to some is refused.
 Agents = Literal["path", "route", "body", "answer", "all"]

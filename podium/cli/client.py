@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -19,6 +18,7 @@ from contracts.fields import (
     DEPLOYMENT_ID_PATTERN,
     TRACEPARENT_PATTERN,
     check_service_address,
+    is_loopback,
 )
 from podium.cli.exits import ExitCode, Failure, code_of_status
 
@@ -180,7 +180,7 @@ async def open_api(url: str, key: str | None = None) -> AsyncIterator[Api]:
         headers["traceparent"] = trace
     timeout = aiohttp.ClientTimeout(total=RESPONSE_SECONDS, sock_connect=CONNECT_SECONDS)
     # A proxy cannot reach the loopback addresses of this machine.
-    use_proxy = not _is_loopback(host)
+    use_proxy = not is_loopback(host)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=use_proxy) as session:
         yield Api(url, session)
 
@@ -226,10 +226,3 @@ def _reason_of(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return "cannot be reached: is it running ('podium up'), and is --api-url right?"
     return f"closed the connection ({type(error).__name__}): try again."
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.domain.identity import PREFIX_MARK, Identity
+from services.domain.identity import Identity
 from services.routing.conversations import IS_OPEN, ConversationTerms
 
 # What an agent can be filtered by: its status, or a state that needs somebody's attention.
@@ -159,11 +159,11 @@ async def agent_counts(session: AsyncSession, identity: Identity) -> dict[str, i
 
 def _seen(identity: Identity) -> dict[str, list[str] | None]:
     """The names and the patterns of names that the identity sees; None for all."""
-    if identity.agents is None:
+    seen = identity.seen()
+    if seen is None:
         return {"names": None, "prefixes": None}
-    names = [each for each in identity.agents if not each.endswith(PREFIX_MARK)]
-    prefixes = [f"{each.removesuffix(PREFIX_MARK)}%" for each in identity.agents if each.endswith(PREFIX_MARK)]
-    return {"names": names, "prefixes": prefixes}
+    names, prefixes = seen
+    return {"names": names, "prefixes": [f"{prefix}%" for prefix in prefixes]}
 
 
 async def version_counts(

@@ -1,6 +1,5 @@
 """An identity: its name in the ledger, its scopes, and the agents that it may see."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, get_args
@@ -59,11 +58,12 @@ class Identity:
             return True
         return agent_name is not None and any(_matches(pattern, agent_name) for pattern in self.agents)
 
-    def covers(self, agents: Sequence[str] | None) -> bool:
-        """Whether it sees every agent that these patterns match."""
+    def seen(self) -> tuple[list[str], list[str]] | None:
+        """The names that it sees, and the prefixes of names, without their mark; None for all agents."""
         if self.agents is None:
-            return True
-        return agents is not None and all(any(_includes(own, other) for own in self.agents) for other in agents)
+            return None
+        prefixes = [each[:-1] for each in self.agents if each.endswith(PREFIX_MARK)]
+        return [each for each in self.agents if not each.endswith(PREFIX_MARK)], prefixes
 
 
 # What a caller may do on an API without a key, and the holder of PODIUM_API_KEY.
@@ -73,10 +73,3 @@ API_KEY_HOLDER = Identity(API_KEY, frozenset(SCOPES))
 
 def _matches(pattern: str, name: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith(PREFIX_MARK) else name == pattern
-
-
-def _includes(pattern: str, other: str) -> bool:
-    """Whether every name that `other` matches is one that `pattern` matches."""
-    if pattern.endswith(PREFIX_MARK):
-        return other.removesuffix(PREFIX_MARK).startswith(pattern[:-1])
-    return other == pattern

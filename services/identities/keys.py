@@ -84,14 +84,6 @@ async def list_keys(session: AsyncSession, *, limit: int, offset: int = 0, revok
     return (await session.scalars(query if revoked else query.where(Key.revoked_at.is_(None)))).all()
 
 
-async def get_key(session: AsyncSession, key_id: UUID) -> Key:
-    """The key, revoked or not. Raises `KeyNotFound`."""
-    key = await session.get(Key, key_id)
-    if key is None:
-        raise KeyNotFound
-    return key
-
-
 async def rotate_key(session: AsyncSession, key_id: UUID, caller: Caller, *, overlap: timedelta) -> IssuedKey:
     """Give the key a new secret; the one before stays valid for `overlap`. Raises `KeyNotFound`.
 

@@ -3,7 +3,6 @@
 import re
 import tomllib
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from contracts.fields import is_loopback
 from services.domain.identity import AGENT_PATTERN, PREFIX_MARK, Identity, Scope
 
 # Only asymmetric ones: whoever can verify a symmetric signature can make it.
@@ -29,16 +29,9 @@ def _secure(value: str) -> str:
     parts = urlsplit(value)
     if parts.username or parts.query or parts.fragment or not parts.hostname:
         raise ValueError("it must be a plain URL")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise ValueError("it must begin with https://")
     return value
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 SecureUrl = Annotated[str, AfterValidator(_secure)]

@@ -8,7 +8,9 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 from pydantic_core import to_json
+from sqlalchemy import text
 
+from services.storage.database import Sessions, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, running_pod
@@ -16,6 +18,7 @@ from tests.support.factories import a_body
 
 KEY = {"x-api-key": "the-api-key"}
 METADATA = "/.well-known/oauth-protected-resource"
+FAIL = text("UPDATE deployments SET status = 'Failed', status_reason = 'why' WHERE id = 'f1'")
 TOKEN = "Bearer of-the-agents-users"
 THEIRS: dict[str, Any] = {
     "resource": "http://agent.internal/api",
@@ -114,14 +117,17 @@ async def test_the_metadata_of_an_agent_has_the_gateways_address(serve: Serve, p
         assert answer.json["resource"] == "https://podium.example/x/agents/name/bot/rpc"
 
 
-async def test_nothing_is_told_of_other_agents_without_a_key(serve: Serve) -> None:
-    """G77: the same 404 for an unknown agent, one whose policy is `strip`, a deleted one, and one without metadata."""
+async def test_nothing_is_told_of_other_agents_without_a_key(serve: Serve, sessions: Sessions) -> None:
+    """G77: the same 404 for agents that are unknown, deleted, idle or Failed, without metadata, or with `strip`."""
     async with strict_pod({f"{METADATA}/api": to_json(THEIRS)}) as pod, strict_pod({}) as silent:
         api, path = await an_agent(serve, pod)
         other = (await api.post("/agents/register", a_body("other", acp_url=pod.url), headers=KEY)).json
         quiet = (await api.post("/agents/register", a_body("quiet", acp_url=silent.url), headers=KEY)).json
         await api.call("PATCH", f"/agents/{quiet['id']}", json={"forward_authorization": "pass"}, headers=KEY)
         await api.delete(path, headers=KEY)
+        idle = (await api.post("/agents/register-build", {"name": "idle"}, headers=KEY)).json
+        failed = (await api.post("/agents/register", a_body("failed", deployment_id="f1"), headers=KEY)).json
+        await in_transaction(sessions, lambda session: session.execute(FAIL))
         told = {
             (await api.get(f"{METADATA}{route}")).body
             for route in (
@@ -131,6 +137,10 @@ async def test_nothing_is_told_of_other_agents_without_a_key(serve: Serve) -> No
                 f"{path}/rpc",
                 f"{path}/deployments/v1/rpc",
                 "/agents/name/quiet/rpc",
+                "/agents/name/idle/rpc",
+                f"/agents/{idle['id']}/rpc",
+                "/agents/name/failed/rpc",
+                f"/agents/{failed['id']}/deployments/f1/rpc",
             )
         }
         assert len(told) == 1
