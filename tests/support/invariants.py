@@ -1,7 +1,10 @@
 """Invariants of the whole database after any history: the guarantees, G14 above all."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,6 +17,8 @@ REGISTERED = "podium.agent.registered.v1"
 DELETED = "podium.agent.deleted.v1"
 PURGED = "podium.deployment.purged.v1"
 
+Row = TypeVar("Row", Deployment, Promotion, OutboxEvent)
+
 
 async def assert_invariants(session: AsyncSession) -> None:
     """Raise if the pointer, the flag, the ledger and the events of any agent disagree."""
@@ -23,16 +28,22 @@ async def assert_invariants(session: AsyncSession) -> None:
     events = list(await session.scalars(select(OutboxEvent).order_by(OutboxEvent.id)))
     names = [agent.name for agent in agents if agent.deleted_at is None]
     assert len(names) == len(set(names)), "two agents that are not deleted share a name"
+    deployments_of, ledger_of, events_of = _by_agent(deployments), _by_agent(ledger), _by_agent(events)
     for agent in agents:
-        own = [each for each in deployments if each.agent_id == agent.id]
-        rows = [each for each in ledger if each.agent_id == agent.id]
-        own_events = [each for each in events if each.agent_id == agent.id]
+        own, rows, own_events = deployments_of[agent.id], ledger_of[agent.id], events_of[agent.id]
         _pointer_and_flag_agree(agent, own)
         _numbers_have_no_gaps(agent, rows, own_events)
         _ledger_is_a_chain(agent, rows)
         _each_generation_is_announced_once(rows, own_events)
         _each_deployment_has_its_events(agent, own, own_events)
         _ledger_ends_where_the_agent_is(agent, own, rows)
+
+
+def _by_agent(rows: Iterable[Row]) -> defaultdict[UUID, list[Row]]:
+    found: defaultdict[UUID, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.agent_id].append(row)
+    return found
 
 
 def _pointer_and_flag_agree(agent: Agent, own: Sequence[Deployment]) -> None:
@@ -85,11 +96,14 @@ def _ledger_is_a_chain(agent: Agent, rows: Sequence[Promotion]) -> None:
 
 def _each_generation_is_announced_once(rows: Sequence[Promotion], events: Sequence[OutboxEvent]) -> None:
     switches = [event for event in events if event.type in {PROMOTED, DEMOTED}]
+    by_generation: defaultdict[int, list[OutboxEvent]] = defaultdict(list)
+    for event in events:
+        by_generation[event.generation].append(event)
     for row in rows:
-        announcing = [event for event in switches if event.generation == row.generation]
+        announcing = [event for event in by_generation[row.generation] if event.type in {PROMOTED, DEMOTED}]
         if row.to_deployment_id is None and row.from_deployment_id is None:
             assert not announcing, f"generation {row.generation} moved no deployment"
-            first = next(event for event in events if event.generation == row.generation)
+            first = by_generation[row.generation][0]
             assert first.type in {REGISTERED, DELETED}, f"generation {row.generation} was announced by {first.type}"
             assert first.payload["acp_url"] == row.to_acp_url
             continue
