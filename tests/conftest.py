@@ -30,6 +30,8 @@ EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+# Tests start hundreds of Pythons: what the first has compiled is kept for the others.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The same seed for all processes of one test run.
 os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 
