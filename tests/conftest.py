@@ -21,6 +21,7 @@ from services.settings import Settings
 from services.storage.database import Sessions, async_url, make_engine
 from services.storage.migrate import migrate
 from tests.support.containers import both_containers
+from tests.support.reused_databases import ReusedDatabases, reused_databases
 from workers.amqp.topology import declare
 
 # Settings of a developer must not affect tests. The addresses of the servers are read before they are removed.
@@ -29,6 +30,8 @@ EXTERNAL = {name: value for name, value in os.environ.items() if name.startswith
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+# Tests start hundreds of Pythons: what the first has compiled is kept for the others.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The same seed for all processes of one test run.
 os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 
@@ -82,13 +85,19 @@ async def template(servers: TestServers) -> str:
     return name
 
 
+@pytest_asyncio.fixture(scope="session")
+async def databases(servers: TestServers, template: str) -> AsyncIterator[ReusedDatabases]:
+    """Clones of the template, for one test after the other."""
+    async with reused_databases(servers.database_url, template) as databases:
+        yield databases
+
+
 @pytest_asyncio.fixture
-async def settings(servers: TestServers, template: str) -> AsyncIterator[Settings]:
+async def settings(servers: TestServers, databases: ReusedDatabases) -> AsyncIterator[Settings]:
     """Settings with a migrated database for this test alone."""
-    name = f"podium_test_{uuid4().hex}"
-    await _administer(servers, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    name = await databases.take()
     yield _settings(servers, name)
-    await _administer(servers, f'DROP DATABASE "{name}" WITH (FORCE)')
+    await databases.give_back(name)
 
 
 @pytest_asyncio.fixture

@@ -10,7 +10,7 @@ from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.support.factories import a_body
 from tests.support.processes import api_process
-from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pods
 
 # The events of a streamed answer. The first version offers A2A 1.0 and 0.3, the second only 0.3.
 STREAMED = ["task", "artifact_update", "artifact_update", "status_update"]
@@ -26,10 +26,11 @@ async def test_a2a_clients_work_from_the_card_alone(settings: Settings, tmp_path
     instances = {"a2a-v1": ("a", "b", "c"), "a2a-v2": ("a",)}
     ports = free_ports([f"{name}/{instance}" for name in PROTOCOLS for instance in instances[name]])
     async with AsyncExitStack() as stack:
-        for pod, port in ports.items():
-            name = pod.partition("/")[0]
-            env = {"VERSION": name, "PORT": str(port), "PROTOCOLS": PROTOCOLS[name]}
-            await stack.enter_async_context(sdk_pod(sdk_python, "a2a_pod.py", port, tmp_path, **env))
+        pods = {
+            port: {"VERSION": name, "PORT": str(port), "PROTOCOLS": PROTOCOLS[name]}
+            for name, port in ((pod.partition("/")[0], port) for pod, port in ports.items())
+        }
+        await stack.enter_async_context(sdk_pods(sdk_python, "a2a_pod.py", tmp_path, pods))
         url = await stack.enter_async_context(api_process(settings, tmp_path))
         client = await stack.enter_async_context(aiohttp.ClientSession())
         for pod, port in ports.items():

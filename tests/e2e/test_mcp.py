@@ -13,7 +13,7 @@ from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.support.factories import a_body
 from tests.support.processes import api_process
-from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pods
 
 # Long enough for a tool on a busy machine, shorter than the tool `hang`.
 FIRST_BYTE_TIMEOUT = "PT8S"
@@ -37,10 +37,11 @@ async def seen(settings: Settings, tmp_path: Path, sdk_python: str) -> AsyncIter
     instances = ("mcp-v1", "mcp-v1-b", "mcp-v1-c")
     ports = free_ports([*instances, "mcp-v2"])
     async with AsyncExitStack() as stack:
+        pods = {}
         for name, port in ports.items():
             version, answers = ("mcp-v2", "json") if name == "mcp-v2" else ("mcp-v1", "sse")
-            env = {"VERSION": version, "PORT": str(port), "ANSWERS": answers}
-            await stack.enter_async_context(sdk_pod(sdk_python, "mcp_pod.py", port, tmp_path, **env))
+            pods[port] = {"VERSION": version, "PORT": str(port), "ANSWERS": answers}
+        await stack.enter_async_context(sdk_pods(sdk_python, "mcp_pod.py", tmp_path, pods))
         apis = [
             await stack.enter_async_context(
                 api_process(settings, tmp_path, PODIUM_FIRST_BYTE_TIMEOUT=FIRST_BYTE_TIMEOUT)

@@ -15,7 +15,7 @@ from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.e2e.test_mcp import FIRST_BYTE_TIMEOUT, register
 from tests.support.processes import api_process
-from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pods
 
 pytestmark = pytest.mark.timeout(2 * INSTALL_SECONDS + 180)
 
@@ -35,9 +35,8 @@ async def test_a_conversation_of_a_2x_client(settings: Settings, tmp_path: Path,
     """G68: `x-podium-session` keeps a client at one of three instances, whose memory it uses, across a promote."""
     ports = free_ports(["new-v1/a", "new-v1/b", "new-v1/c", "new-v2/a"])
     async with AsyncExitStack() as stack:
-        for name, port in ports.items():
-            env = {"VERSION": name.partition("/")[0], "PORT": str(port)}
-            await stack.enter_async_context(sdk_pod(mcp2_python, "mcp2_pod.py", port, tmp_path, **env))
+        pods = {port: {"VERSION": name.partition("/")[0], "PORT": str(port)} for name, port in ports.items()}
+        await stack.enter_async_context(sdk_pods(mcp2_python, "mcp2_pod.py", tmp_path, pods))
         apis = [await stack.enter_async_context(api_process(settings, tmp_path)) for _ in range(2)]
         for name, port in ports.items():
             version, _, instance = name.partition("/")
@@ -59,9 +58,8 @@ async def test_2x_clients_and_servers_work_unchanged(settings: Settings, tmp_pat
     """G37: without a session, the next call after a promote reaches the new version; headers arrive once, unchanged."""
     ports = free_ports(["new-v1", "new-v2"])
     async with AsyncExitStack() as stack:
-        for name, port in ports.items():
-            env = {"VERSION": name, "PORT": str(port)}
-            await stack.enter_async_context(sdk_pod(mcp2_python, "mcp2_pod.py", port, tmp_path, **env))
+        pods = {port: {"VERSION": name, "PORT": str(port)} for name, port in ports.items()}
+        await stack.enter_async_context(sdk_pods(mcp2_python, "mcp2_pod.py", tmp_path, pods))
         more = {"PODIUM_FIRST_BYTE_TIMEOUT": FIRST_BYTE_TIMEOUT}
         apis = [await stack.enter_async_context(api_process(settings, tmp_path, **more)) for _ in range(2)]
         agent_id = await register(apis[0], "new-bot", "new-v1", ports["new-v1"])
@@ -102,8 +100,8 @@ async def test_the_gateway_changes_nothing_between_versions(
     async with AsyncExitStack() as stack:
         for sdk in (old, new):
             port = ports[sdk.server]
-            env = {"VERSION": "v1", "PORT": str(port)}
-            await stack.enter_async_context(sdk_pod(sdk.python, sdk.server, port, tmp_path, **env))
+            pods = {port: {"VERSION": "v1", "PORT": str(port)}}
+            await stack.enter_async_context(sdk_pods(sdk.python, sdk.server, tmp_path, pods))
         api = await stack.enter_async_context(api_process(settings, tmp_path))
         await register(api, "old-bot", "old-v1", ports[old.server])
         await register(api, "new-bot", "new-v1", ports[new.server])

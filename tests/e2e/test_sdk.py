@@ -13,30 +13,33 @@ from services.settings import Settings
 from services.storage.database import Sessions
 from tests.support.factories import a_body
 from tests.support.processes import api_process
-from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pod
+from tests.support.sdk_environment import INSTALL_SECONDS, driven, sdk_pods
 from tests.support.waiting import eventually_rows
 
 
 @pytest_asyncio.fixture
-async def podium(settings: Settings, sessions: Sessions, tmp_path: Path, sdk_python: str) -> AsyncIterator[str]:
+async def podium(
+    settings: Settings, sessions: Sessions, tmp_path: Path, sdk_python: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[str]:
     """The URL of an API with registered pods of one agent: three instances of version 1, and version 2."""
     ports = free_ports(["sdk-v1", "sdk-v1/b", "sdk-v1/c", "sdk-v2"])
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(api_process(settings, tmp_path))
-        for name, port in ports.items():
-            deployment_id = name.partition("/")[0]
-            env = {
+        pods = {
+            port: {
                 "AGENTEX_BASE_URL": url,
                 "AGENT_NAME": "sdk-bot",
-                "AGENTEX_DEPLOYMENT_ID": deployment_id,
+                "AGENTEX_DEPLOYMENT_ID": name.partition("/")[0],
                 "ACP_URL": "http://127.0.0.1",
                 "ACP_PORT": str(port),
                 "ACP_TYPE": "sync",
-                "LITELLM_LOCAL_MODEL_COST_MAP": "true",  # without it, the import requests prices over the network
             }
-            await stack.enter_async_context(sdk_pod(sdk_python, "pod.py", port, tmp_path, **env))
-            registered = f"SELECT 1 FROM deployments WHERE id = '{deployment_id}' AND status = 'Ready'"
-            await eventually_rows(sessions, registered, seconds=60)
+            for name, port in ports.items()
+        }
+        # Without it, the import requests prices over the network.
+        monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+        await stack.enter_async_context(sdk_pods(sdk_python, "pod.py", tmp_path, pods))
+        await eventually_rows(sessions, "SELECT 1 FROM deployments WHERE status = 'Ready'", 2, seconds=60)
         # Pods of the SDK name no instance: each replaces the one before. A sidecar announces them by name.
         async with aiohttp.ClientSession() as client:
             for name, port in ports.items():

@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from podium.servers.process import Command, GuardedProcess, Launch, ProcessContext, start
+from podium.servers.process import Command, Launch, ProcessContext, start
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 
@@ -63,26 +63,32 @@ def newer_python() -> str | None:
 
 
 @asynccontextmanager
-async def sdk_pod(python: str, program: str, port: int, folder: Path, **env: str) -> AsyncIterator[GuardedProcess]:
-    """A pod of `tests/sdk` that listens on this port."""
-    log = folder / f"pod-{port}.log"
-    command = Command([python, str(ROOT / "tests/sdk" / program)], {**os.environ, **env}, folder)
-    pod = await start(Launch(command), ProcessContext(None, log))
+async def sdk_pods(
+    python: str, program: str, folder: Path, pods: Mapping[int, Mapping[str, str]]
+) -> AsyncIterator[None]:
+    """Pods of one program of `tests/sdk`, which listen on these ports; each with its environment.
 
-    async def listens() -> bool:
-        assert pod.code is None, log.read_text()
+    They start in this order, one after the other.
+    """
+    log = folder / f"{Path(program).stem}.log"
+    arguments = [str(ROOT / "tests/sdk" / program), json.dumps(list(pods.values()))]
+    command = Command([python, str(ROOT / "tests/sdk/several.py"), *arguments], os.environ, folder)
+    several = await start(Launch(command), ProcessContext(None, log))
+
+    async def last_listens() -> bool:
+        assert several.code is None, log.read_text()
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            _, writer = await asyncio.open_connection("127.0.0.1", [*pods][-1])
         except OSError:
             return False
         writer.close()
         return True
 
     try:
-        await eventually(listens, f"{program} listens", seconds=STARTING_SECONDS)
-        yield pod
+        await eventually(last_listens, f"{program} listens", seconds=STARTING_SECONDS)
+        yield
     finally:
-        await pod.kill()
+        await several.kill()
 
 
 async def driven(python: str, program: str, *arguments: str) -> Any:
