@@ -28,10 +28,10 @@ from services.settings import Settings
 from services.storage.database import Sessions, async_url, in_transaction, make_engine
 from services.storage.migrate import migrate
 from tests.benchmarks.fleet import PER_AGENT, announcements
+from tests.benchmarks.load import PEERS
 from tests.support.processes import ROOT, environment, worker_process
 from workers.amqp.topology import declare
 
-PEERS = "tests.benchmarks.peers"
 PUBLISHED_AT_A_TIME = 500
 MEASURE_SECONDS = 240
 WARM_UP = 20
