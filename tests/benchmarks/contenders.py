@@ -58,19 +58,29 @@ class Stage:
 
 
 @asynccontextmanager
+async def stage_of(bench: Bench) -> AsyncIterator[Stage]:
+    """A load program, and an agent that answers all calls and probes."""
+    port = free_ports(["agent"])["agent"]
+    async with (
+        _listening_program(bench, "agent", [f"{PEERS}.quick_agent", str(port)], {}, port),
+        load_process("http_load") as load,
+    ):
+        yield Stage(bench, load, f"http://127.0.0.1:{port}")
+
+
+@asynccontextmanager
 async def contenders(bench: Bench, release: Path | None) -> AsyncIterator[list[Contender]]:
     """Podium, the same at the log level `warning`, the peers, an earlier release if its wheel is given, the limits."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        port = free_ports(["agent"])["agent"]
-        await enter(_listening_program(bench, "agent", [f"{PEERS}.quick_agent", str(port)], {}, port))
-        stage = Stage(bench, await enter(load_process("http_load")), f"http://127.0.0.1:{port}")
+        stage = await enter(stage_of(bench))
         settings = await enter(bench.fresh())
         podium = await enter(api(stage, settings, "podium"))
         found = [podium, await enter(quieter(stage, settings, podium))]
         found += [await enter(_orm(stage)), await enter(_httpx(stage))]
         if release is not None:
-            found.append(await enter(api(stage, await enter(bench.fresh()), "release", unpacked(release, bench.folder))))
+            settings = await enter(bench.fresh())
+            found.append(await enter(api(stage, settings, "release", unpacked(release, bench.folder))))
         found.append(await enter(_database(stage)))
         found.append(_forwarder(stage, "limit", f"{stage.pods}/api", None))
         nginx = next((path for each in NGINX_PATHS if (path := shutil.which(each))), None)
@@ -88,7 +98,9 @@ def unpacked(wheel: Path, folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def api(stage: Stage, settings: Settings, name: str, source: Path = ROOT, **variables: str) -> AsyncIterator[Contender]:
+async def api(
+    stage: Stage, settings: Settings, name: str, source: Path = ROOT, **variables: str
+) -> AsyncIterator[Contender]:
     """An API process of this source folder, with default settings and log level, whose agents are registered."""
     async with _application(stage, settings, name, ["podium", "api"], source, **variables) as found:
         yield found

@@ -7,21 +7,24 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int | None) -> float:
-    """CPU time of a process, and of its children that run or were waited for; 0 if there is no process.
+    """CPU time of a process and all its descendants, also of those that have ended; 0 if there is no process.
 
-    PostgreSQL's postmaster with its backends, for example.
+    Of PostgreSQL's postmaster with its backends, for example.
     """
-    if pid is None:
-        return 0.0
-    ticks = 0
+    ticks: dict[int, int] = {}
+    parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             number, _, rest = stat.read_text().partition(" (")
         except OSError:
             continue
         fields = rest.rpartition(")")[2].split()
-        if int(number) == pid:
-            ticks += sum(int(field) for field in fields[11:15])
-        elif int(fields[1]) == pid:
-            ticks += sum(int(field) for field in fields[11:13])
-    return ticks / CLOCK_TICKS
+        parents[int(number)] = int(fields[1])
+        ticks[int(number)] = sum(int(field) for field in fields[11:15])
+    return sum(used for number, used in ticks.items() if _descends(number, pid, parents)) / CLOCK_TICKS
+
+
+def _descends(number: int, pid: int | None, parents: dict[int, int]) -> bool:
+    while number != pid and number in parents:
+        number = parents[number]
+    return number == pid

@@ -100,10 +100,15 @@ class LoadProcess:
 
 @asynccontextmanager
 async def load_process(name: str, env: Mapping[str, str] | None = None) -> AsyncIterator[LoadProcess]:
-    """The program `name` of `peers`, while inside. It ends with its standard input, so also if this process is killed."""
+    """The program `name` of `peers`, while inside. It ends with its input, so also if this process is killed."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", f"{PEERS}.{name}"), cwd=ROOT, env=dict(env or os.environ), stdin=pipe, stdout=pipe, start_new_session=True
+        *(sys.executable, "-m", f"{PEERS}.{name}"),
+        cwd=ROOT,
+        env=dict(env or os.environ),
+        stdin=pipe,
+        stdout=pipe,
+        start_new_session=True,  # Ctrl-C is for this process, which ends the program
     )
     try:
         yield LoadProcess(process)

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.over_http [--seconds 1] [--rounds 3] [--work registrations ...] [--connections 32 ...]
         [--release WHEEL]
 
-The programs take turns of some seconds, each round in another order; a figure is the median of the rounds. With
-`--release`, an API of that wheel is measured as well. The load, the servers and the measured programs share one machine,
-so the numbers compare programs.
+The programs take turns, each round in another order; a figure is the median of the rounds. With `--release`, an API of
+that wheel is measured as well. The load, the servers and the measured programs share one machine, so the numbers
+compare programs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.benchmarks.contenders import contenders
 from tests.benchmarks.load import BUSY, Contender, Turn, Turns
 from tests.benchmarks.measure import Bench
 from tests.benchmarks.requests import REQUESTS
-from tests.benchmarks.rows import CONNECTIONS, Figures, Length, console
+from tests.benchmarks.rows import CONNECTIONS, FULL, Figures, Length, console
 
 OURS = "podium"
 
@@ -37,7 +37,7 @@ class Plan:
 
     work: Sequence[str] = tuple(REQUESTS)
     connections: Sequence[int] = CONNECTIONS
-    length: Length = Length()
+    length: Length = FULL
     release: Path | None = None
 
 
@@ -52,14 +52,14 @@ async def over_http(bench: Bench, plan: Plan) -> Found:
                 with console.status(f"measuring {kind} on {connections} connections ..."):
                     turns = await _rounds(bench, rivals, kind, connections, plan.length)
                 found[f"{kind}/{connections}"] = turns
-                console.print(_line(f"{kind}, {connections}", turns), highlight=False)
+                console.print(_line(f"{kind}, {connections}", turns), highlight=False, soft_wrap=True)
     return found
 
 
 async def _rounds(
     bench: Bench, rivals: list[Contender], kind: str, connections: int, length: Length
 ) -> dict[str, Turns]:
-    database = bench.servers.postgres.pid if bench.servers.postgres else None
+    database = bench.database_pid
     able = []
     for each in rivals:
         turn = await each.turn(kind, connections, length.warm_up_seconds, database)
@@ -78,7 +78,8 @@ async def _rounds(
 
 def figures(found: Found) -> Figures:
     """All figures by name: `reads_32` is Podium's rate on 32 connections, `reads_32_peer` that of the peer."""
-    return {name: value for key, turns in found.items() for name, value in _figures_of(key, turns)} | _added(found)
+    named = {name: value for key, turns in found.items() for name, value in _figures_of(key, turns)}
+    return {**named, **_added(found)}
 
 
 def _figures_of(key: str, found: dict[str, Turns]) -> list[tuple[str, float]]:
@@ -152,8 +153,8 @@ def main(plan: Plan) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure work over HTTP. Each row: CPU of the API + PostgreSQL.")
-    parser.add_argument("--seconds", type=float, default=Length().seconds)
-    parser.add_argument("--rounds", type=int, default=Length().rounds)
+    parser.add_argument("--seconds", type=float, default=FULL.seconds)
+    parser.add_argument("--rounds", type=int, default=FULL.rounds)
     parser.add_argument("--work", nargs="*", choices=tuple(REQUESTS), default=tuple(REQUESTS))
     parser.add_argument("--connections", nargs="*", type=int, default=CONNECTIONS)
     parser.add_argument("--release", type=Path, default=None, help="a wheel of an earlier release")

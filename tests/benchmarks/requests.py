@@ -47,7 +47,7 @@ def announcement(name: str, version: int, pods: str, turn: str = "0") -> dict[st
 
 def all_announcements(pods: str) -> list[dict[str, object]]:
     """The first announcement of each version of each agent."""
-    versions = {**{name: VERSIONS for name in _names()}, ONE: VERSIONS_OF_ONE}
+    versions = {**dict.fromkeys(_names(), VERSIONS), ONE: VERSIONS_OF_ONE}
     return [announcement(name, version, pods) for name, count in versions.items() for version in range(count)]
 
 

@@ -15,7 +15,7 @@ class Length:
     """How long a run measures. The short form has the same rows as the full one."""
 
     rounds: int = 3
-    seconds: float = 1.0
+    seconds: float = 0.8
     """Of a turn of one program."""
     warm_up_seconds: float = 0.5
     agents: int = 400
@@ -25,6 +25,7 @@ class Length:
     """Of the way of an event."""
 
 
+FULL = Length()
 SHORT = Length(rounds=3, seconds=0.4, warm_up_seconds=0.3, agents=200, promotes_each=20, samples=100)
 
 

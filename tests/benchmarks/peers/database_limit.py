@@ -1,8 +1,8 @@
 """The limits of the database: what it does for programs that do nothing else, with raw asyncpg.
 
 Reads jobs from standard input, one JSON object per line: `kind` (a key of `STATEMENTS`), `connections` and `seconds`.
-Prints for each job a JSON object with `seconds`, `answers`, `failures` (always 0), `cpu_seconds` of this process, and the
-percentiles `p50_ms` and `p99_ms` of a statement. Ends with its input.
+Prints for each job a JSON object with `seconds`, `answers`, `failures` (always 0), `cpu_seconds` of this process, and
+the percentiles `p50_ms` and `p99_ms` of a statement. Ends with its input.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ROWS = 200
 FILL = f"""
 CREATE TABLE IF NOT EXISTS peer_rows (id int PRIMARY KEY, n int NOT NULL, facts text NOT NULL);
 INSERT INTO peer_rows SELECT id, 0, repeat('x', 200) FROM generate_series(1, {ROWS}) AS id ON CONFLICT DO NOTHING
-"""  # noqa: S608 - a constant
+"""
 STATEMENTS = {
     "commits": "UPDATE peer_rows SET n = n + 1 WHERE id = $1",  # a transaction by itself
     "reads": "SELECT * FROM peer_rows WHERE id = $1",

@@ -1,0 +1,80 @@
+"""A run of all benchmarks on private servers."""
+
+import os
+import statistics
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+
+from podium.servers import private_servers
+from tests.benchmarks.contenders import unpacked
+from tests.benchmarks.in_process import promotes
+from tests.benchmarks.measure import Bench
+from tests.benchmarks.over_http import Plan, figures, over_http, rounds
+from tests.benchmarks.results import Results, Run, machine
+from tests.benchmarks.rows import RELEASE, Figures, Length, console
+
+SESSIONS = 64
+# Of two cores. Other programs make every figure worse, and not all by the same factor.
+QUIET = 0.5
+
+Report = Callable[[Figures, str], None]
+
+
+def measure(runs: int, length: Length, release: Path | None, report: Report) -> Results:
+    """Measure everything `runs` times and report each run. The machine should be quiet."""
+    load = os.getloadavg()[0]
+    if load > QUIET:
+        console.print(f"[yellow]The machine is not quiet (load {load:.1f}): the ratios are noisy.[/]")
+    with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the servers' unprivileged account must be able to enter it
+        found = uvloop.run(_runs(runs, folder, length, release, report))
+    return Results({**machine(), "load": round(load, 1)}, found)
+
+
+async def _runs(runs: int, folder: Path, length: Length, release: Path | None, report: Report) -> list[Run]:
+    results: list[Run] = []
+    async with private_servers(folder / "servers") as servers:
+        bench = Bench(servers, folder)
+        for number in range(1, runs + 1):
+            alone = await _one_after_another(bench, length, release)
+            found = await over_http(bench, Plan(length=length, release=release))
+            results.append(Run({**alone, **figures(found)}, rounds(found)))
+            report(results[-1].figures, f"run {number} of {runs}")
+    return results
+
+
+async def _one_after_another(bench: Bench, length: Length, release: Path | None) -> Figures:
+    """What is measured without HTTP."""
+    agents = length.agents
+    steps: dict[str, Callable[[], Awaitable[Figures]]] = {
+        "registrations over AMQP": lambda: bench.registrations(agents),
+        "registrations over AMQP: a handler with an ORM session each": lambda: bench.peer_registrations(
+            "usual_way", "faststream_orm", agents // 10
+        ),
+        "messages over AMQP without a database": lambda: bench.peer_registrations("raw_consume", "raw_consume", agents),
+        "promotes in process": lambda: promotes(bench, SESSIONS, length.promotes_each),
+        "single-row commits": lambda: bench.commits(SESSIONS, length.seconds * length.rounds),
+        "the way of an event": lambda: _event_percentiles(bench, length.samples),
+    }
+    if release is not None:
+        source = unpacked(release, bench.folder)
+        steps["registrations over AMQP: the release"] = lambda: bench.registrations(
+            agents, f"registrations_{RELEASE}", source
+        )
+    found: dict[str, float] = {}
+    for title, step in steps.items():
+        with console.status(f"measuring {title} ..."):
+            figures_of = await step()
+        shown = ", ".join(f"{name} {value:,.2f}" for name, value in figures_of.items())
+        console.print(f"[bold]{title}[/]: {shown}", highlight=False, soft_wrap=True)
+        found |= figures_of
+    return found
+
+
+async def _event_percentiles(bench: Bench, samples: int) -> Figures:
+    percentiles = statistics.quantiles(await bench.event_latencies_ms(samples), n=100)
+    return {"event_p50_ms": percentiles[49], "event_p99_ms": percentiles[98]}
