@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-scale lint format contracts lock sbom audit environment servers-for-tests
+.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-capacity bench-scale lint format contracts lock sbom audit environment servers-for-tests
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,9 +36,8 @@ bench: setup ## Measure Podium beside its peers, 6 minutes (RUNS=3; RESULTS=name
 bench-check: setup ## Compare with docs/benchmarks.json: 3 minutes on a quiet machine, or RESULTS=name of a result
 	@$(BIN)/python -m tests.benchmarks.check $(if $(RESULTS),--results $(RESULTS:.json=).json)
 
-bench-costs: setup ## Measure what one registration, promote, call and event cost, and two processes beside one
-	@$(BIN)/python -m tests.benchmarks.unit_costs
-	@$(BIN)/python -m tests.benchmarks.scale_out
+bench-capacity: setup ## Measure what work costs, and two processes beside one, 4 minutes (RESULTS=name for name.json)
+	@$(BIN)/python -m tests.benchmarks.capacity $(if $(RESULTS),--results $(RESULTS))
 
 bench-scale: setup ## Measure reads and promotes on a million deployments: some minutes
 	@$(BIN)/python -m tests.benchmarks.scale

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks.chart import draw
-from tests.benchmarks.documents import renew
+from tests.benchmarks.documents import insert, markdown
 from tests.benchmarks.results import Results, table
 from tests.benchmarks.rows import FULL, console
 from tests.benchmarks.run import measure
@@ -25,7 +25,7 @@ def main(runs: int, results: str | None, release: Path | None) -> None:
     if results is not None:
         Path(f"{results}.json").write_text(found.as_json())
         Path(f"{results}.svg").write_text(draw(found.figures, found.about))
-        renew(Path(f"{results}.md"), found)
+        insert(Path(f"{results}.md"), markdown(found))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ async def contenders(bench: Bench, release: Path | None) -> AsyncIterator[list[C
         stage = await enter(stage_of(bench))
         settings = await enter(bench.fresh())
         podium = await enter(api(stage, settings, "podium"))
-        found = [podium, await enter(quieter(stage, settings, podium))]
+        found = [podium, await enter(_quieter(stage, settings, podium))]
         found += [await enter(_orm(stage)), await enter(_httpx(stage))]
         if release is not None:
             settings = await enter(bench.fresh())
@@ -107,13 +107,22 @@ async def api(
 
 
 @asynccontextmanager
-async def quieter(stage: Stage, settings: Settings, podium: Contender) -> AsyncIterator[Contender]:
-    """A second API process on the same database, at the log level `warning`, for calls to agents."""
-    port = free_ports(["quieter"])["quieter"]
-    env = _environment(settings, port, PODIUM_LOG_LEVEL="warning")
-    async with _listening_program(stage.bench, "warning", ["podium", "api"], env, port) as pid:
-        forwards = {**podium.jobs["forwards"], "port": port}
-        yield Contender("warning", pid, stage.load, {"forwards": forwards})
+async def another(
+    stage: Stage, settings: Settings, podium: Contender, name: str, **variables: str
+) -> AsyncIterator[Contender]:
+    """A further API process on the same database, for the same requests."""
+    port = free_ports([name])[name]
+    env = _environment(settings, port, **variables)
+    async with _listening_program(stage.bench, name, ["podium", "api"], env, port) as pid:
+        jobs = {kind: {**job, "port": port} for kind, job in podium.jobs.items()}
+        yield Contender(name, pid, stage.load, jobs)
+
+
+@asynccontextmanager
+async def _quieter(stage: Stage, settings: Settings, podium: Contender) -> AsyncIterator[Contender]:
+    """Forwards calls at the log level `warning`."""
+    async with another(stage, settings, podium, "warning", PODIUM_LOG_LEVEL="warning") as found:
+        yield replace(found, jobs={"forwards": found.jobs["forwards"]})
 
 
 @asynccontextmanager

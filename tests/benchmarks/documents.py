@@ -9,12 +9,19 @@ from tests.benchmarks.rows import CONNECTIONS, LIMITS, OVER_HTTP, RATIOS, Figure
 BEGIN, END = "<!-- written by make bench: begin -->\n", "<!-- written by make bench: end -->\n"
 
 
-def renew(page: Path, results: Results) -> None:
-    """Write the tables between the two markers of the page, if it is there and has them."""
-    if page.exists() and BEGIN in (text := page.read_text()):
-        before, _, rest = text.partition(BEGIN)
+def insert(page: Path, text: str) -> None:
+    """Write the text between the two markers of the page, if it is there and has them."""
+    if page.exists() and inserted(page) is not None:
+        before, _, rest = page.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
-        page.write_text(f"{before}{BEGIN}{markdown(results)}{END}{after}")
+        page.write_text(f"{before}{BEGIN}{text}{END}{after}")
+
+
+def inserted(page: Path) -> str | None:
+    """The text between the two markers of the page; None if it does not have them."""
+    _, begin, rest = page.read_text().partition(BEGIN)
+    text, end, _ = rest.partition(END)
+    return text if begin and end else None
 
 
 def markdown(results: Results) -> str:
@@ -30,12 +37,12 @@ def _aims(results: Results) -> Iterator[str]:
         if each.target is not None and each.measured(found):
             cells = (each.work, _rate(found[each.ours]), f"{each.peer}: {_rate(found[each.theirs])}")
             ratio = ratios[each.name]
-            yield _row(*cells, f"{ratio:.2f}x", f">= {each.target:g}x", _verdict(reached=ratio >= each.target))
+            yield row(*cells, f"{ratio:.2f}x", f">= {each.target:g}x", _verdict(reached=ratio >= each.target))
     for limit in LIMITS:
         if limit.ours in found:
             shown = f"{found[limit.ours]:.2f} ms"
             reached = found[limit.ours] <= limit.target_ms
-            yield _row(limit.work, shown, "", "", f"<= {limit.target_ms:g} ms", _verdict(reached=reached))
+            yield row(limit.work, shown, "", "", f"<= {limit.target_ms:g} ms", _verdict(reached=reached))
 
 
 def _over_http(found: Figures) -> Iterator[str]:
@@ -49,7 +56,7 @@ def _over_http(found: Figures) -> Iterator[str]:
                 cells = [f"`{title}`" if title.startswith("GET") else title, str(connections), _rate(found[ours])]
                 for other in (peer, limit):
                     cells += [_rate(found[other]), f"{found[ours] / found[other]:.2f}x"]
-                yield _row(*cells, costs(found, ours), costs(found, peer))
+                yield row(*cells, costs(found, ours), costs(found, peer))
     names = [name for each in CONNECTIONS if (name := f"forwards_{each}") in found]
     shares = ", ".join(f"{found[name] / found[f'{name}_warning']:.2f}x" for name in names)
     yield ""
@@ -64,5 +71,6 @@ def _verdict(*, reached: bool) -> str:
     return "reached" if reached else "missed"
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
+    """A row of a table."""
     return f"| {' | '.join(cells)} |"

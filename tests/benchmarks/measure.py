@@ -31,6 +31,7 @@ from tests.support.processes import ROOT, environment
 from workers.amqp.topology import declare
 
 PUBLISHED_AT_A_TIME = 500
+PACED_AT_A_TIME = 5
 MEASURE_SECONDS = 240
 POLL_SECONDS = 0.1
 WARM_UP = 20
@@ -149,15 +150,19 @@ class Bench:
                     await asyncio.sleep(0.02)
         return latencies[WARM_UP:]
 
-    async def publish(self, settings: Settings, agents: int) -> None:
-        """Put a backlog of announcements into the queue, each one confirmed."""
+    async def publish(self, settings: Settings, agents: int, per_second: float | None = None) -> None:
+        """Put announcements into the queue, each one confirmed: as fast as possible, or at this rate."""
+        at_a_time = PUBLISHED_AT_A_TIME if per_second is None else PACED_AT_A_TIME
+        began = perf_counter()
         connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
         async with connection:
             channel = await connection.channel()
             exchange = await channel.get_exchange(topology.REGISTRATIONS_EXCHANGE)
             bodies = announcements(agents)
-            for start in range(0, len(bodies), PUBLISHED_AT_A_TIME):
-                part = bodies[start : start + PUBLISHED_AT_A_TIME]
+            for first in range(0, len(bodies), at_a_time):
+                part = bodies[first : first + at_a_time]
+                if per_second is not None:
+                    await asyncio.sleep(max(0.0, began + first / per_second - perf_counter()))
                 await asyncio.gather(
                     *(exchange.publish(_message(body), topology.registration_key(name)) for name, body in part)
                 )

@@ -1,5 +1,6 @@
 """What work costs: CPU of the programs and of the servers, WAL and statements, between two moments."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from time import perf_counter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from services.storage.database import async_url
+from services.settings import Settings
+from services.storage.database import async_url, make_engine
 from tests.benchmarks.cpu import cpu_seconds
 from tests.benchmarks.measure import Bench
 
@@ -20,6 +22,8 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') AS wal,
 FROM pg_stat_statements
 """)
 POSTGRES, RABBITMQ = "PostgreSQL", "RabbitMQ"
+POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +105,20 @@ async def open_meter(bench: Bench) -> AsyncIterator[Meter]:
         await connection.execute(text("CREATE EXTENSION IF NOT EXISTS pg_stat_statements"))
         yield Meter(bench, connection)
     await engine.dispose()
+
+
+@asynccontextmanager
+async def connection_to(settings: Settings) -> AsyncIterator[AsyncConnection]:
+    """A connection to the database of a program under measurement."""
+    engine = make_engine(settings, application_name="bench", pool_size=1)
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        yield connection
+    await engine.dispose()
+
+
+async def at_least(connection: AsyncConnection, query: str, count: int) -> int:
+    """The count of this query as soon as it is as large."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while (found := int((await connection.execute(text(query))).scalar_one())) < count:
+            await asyncio.sleep(POLL_SECONDS)
+    return found

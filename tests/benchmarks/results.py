@@ -39,7 +39,7 @@ class Results:
         """All numbers."""
         runs = [{"figures": run.figures, "rounds": run.rounds} for run in self.runs]
         content = {"machine": self.machine, "ratios": self.ratios, "runs": runs}
-        return json.dumps(_rounded(content), indent=1) + "\n"
+        return as_json(content)
 
     @property
     def figures(self) -> Figures:
@@ -62,13 +62,23 @@ class Results:
     def about(self) -> str:
         """The machine and the number of runs."""
         runs = f"median of {len(self.runs)} run{'s' if len(self.runs) > 1 else ''}"
-        load = f", load {self.machine['load']} at the start"
-        return f"{runs}, {self.machine['cores']} cores, Python {self.machine['python']}{load}"
+        return f"{runs}, {described(self.machine)}"
 
 
 def machine() -> dict[str, Any]:
-    """The facts about this machine that are stored with results."""
-    return {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
+    """The facts about this machine that are stored with results; its load is of the last minute."""
+    facts = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
+    return {**facts, "load": round(os.getloadavg()[0], 1)}
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """The machine in words."""
+    return f"{facts['cores']} cores, Python {facts['python']}, load {facts['load']} at the start"
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """The text of a file with results."""
+    return json.dumps(_rounded(content), indent=1) + "\n"
 
 
 def _rounded(value: Any) -> Any:
@@ -77,7 +87,7 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def table(found: Figures, title: str) -> Table:

@@ -1,5 +1,6 @@
 """The comparisons of the benchmarks and their targets."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ from rich.console import Console
 
 Figures = Mapping[str, float]
 
-console = Console()
+# A file or a pipe has no width of its own.
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 @dataclass(frozen=True, slots=True)

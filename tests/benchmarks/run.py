@@ -1,6 +1,5 @@
 """A run of all benchmarks on private servers."""
 
-import os
 import statistics
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,7 @@ from tests.benchmarks.results import Results, Run, machine
 from tests.benchmarks.rows import RELEASE, Figures, Length, console
 
 SESSIONS = 64
-# Of two cores. Other programs make every figure worse, and not all by the same factor.
+# The load of the last minute. Other programs make every figure worse, and not all by the same factor.
 QUIET = 0.5
 
 Report = Callable[[Figures, str], None]
@@ -25,14 +24,14 @@ Report = Callable[[Figures, str], None]
 
 def measure(runs: int, length: Length, release: Path | None, report: Report) -> Results:
     """Measure everything `runs` times and report each run. The machine should be quiet."""
-    load = os.getloadavg()[0]
-    if load > QUIET:
-        console.print(f"[yellow]The machine is not quiet (load {load:.1f}): the ratios are noisy.[/]")
+    facts = machine()
+    if facts["load"] > QUIET:
+        console.print(f"[yellow]The machine is not quiet (load {facts['load']}): the ratios are noisy.[/]")
     with tempfile.TemporaryDirectory(prefix="podium-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)  # the servers' unprivileged account must be able to enter it
         found = uvloop.run(_runs(runs, folder, length, release, report))
-    return Results({**machine(), "load": round(load, 1)}, found)
+    return Results(facts, found)
 
 
 async def _runs(runs: int, folder: Path, length: Length, release: Path | None, report: Report) -> list[Run]:
