@@ -49,12 +49,13 @@ class UnitCost:
     rabbitmq_ms: float
     wal_bytes: float
     statements: float
+    stored_bytes: float
 
     @classmethod
     def of(cls, cost: Cost) -> Self:
         """As measured."""
         program, postgres, rabbitmq = (cost.cpu_ms(each) for each in (PROGRAM, POSTGRES, RABBITMQ))
-        return cls(cost.per_second, program, postgres, rabbitmq, cost.wal_bytes, cost.statements)
+        return cls(cost.per_second, program, postgres, rabbitmq, cost.wal_bytes, cost.statements, cost.stored_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ def needs(costs: Mapping[str, UnitCost], load: Mapping[str, float]) -> dict[str,
             rabbitmq_ms=costs[name].rabbitmq_ms * per_second / 1000,
             wal_bytes=costs[name].wal_bytes * per_second,
             statements=costs[name].statements * per_second,
+            stored_bytes=costs[name].stored_bytes * per_second,
         )
         for name, per_second in load.items()
     }
@@ -123,11 +125,14 @@ def markdown(found: Capacity) -> str:
 
 
 def _costs(costs: Mapping[str, UnitCost]) -> Iterator[str]:
-    yield row("one", "API or worker", "PostgreSQL", "RabbitMQ", "WAL", "statements", "one core of the process does")
-    yield "|---|---|---|---|---|---|---|"
+    yield row(
+        "one", "API or worker", "PostgreSQL", "RabbitMQ", "WAL", "stored", "statements", "one core of the process does"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for name, cost in costs.items():
-        servers = [f"{cost.postgres_ms:.3f} ms", f"{cost.rabbitmq_ms:.3f} ms", f"{cost.wal_bytes:,.0f} B"]
-        servers = [""] * 4 if name in STREAMED else [*servers, f"{cost.statements:.2f}"]
+        servers = [f"{cpu:.3f} ms" for cpu in (cost.postgres_ms, cost.rabbitmq_ms)]
+        servers += [f"{size:,.0f} B" for size in (cost.wal_bytes, cost.stored_bytes)]
+        servers = [""] * 5 if name in STREAMED else [*servers, f"{cost.statements:.2f}"]
         ours = (f"{cost.program_ms:.3f} ms", f"{1000 / cost.program_ms:,.0f}/s") if cost.program_ms else ("", "")
         yield row(name, ours[0], *servers, ours[1])
 
@@ -141,8 +146,8 @@ def _scaled(scaled: Mapping[str, Scaled]) -> Iterator[str]:
 
 
 def _example(needed: Mapping[str, UnitCost]) -> Iterator[str]:
-    yield row("work", "a second", "API and workers", "PostgreSQL", "RabbitMQ", "WAL", "statements")
-    yield "|---|---|---|---|---|---|---|"
+    yield row("work", "a second", "API and workers", "PostgreSQL", "RabbitMQ", "WAL", "stored a day", "statements")
+    yield "|---|---|---|---|---|---|---|---|"
     for name, each in needed.items():
         yield row(name, f"{each.rate:,.1f}", *_needed([each]))
     yield row("**all**", "", *_needed(list(needed.values())))
@@ -152,6 +157,7 @@ def _needed(parts: Sequence[UnitCost]) -> Iterator[str]:
     for name in ("program_ms", "postgres_ms", "rabbitmq_ms"):
         yield f"{sum(getattr(each, name) for each in parts):.2f} cores"
     yield f"{sum(each.wal_bytes for each in parts) / 1000:,.0f} kB/s"
+    yield f"{sum(each.stored_bytes for each in parts) * 86_400 / 1e9:,.1f} GB"
     yield f"{sum(each.statements for each in parts):,.0f}/s"
 
 

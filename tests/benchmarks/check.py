@@ -74,12 +74,12 @@ def _number(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.3g}x"
 
 
-def main(results: Path | None) -> int:
+def main(results: Path | None, stored: Path = STORED) -> int:
     """Compare, print the table; returns the exit code."""
     if results is None:
         console.print("The machine should be quiet meanwhile: other programs change the ratios.")
     found = Results.read(results) if results else measure(1, SHORT, None, lambda _, title: console.print(title))
-    compared = compare(Results.read(STORED).ratios, found.ratios)
+    compared = compare(Results.read(stored).ratios, found.ratios)
     console.print(table(compared))
     lost = [each.name for each in compared if each.verdict is Verdict.LOST]
     if lost:

@@ -18,7 +18,8 @@ from tests.benchmarks.measure import Bench
 _SAMPLE = text("""
 SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') AS wal,
     coalesce(sum(calls) FILTER (WHERE dbid <> (SELECT oid FROM pg_database WHERE datname = current_database())), 0)
-        AS statements
+        AS statements,
+    (SELECT sum(pg_database_size(oid)) FROM pg_database) AS stored
 FROM pg_stat_statements
 """)
 POSTGRES, RABBITMQ = "PostgreSQL", "RabbitMQ"
@@ -37,6 +38,8 @@ class Sample:
     """Bytes of the server's write-ahead log."""
     statements: float
     """Statements that programs have sent, `BEGIN` and `COMMIT` included; each one is a round trip."""
+    stored: float
+    """Bytes of all databases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ class Cost:
         """Statements for each piece."""
         return (self.after.statements - self.before.statements) / self.count
 
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes by which the databases grew for each piece, with rows that the next vacuum removes."""
+        return (self.after.stored - self.before.stored) / self.count
+
 
 class Meter:
     """Samples of the private servers and of further programs."""
@@ -87,7 +95,7 @@ class Meter:
         """What was used up to now, by the servers and by programs of these names and process ids."""
         row = (await self._connection.execute(_SAMPLE)).one()
         cpu = {name: cpu_seconds(pid) for name, pid in {**self._servers, **programs}.items()}
-        return Sample(perf_counter(), cpu, float(row.wal), float(row.statements))
+        return Sample(perf_counter(), cpu, float(row.wal), float(row.statements), float(row.stored))
 
 
 @asynccontextmanager

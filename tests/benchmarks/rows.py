@@ -20,15 +20,17 @@ class Length:
     seconds: float = 0.8
     """Of a turn of one program."""
     warm_up_seconds: float = 0.5
+    repeats: int = 1
+    """Of what is measured without HTTP."""
     agents: int = 400
     """Of the backlog of announcements; the slow peer gets a tenth."""
     promotes_each: int = 40
     samples: int = 300
-    """Of the way of an event."""
+    """Of the way of an event, which is measured in milliseconds and not as a ratio."""
 
 
 FULL = Length()
-SHORT = Length(rounds=3, seconds=0.4, warm_up_seconds=0.3, agents=200, promotes_each=20, samples=100)
+SHORT = Length(rounds=3, seconds=0.4, warm_up_seconds=0.3, repeats=3, agents=100, promotes_each=20, samples=0)
 
 
 @dataclass(frozen=True, slots=True)

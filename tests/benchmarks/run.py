@@ -39,15 +39,29 @@ async def _runs(runs: int, folder: Path, length: Length, release: Path | None, r
     async with private_servers(folder / "servers") as servers:
         bench = Bench(servers, folder)
         for number in range(1, runs + 1):
-            alone = await _one_after_another(bench, length, release)
+            alone = await _without_http(bench, length, release)
             found = await over_http(bench, Plan(length=length, release=release))
             results.append(Run({**alone, **figures(found)}, rounds(found)))
             report(results[-1].figures, f"run {number} of {runs}")
     return results
 
 
-async def _one_after_another(bench: Bench, length: Length, release: Path | None) -> Figures:
-    """What is measured without HTTP."""
+async def _without_http(bench: Bench, length: Length, release: Path | None) -> Figures:
+    """The median of the repeats of each figure. Each repeat does all steps, so that they take turns."""
+    repeats: list[Figures] = []
+    for _ in range(length.repeats):
+        found: dict[str, float] = {}
+        for title, step in _steps(bench, length, release).items():
+            with console.status(f"measuring {title} ..."):
+                measured = await step()
+            shown = ", ".join(f"{name} {value:,.2f}" for name, value in measured.items())
+            console.print(f"[bold]{title}[/]: {shown}", highlight=False, soft_wrap=True)
+            found |= measured
+        repeats.append(found)
+    return {name: statistics.median(found[name] for found in repeats) for name in repeats[0]}
+
+
+def _steps(bench: Bench, length: Length, release: Path | None) -> dict[str, Callable[[], Awaitable[Figures]]]:
     agents = length.agents
     steps: dict[str, Callable[[], Awaitable[Figures]]] = {
         "registrations over AMQP": lambda: bench.registrations(agents),
@@ -57,21 +71,13 @@ async def _one_after_another(bench: Bench, length: Length, release: Path | None)
         "messages over AMQP without a database": lambda: bench.peer_registrations("raw_consume", "raw_consume", agents),
         "promotes in process": lambda: promotes(bench, SESSIONS, length.promotes_each),
         "single-row commits": lambda: bench.commits(SESSIONS, length.seconds * length.rounds),
-        "the way of an event": lambda: _event_percentiles(bench, length.samples),
     }
+    if length.samples:
+        steps["the way of an event"] = lambda: _event_percentiles(bench, length.samples)
     if release is not None:
-        source = unpacked(release, bench.folder)
-        steps["registrations over AMQP: the release"] = lambda: bench.registrations(
-            agents, f"registrations_{RELEASE}", source
-        )
-    found: dict[str, float] = {}
-    for title, step in steps.items():
-        with console.status(f"measuring {title} ..."):
-            figures_of = await step()
-        shown = ", ".join(f"{name} {value:,.2f}" for name, value in figures_of.items())
-        console.print(f"[bold]{title}[/]: {shown}", highlight=False, soft_wrap=True)
-        found |= figures_of
-    return found
+        source, name = unpacked(release, bench.folder), f"registrations_{RELEASE}"
+        steps["registrations over AMQP: the release"] = lambda: bench.registrations(agents, name, source)
+    return steps
 
 
 async def _event_percentiles(bench: Bench, samples: int) -> Figures:

@@ -81,11 +81,13 @@ async def paced(scene: Scene) -> Cost:
     ):
         count = "SELECT count(*) FROM registrations"
         agents = int(PACE * (scene.seconds + WARM_UP_SECONDS)) // PER_AGENT
+        await bench.publish(settings, 1)
+        started = await at_least(connection, count, PER_AGENT)
         publishing = asyncio.create_task(bench.publish(settings, agents, PACE))
         try:
-            first = await at_least(connection, count, int(PACE * WARM_UP_SECONDS))
+            first = await at_least(connection, count, started + int(PACE * WARM_UP_SECONDS))
             before = await scene.meter.sample(**{PROGRAM: worker.pid})
-            last = await at_least(connection, count, agents * PER_AGENT)
+            last = await at_least(connection, count, started + agents * PER_AGENT)
             return Cost(last - first, before, await scene.meter.sample(**{PROGRAM: worker.pid}))
         finally:
             publishing.cancel()
