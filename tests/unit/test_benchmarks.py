@@ -15,7 +15,7 @@ from tests.benchmarks.check import Verdict, compare
 from tests.benchmarks.documents import inserted, markdown
 from tests.benchmarks.load import Turn, Turns
 from tests.benchmarks.results import Results, Run
-from tests.benchmarks.rows import LIMITS, RATIOS, Figures
+from tests.benchmarks.rows import LIMITS, RATIOS, Figures, Limit
 from tests.support.processes import ROOT
 
 DOCS = ROOT / "docs"
@@ -113,6 +113,12 @@ def test_the_chart_shows_both_numbers_of_each_ratio_and_a_full_bar_only_for_an_a
     bars = [each for each in picture.iter(f"{SVG}rect") if each.get("class") in {"bar", "reached"}]
     shares = [round(float(each.get("width", "")) / (RIGHT - LEFT), 2) for each in bars]
     assert shares == [1.0, 1.0, *[0.5] * (len(aims) + len(LIMITS) - 2)]
+
+
+def test_the_names_of_work_fit_beside_the_bars_of_the_chart() -> None:
+    """About seven pixels a letter."""
+    longest = max(len(each.work) for each in (*RATIOS, *LIMITS) if isinstance(each, Limit) or each.target)
+    assert longest * 7 <= LEFT - 20
 
 
 def test_the_chart_shows_work_over_http_beside_the_peer_on_each_number_of_connections() -> None:
