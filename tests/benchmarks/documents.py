@@ -59,9 +59,11 @@ def _over_http(found: Figures) -> Iterator[str]:
                     cells += [_rate(found[other]), f"{found[ours] / found[other]:.2f}x"]
                 yield row(*cells, costs(found, ours), costs(found, peer))
     names = [name for each in CONNECTIONS if (name := f"forwards_{each}") in found]
-    shares = ", ".join(f"{found[name] / found[f'{name}_warning']:.2f}x" for name in names)
+    rates = ", ".join(f"{found[name] / found[f'{name}_warning']:.2f}x" for name in names)
+    cpu = ", ".join(f"{found[f'{name}_api_ms'] / found[f'{name}_warning_api_ms']:.2f}x" for name in names)
     yield ""
-    yield f"RPC forwards at the log level `info`, the default, beside `warning`, on 1, 32, 128 connections: {shares}."
+    yield f"RPC forwards at the log level `info`, the default, beside `warning`, on 1, 32 and 128 connections: {rates}"
+    yield f"of the rate, and {cpu} of the API's CPU for each."
 
 
 def _rate(value: float) -> str:
