@@ -191,6 +191,7 @@ async def _probes(client: aiohttp.ClientSession) -> int:
 Measure = Callable[[Scene], Awaitable[Cost]]
 # What the servers do meanwhile is the work of the promotes.
 STREAMED = ("event to one stream", f"event to one of {STREAMS} streams")
+QUEUED = "message into the queue, confirmed"
 PACED = f"announcement over AMQP, {PACE} a second"
 WORK: dict[str, Measure] = {
     PACED: paced,
@@ -208,7 +209,7 @@ WORK: dict[str, Measure] = {
     STREAMED[0]: lambda scene: streamed(scene, 1),
     STREAMED[1]: lambda scene: streamed(scene, STREAMS),
     "probe": probed,
-    "message into the queue, confirmed": published,
+    QUEUED: published,
 }
 
 

@@ -44,7 +44,6 @@ def test_a_ratio_is_lost_if_it_is_a_fifth_smaller_and_a_gain_is_no_loss(now: flo
 def test_new_and_missing_ratios_are_named_and_no_loss(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The exit code is 0; the table says which ones they are."""
     stored, now = results({"reads_1": 5.0, "reads_1_peer": 1.0}), results({"lists_1": 5.0, "lists_1_peer": 1.0})
-    (tmp_path / "now.json").write_text(now.as_json())
     compared = compare(stored.ratios, now.ratios)
     assert [(each.name, each.verdict) for each in compared] == [
         ("reads_1 / reads_1_peer", Verdict.MISSING),
