@@ -3,6 +3,7 @@
 PYTHON ?= python3
 RUNS ?= 1
 RESULTS ?=
+RELEASE ?=
 BIN := .venv/bin
 SUPPLY := .venv-supply
 SBOM ?= dist/sbom.cdx.json
@@ -12,7 +13,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench bench-scale lint format contracts lock sbom audit environment servers-for-tests
+.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-capacity bench-scale lint format contracts lock sbom audit environment servers-for-tests
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,8 +30,14 @@ up: setup ## Start the whole system and stay, at http://127.0.0.1:8080
 test: servers-for-tests ## Run every test against real servers
 	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-bench: setup ## Measure Podium beside its peers (RUNS=3 for three runs, RESULTS=name for name.json and name.svg)
-	@$(BIN)/python -m tests.benchmarks --runs $(RUNS) $(if $(RESULTS),--output $(RESULTS).json --chart $(RESULTS).svg)
+bench: setup ## Measure Podium beside its peers, 6 minutes (RUNS=3; RESULTS=name for name.json and .svg; RELEASE=wheel)
+	@$(BIN)/python -m tests.benchmarks --runs $(RUNS) $(if $(RESULTS),--results $(RESULTS)) $(if $(RELEASE),--release $(RELEASE))
+
+bench-check: setup ## Compare with docs/benchmarks.json: 3 minutes on a quiet machine, or RESULTS=name of a result
+	@$(BIN)/python -m tests.benchmarks.check $(if $(RESULTS),--results $(RESULTS:.json=).json)
+
+bench-capacity: setup ## Measure what work costs, and two processes beside one, 4 minutes (RESULTS=name for name.json)
+	@$(BIN)/python -m tests.benchmarks.capacity $(if $(RESULTS),--results $(RESULTS))
 
 bench-scale: setup ## Measure reads and promotes on a million deployments: some minutes
 	@$(BIN)/python -m tests.benchmarks.scale

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import uvloop
@@ -23,8 +23,9 @@ from podium.servers import private_servers
 from podium.servers.ports import free_ports
 from podium.servers.process import Command, Launch, ProcessContext, start
 from services.settings import Settings
-from tests.benchmarks.measure import PEERS, Bench
-from tests.benchmarks.over_http import Counts, Target, count, request
+from tests.benchmarks.load import PEERS, Contender, Turn, Turns, load_process
+from tests.benchmarks.measure import Bench
+from tests.benchmarks.requests import request
 from tests.support.factories import a_body
 from tests.support.processes import ROOT, environment, program
 from tests.support.waiting import eventually
@@ -39,30 +40,38 @@ BODY = {"jsonrpc": "2.0", "id": 1, "method": "message/send"}
 console = Console()
 
 
-async def key_checks(bench: Bench, seconds: float = SECONDS) -> dict[int, dict[str, Counts]]:
-    """Counts by number of connections and kind of key."""
-    found: dict[int, dict[str, Counts]] = {}
+async def key_checks(bench: Bench, seconds: float = SECONDS) -> dict[int, dict[str, Turns]]:
+    """What was counted by number of connections and kind of key."""
+    found: dict[int, dict[str, Turns]] = {}
     async with (
         bench.fresh() as settings,
         _agent(bench, settings) as agent,
         _api(bench, settings) as opened,
         _api(bench, settings, PODIUM_API_KEY=API_KEY) as keyed,
+        load_process("http_load") as load,
     ):
-        heads = await _heads(keyed[0], agent)
+        contenders = [
+            Contender(name, pid, load, {"rpc": _job(urlsplit(url), head)})
+            for name, head in (await _heads(keyed[0], agent)).items()
+            for url, pid in (opened if name == WITHOUT else keyed,)
+        ]
         for connections in CONNECTIONS:
-            counts = found[connections] = {name: Counts() for name in heads}
+            turns: dict[str, list[Turn]] = {each.name: [] for each in contenders}
             with console.status(f"measuring on {connections} connections ..."):
-                names = list(heads)
-                for turn in range(-1, round(seconds / TURN_SECONDS)):
-                    # Each name comes first as often as the others: the first one of a turn has it a little easier.
-                    names = [*names[1:], names[0]]
-                    for name in names:
-                        url, pid = opened if name == WITHOUT else keyed
-                        asked = request("POST", "/agents/name/bot/rpc", urlsplit(url).netloc, BODY, heads[name])
-                        target = Target(name, url, pid, {"rpc": [[asked]]})
-                        into = counts[name] if turn >= 0 else Counts()
-                        await count(bench, target, "rpc", connections, TURN_SECONDS, into)
+                for number in range(-1, round(seconds / TURN_SECONDS)):
+                    # Each one comes first as often as the others: the first one of a turn has it a little easier.
+                    contenders = [*contenders[1:], contenders[0]]
+                    for each in contenders:
+                        turn = await each.turn("rpc", connections, TURN_SECONDS, bench.database_pid)
+                        if number >= 0:
+                            turns[each.name].append(turn)
+            found[connections] = {name: Turns(own) for name, own in turns.items()}
     return found
+
+
+def _job(url: SplitResult, head: str) -> dict[str, object]:
+    asked = request("POST", "/agents/name/bot/rpc", url.netloc, BODY, head)
+    return {"host": url.hostname, "port": url.port, "requests": [[asked]]}
 
 
 async def _heads(url: str, agent: str) -> dict[str, str]:
@@ -111,7 +120,7 @@ async def _api(bench: Bench, settings: Settings, **variables: str) -> AsyncItera
         await process.stop()
 
 
-def _table(found: dict[int, dict[str, Counts]]) -> Table:
+def _table(found: dict[int, dict[str, Turns]]) -> Table:
     table = Table(title="RPC by kind of key: calls/s, CPU of the API per call in ms, and beside calls without a key")
     for column in ("connections", "key", "calls/s", "ms", "beside"):
         table.add_column(column, justify="left" if column == "key" else "right")
@@ -122,7 +131,7 @@ def _table(found: dict[int, dict[str, Counts]]) -> Table:
     return table
 
 
-async def _alone(folder: Path, seconds: float) -> dict[int, dict[str, Counts]]:
+async def _alone(folder: Path, seconds: float) -> dict[int, dict[str, Turns]]:
     async with private_servers(folder / "servers") as servers:
         return await key_checks(Bench(servers, folder), seconds)
 

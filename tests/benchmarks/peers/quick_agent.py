@@ -1,4 +1,4 @@
-"""An agent that uses as little time as possible: it answers every request with the same bytes.
+"""An agent that uses as little time as possible: it answers every call with the same bytes, and every probe.
 
 Argument: the port that it listens on.
 """
@@ -11,8 +11,10 @@ import uvloop
 
 BODY = b'{"jsonrpc":"2.0","id":1,"result":{"content":"Hello."}}'
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
-# The last byte of each request of the load program, so that a request in two parts gets one answer.
-END_OF_REQUEST = b"}"
+HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+# The last byte of each call of the load program, so that a call in two parts gets one answer.
+END_OF_CALL = b"}"
+END_OF_PROBE = b"\r\n\r\n"
 
 
 class Agent(asyncio.Protocol):
@@ -24,8 +26,10 @@ class Agent(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer when the request is complete."""
-        if data.endswith(END_OF_REQUEST):
+        if data.endswith(END_OF_CALL):
             self._transport.write(ANSWER)
+        elif data.startswith(b"GET ") and data.endswith(END_OF_PROBE):
+            self._transport.write(HEALTHY)
 
 
 async def main(port: int) -> None:
