@@ -16,6 +16,7 @@ from api.console.words import fact
 from api.http.parameters import agent_uuid
 from services.agents.overview import VersionCounts, version_counts
 from services.agents.queries import AgentView, DeploymentView, get_agent, get_deployment, list_deployments
+from services.calls.recent import RecentCalls, recent_calls
 from services.errors import InvalidRequest
 from services.promotion.history import Change, history
 from services.routing.conversations import ConversationTerms
@@ -95,9 +96,11 @@ async def show_agent(
     if zoom is not None and zoom not in RANGES:
         raise InvalidRequest(f"zoom must be one of {', '.join(RANGES)}.", field="zoom")
     resources = page.resources
-    found = await in_transaction(
-        resources.reads, lambda session: read_agent_page(session, uuid, resources.terms, versions)
-    )
+
+    async def work(session: AsyncSession) -> tuple[AgentPage, RecentCalls]:
+        return await read_agent_page(session, uuid, resources.terms, versions), await recent_calls(session, [uuid])
+
+    found, recent = await in_transaction(resources.reads, work)
     page.require_agent(found.agent.agent.name)
     now = datetime.now(UTC)
     if zoom is None:
@@ -113,6 +116,9 @@ async def show_agent(
         changes=found.changes[:LEDGER],
         all_changes=len(found.changes),
         timeline=timeline(found.changes, now, RANGES[zoom]),
+        hour=recent.of_agent(uuid),
+        calls={each.view.deployment.id: recent.of_version(uuid, each.view.deployment.id) for each in found.versions},
+        calls_complete=recent.is_complete,
         zoom=zoom,
         zooms=list(RANGES),
         base=f"/console/agents/{uuid}",

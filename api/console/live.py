@@ -63,12 +63,30 @@ class LiveStream:
     start: Position | None
     """After which event; None for a page that follows the watch."""
     now: Position
+    identity: Identity
     identify: Callable[[], Awaitable[Identity | None]]
     """The visitor anew: the stream of a key that is revoked ends with the next heartbeat."""
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send a word per change until the browser leaves or the process stops."""
         await while_connected(self._send(send), receive)
+
+    @contextmanager
+    def _calls(self) -> Iterator[Callable[[], bool]]:
+        """Says whether counts of calls on the page have changed since it was asked last. They wait for a heartbeat."""
+        watch = self.resources.call_watch
+        seen = watch.version
+
+        def changed() -> bool:
+            nonlocal seen
+            before, seen = seen, watch.version
+            return watch.has_changed(before, self.agent_id, self.identity)
+
+        if self.start is None:
+            yield lambda: False
+            return
+        with watch.follow():
+            yield changed
 
     @contextmanager
     def _source(self) -> Iterator[Source]:
@@ -91,7 +109,7 @@ class LiveStream:
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        with self._source() as source:
+        with self._source() as source, self._calls() as have_calls_changed:
             await _write(send, f"retry: {RECONNECT_MILLISECONDS}\nid: {source.cursor()}\n\n")
             loop = asyncio.get_running_loop()
             interval = self.resources.settings.sse_heartbeat.total_seconds()
@@ -99,20 +117,23 @@ class LiveStream:
             while not self.resources.events.ended:
                 waited = source.waited()
                 if source.moved():
-                    cursor = source.cursor()
-                    await _write(send, f"id: {cursor}\nevent: change\ndata: {cursor}\n\n")
+                    await _write(send, _change(source.cursor()))
                     due = loop.time() + interval
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
                 if loop.time() >= due:
                     if await self.identify() is None:
                         break
-                    await _write(send, ": heartbeat\n\n")
+                    await _write(send, _change(source.cursor()) if have_calls_changed() else ": heartbeat\n\n")
                     due = loop.time() + interval
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         await waited.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _change(cursor: str) -> str:
+    return f"id: {cursor}\nevent: change\ndata: {cursor}\n\n"
 
 
 async def _write(send: Send, text: str) -> None:
@@ -131,7 +152,7 @@ async def follow_changes(
     if agent_id is not None:
         page.require_agent((await page.resources.agents.by_id(agent_id)).agent.name)
     if watch is not None:
-        return LiveStream(page.resources, None, None, origin(None), page.identify)
+        return LiveStream(page.resources, None, None, origin(None), page.identity, page.identify)
     cursor = page.request.headers.get("last-event-id") or since or "0"
     try:
         start = parse_cursor(cursor, agent_id)
@@ -140,7 +161,7 @@ async def follow_changes(
     found = await in_transaction(
         page.resources.reads, lambda session: read_events(session, agent_id, origin(agent_id), limit=0)
     )
-    return LiveStream(page.resources, agent_id, min(start, found.now), found.now, page.identify)
+    return LiveStream(page.resources, agent_id, min(start, found.now), found.now, page.identity, page.identify)
 
 
 ROUTES = [follow_changes]

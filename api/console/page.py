@@ -18,6 +18,7 @@ from litestar.types import ResponseCookies
 
 from api.console.assets import asset_path
 from api.console.sessions import TOKEN_FIELD, Session, Sessions
+from api.console.sparkline import sparkline
 from api.console.visitors import visitor_of
 from api.console.words import FILTERS, plain
 from api.http.parameters import AnyRequest
@@ -69,7 +70,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
-    environment.globals.update(asset=asset_path, podium_version=version("podium"))
+    environment.globals.update(asset=asset_path, sparkline=sparkline, podium_version=version("podium"))
     return TemplateConfig(instance=JinjaTemplateEngine(engine_instance=environment))
 
 
