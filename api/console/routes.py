@@ -7,7 +7,7 @@ from litestar.di import Provide
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
-from api.console import actions, agent, agents, assets, calls, live, messages, sign_in, system, version
+from api.console import actions, agent, agents, assets, audit, calls, keys, live, messages, sign_in, system, version
 from api.console.failures import ERROR_PAGES
 from api.console.page import HOME, go, provide_any_page, provide_page
 from api.http.access import PUBLIC
@@ -41,6 +41,8 @@ def console_routes() -> list[Any]:
         *actions.ROUTES,
         *messages.ROUTES,
         *system.ROUTES,
+        *keys.ROUTES,
+        *audit.ROUTES,
         *live.ROUTES,
         *sign_in.ROUTES,
         show_nothing,

@@ -1,10 +1,12 @@
-"""Calls and failures per agent, version and minute.
+"""Calls and failures per agent, version and minute; indexes for a person's or one kind of entries of the audit log.
 
 Revision ID: 0011
 Revises: 0010
 """
 
 from alembic import op
+
+from services.migrations.online import create_index
 
 revision = "0011"
 down_revision = "0010"
@@ -38,3 +40,5 @@ def upgrade() -> None:
     """A new table that the previous release does not know. Everything here can be run again after an error."""
     for statement in STATEMENTS:
         op.execute(statement)
+    create_index("audit_actor_id_idx", "ON audit (actor, id)")
+    create_index("audit_action_id_idx", "ON audit (action, id)")

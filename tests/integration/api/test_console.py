@@ -391,3 +391,140 @@ async def test_scopes_and_agents_of_a_key_decide_what_is_shown(serve: Serve, pod
         assert (await api.delete(f"/keys/{issued['id']}", headers=root)).status == 200
         await stream.content.read()
     assert (await visitor.read(mine)).status == 303
+
+
+async def a_key(visitor: Visitor, **fields: str) -> tuple[Answer, str]:
+    """The page with a new key's secret, and the secret."""
+    answer = await visitor.confirm("/console/keys/new", name="ci", **{"scope-read": "yes", "which": "all", **fields})
+    assert answer.status == 200, answer.body
+    [secret] = re.findall(r"data-once>(podium_[\w-]+)<", answer.body.decode())
+    return answer, secret
+
+
+async def test_a_secret_is_shown_once(serve: Serve) -> None:
+    """G105: no browser keeps the answer with it; sent again, the form makes nothing, and no other page shows it."""
+    api = await serve(api_key=SecretStr(KEY), auth_failures_per_minute=1000)
+    owner = Visitor(api)
+    await owner.sign_in()
+    made, secret = await a_key(owner, expires_days="2.5", calls_per_second="0.5", owner="team <b>")
+    assert made.headers["cache-control"] == "no-store"
+    assert (await api.get("/agents", headers={"x-api-key": secret})).status == 200
+    [key] = (await api.get("/keys", headers={"x-api-key": KEY})).json
+    assert (key["owner"], key["calls_per_second"], key["created_by"]) == ("team <b>", 0.5, "api-key")
+    again = await owner.confirm("/console/keys/new", name="ci", **{"scope-read": "yes", "which": "all"})
+    assert again.status == 409
+    assert b"There is a key named ci" in again.body
+
+    path = f"/console/keys/{key['id']}/rotate"
+    fields = {**hidden(await owner.read(path)), "overlap": "3600"}
+    rotated = await owner.send(path, fields)
+    [second] = re.findall(r"data-once>(podium_[\w-]+)<", rotated.body.decode())
+    assert (await owner.send(path, fields)).status == 409
+    for valid in (secret, second):
+        assert (await api.get("/agents", headers={"x-api-key": valid})).status == 200
+    for page in ("/console/keys", "/console/keys?revoked=true", path, "/console/audit"):
+        shown = await owner.read(page)
+        assert secret.encode() not in shown.body
+        assert second.encode() not in shown.body
+    audit = (await owner.read("/console/audit?action=key.rotated")).body.decode()
+    assert "api-key" in audit
+    assert "ci" in audit
+
+    path = f"/console/keys/{key['id']}/revoke"
+    assert b"gets 401 from the next one on" in (await owner.read(path)).body
+    fields = hidden(await owner.read(path))
+    assert (await owner.send(path, fields)).headers["location"] == "/console/keys"
+    for ended in (secret, second):
+        assert (await api.get("/agents", headers={"x-api-key": ended})).status == 401
+    assert (await owner.send(path, fields)).status == 409
+    assert (await owner.read(path)).status == 404
+    assert b"No key that is valid" in (await owner.read("/console/keys")).body
+    assert b"revoked</span>" in (await owner.read("/console/keys?revoked=true")).body
+
+
+async def test_a_form_for_a_key_says_what_is_wrong(serve: Serve) -> None:
+    """G105: nothing is made, what was typed stays, and the sentence names the field."""
+    api = await serve()
+    visitor = Visitor(api)
+    wrong = {
+        "small letters": {"name": "Not Valid"},
+        "what the key may do": {"scope-read": "no"},
+        "all agents and for some": {"agents": "bot"},
+        "choose all agents": {"which": "some"},
+        "prefixes that end with *": {"which": "some", "agents": "bot, Team*"},
+        "200 characters": {"owner": "x" * 201},
+        "3,653 days": {"expires_days": "4000"},
+        "“soon” is no number": {"expires_days": "soon"},
+        "Calls per second": {"calls_per_second": "0"},
+        "whole number": {"calls_in_flight": "1.5"},
+        "“nan” is no number": {"calls_in_flight": "nan"},
+    }
+    for sentence, fields in wrong.items():
+        sent = {"name": "ci", "scope-read": "yes", "which": "all", **fields}
+        refused = await visitor.confirm("/console/keys/new", **sent)
+        assert refused.status == 400, sentence
+        assert sentence in unescape(refused.body.decode())
+        assert f'value="{fields.get("name", "ci")}"' in refused.body.decode()
+    assert (await api.get("/keys")).json == []
+    assert (await visitor.read("/console/keys/00000000-0000-4000-8000-000000000000/rotate")).status == 404
+    assert (await visitor.read("/console/keys/x/rotate")).status == 404
+
+
+async def test_who_may_see_keys_and_the_audit_log(serve: Serve, pod: Pod) -> None:
+    """G105: keys are for admins of all agents; a bound admin sees the entries of its own agents, and others nothing."""
+    api = await serve(api_key=SecretStr(KEY))
+    root = {"x-api-key": KEY}
+    for name in ("mine", "other"):
+        agent = (await api.post("/agents/register", a_body(name, acp_url=pod.url), headers=root)).json
+        await api.call("PATCH", f"/agents/{agent['id']}", json={"description": f"about {name}"}, headers=root)
+    visitors = {}
+    for name, scope, agents in (("bound", "admin", ["mine"]), ("promoter", "promote", None)):
+        new = {"name": name, "scopes": [scope, "read"], "agents": agents}
+        issued = (await api.post("/keys", new, headers=root)).json
+        visitors[name] = Visitor(api)
+        await visitors[name].sign_in(issued["secret"])
+    owner = Visitor(api)
+    await owner.sign_in()
+    paths = ("/console/keys", "/console/keys/new", f"/console/keys/{issued['id']}/revoke")
+    for name, visitor in visitors.items():
+        for path in paths:
+            assert (await visitor.read(path)).status == 403, (name, path)
+        token = hidden(await visitor.read("/console/agents"))["token"]
+        for path in paths[1:]:
+            form = {**hidden(await owner.read(path)), "name": "own", "scope-admin": "yes", "which": "all"}
+            assert (await visitor.send(path, {**form, "token": token})).status == 403, (name, path)
+    assert (await visitors["promoter"].read("/console/audit")).status == 403
+    home = (await visitors["promoter"].read("/console/agents")).body.decode()
+    assert "/console/keys" not in home
+    assert "/console/audit" not in home
+    log = (await visitors["bound"].read("/console/audit")).body.decode()
+    assert "about mine" in log
+    assert "about other" not in log
+    assert "Key created" not in log.split("</form>")[-1]
+    assert "about other" not in (await visitors["bound"].read("/console/audit?agent=other")).body.decode()
+    assert {each["name"] for each in (await api.get("/keys", headers=root)).json} == {"bound", "promoter"}
+
+
+async def test_the_audit_log_page_by_page(serve: Serve) -> None:
+    """G105: fifty at a time by the id of the last one, of one actor, agent or action; others' words are text."""
+    api = await serve()
+    words = "<img src=x onerror=alert(1)>"
+    for number in range(60):
+        headers = {"x-podium-on-behalf-of": words} if number == 59 else {}
+        answer = await api.post("/keys", {"name": f"k{number}", "scopes": ["read"], "owner": words}, headers=headers)
+        assert answer.status == 200
+    visitor = Visitor(api)
+    first = (await visitor.read("/console/audit")).body.decode()
+    assert "k59" in first
+    assert ">k9<" not in first
+    assert f"for {words.replace('<', '&lt;').replace('>', '&gt;')}, as it says" in first
+    assert "<img" not in first + (await visitor.read("/console/keys")).body.decode()
+    [older] = re.findall(r'rel="next" href="([^"]+)"', first)
+    second = (await visitor.read(unescape(older))).body.decode()
+    assert second.count('<td data-label="What">') == 10
+    assert "Newest" in second
+    assert "No such change" in (await visitor.read("/console/audit?actor=key:nobody")).body.decode()
+    assert "No such change" in (await visitor.read("/console/audit?action=agent.deleted")).body.decode()
+    assert 'data-label="What"' in (await visitor.read("/console/audit?actor=local&action=key.created")).body.decode()
+    for bad in ("action=x", "before=0", "agent=A", "actor=%00", "before=99999999999999999999"):
+        assert (await visitor.read(f"/console/audit?{bad}")).status == 400
