@@ -15,8 +15,8 @@ from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.console.page import OnPage
-from api.events.stream import HEADERS
-from api.events.topics import Topic
+from api.events.stream import HEADERS, PAGE
+from api.events.topics import Step, Topic, frame
 from api.http.parameters import agent_uuid
 from api.http.request_body import while_connected
 from api.resources import Resources
@@ -35,7 +35,7 @@ class Source:
     """Where a page's changes come from: `waited` is set by the next one, `moved` says whether there was one."""
 
     waited: Callable[[], asyncio.Event]
-    moved: Callable[[], bool]
+    moved: Callable[[], Awaitable[bool]]
     cursor: Callable[[], str]
 
 
@@ -43,15 +43,37 @@ class Source:
 class _Followed:
     """A page's position in a topic."""
 
+    resources: Resources
     topic: Topic
+    agent_id: UUID | None
+    identity: Identity
     position: Position
 
-    def moved(self) -> bool:
-        """Whether there are events after the position, which then moves past them."""
-        step = self.topic.after(self.position, 1)
-        moved = step is None or bool(step.frames)
-        self.position = max(self.position, self.topic.position)
+    async def moved(self) -> bool:
+        """Whether there are events after the position of agents that the visitor sees; it then moves past them."""
+        target = self.topic.position
+        everything = self.identity.agents is None or self.agent_id is not None
+        moved = False
+        while self.position < target and not moved:
+            step = self.topic.after(self.position, PAGE)
+            if step is None and everything:
+                moved = True
+                break
+            step = step or await self._read()
+            moved = any(everything or self.identity.sees(each.agent_name) for each in step.frames)
+            if step.reached <= self.position:
+                break
+            self.position = step.reached
+        self.position = max(self.position, target)
         return moved
+
+    async def _read(self) -> Step:
+        """Events that are no longer in the topic."""
+        position = self.position
+        found = await in_transaction(
+            self.resources.reads, lambda session: read_events(session, self.agent_id, position, PAGE)
+        )
+        return Step([frame(row, self.agent_id) for row in found.rows], found.reached)
 
 
 @dataclass(slots=True)
@@ -92,19 +114,18 @@ class LiveStream:
     def _source(self) -> Iterator[Source]:
         resources = self.resources
         if self.start is None:
-            watch = resources.watch
-            seen = watch.version
+            with resources.watch.follow(self.identity) as watch:
+                seen = watch.version
 
-            def moved() -> bool:
-                nonlocal seen
-                seen, before = watch.version, seen
-                return seen != before
+                async def moved() -> bool:
+                    nonlocal seen
+                    seen, before = watch.version, seen
+                    return seen != before
 
-            with watch.follow():
                 yield Source(lambda: watch.changed, moved, lambda: "0")
             return
         with resources.events.follow(self.agent_id, self.now) as topic:
-            followed = _Followed(topic, self.start)
+            followed = _Followed(resources, topic, self.agent_id, self.identity, self.start)
             yield Source(lambda: topic.changed, followed.moved, lambda: cursor_of(followed.position))
 
     async def _send(self, send: Send) -> None:
@@ -116,7 +137,7 @@ class LiveStream:
             due = loop.time() + interval
             while not self.resources.events.ended:
                 waited = source.waited()
-                if source.moved():
+                if await source.moved():
                     await _write(send, _change(source.cursor()))
                     due = loop.time() + interval
                     await asyncio.sleep(PAUSE_SECONDS)

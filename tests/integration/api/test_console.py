@@ -312,6 +312,55 @@ async def test_an_open_page_hears_of_changes_once(serve: Serve, pod: Pod) -> Non
     assert (await api.get(f"/console/live?agent={agent['id']}&since=x")).status == 400
 
 
+async def test_a_bound_key_hears_of_its_own_agents_only(serve: Serve, pod: Pod) -> None:
+    """G107: an open list of agents, and one of registrations, get no word of agents that the key is not for."""
+    api = await serve(api_key=SecretStr(KEY), sse_heartbeat=timedelta(seconds=0.1))
+    root = {"x-api-key": KEY}
+
+    async def registers(name: str, version: str) -> None:
+        body = a_body(name, deployment_id=f"{name}-{version}", acp_url=pod.url)
+        assert (await api.post("/agents/register", body, headers=root)).status == 200
+
+    await registers("mine", "v1")
+    new = {"name": "reader", "scopes": ["read"], "agents": ["mi*"]}
+    visitor = Visitor(api)
+    await visitor.sign_in((await api.post("/keys", new, headers=root)).json["secret"])
+    page = (await visitor.read("/console/agents")).body.decode()
+    [since] = re.findall(r"/console/live\?since=([^\"]+)", page)
+    headers = {"cookie": visitor.cookie}
+    seen: dict[str, bytearray] = {"agents": bytearray(), "messages": bytearray()}
+    async with (
+        api.session.get(f"{api.url}/console/live?since={since}", headers=headers) as agents,
+        api.session.get(f"{api.url}/console/live?watch=messages", headers=headers) as messages,
+    ):
+        streams = {"agents": agents, "messages": messages}
+
+        async def reads(which: str, wanted: bytes, times: int = 1) -> None:
+            async def found() -> bool:
+                seen[which].extend(await streams[which].content.readany())
+                return seen[which].count(wanted) >= times
+
+            await eventually(found, f"{which} have {wanted!r}")
+
+        # The first word of this one says that it is connected.
+        await reads("messages", b"event: change")
+        await reads("messages", b"heartbeat")
+        seen["messages"].clear()
+        await registers("other", "v1")
+        await reads("agents", b"heartbeat", 3)
+        # As long as the state is looked at twice.
+        await reads("messages", b"heartbeat", 45)
+        assert b"event: change" not in seen["agents"] + seen["messages"]
+        await registers("mine", "v2")
+        await reads("agents", b"event: change")
+        await reads("messages", b"event: change")
+    # What is no longer in memory is read from the database, with the same eyes.
+    async with api.session.get(f"{api.url}/console/live?since={since}", headers=headers) as again:
+        seen["agents"].clear()
+        streams["agents"] = again
+        await reads("agents", b"event: change")
+
+
 async def test_the_system_page_says_what_waits(api: Api, sessions: Sessions, pod: Pod) -> None:
     """What nobody publishes or probes is counted; without a worker the page says which one to run."""
     assert sessions
