@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth.authenticator import Authenticator, open_authenticator
+from api.auth.oidc.code_flow import CodeFlow
 from api.auth.oidc.grants import IssuerConfig
 from api.auth.oidc.tokens import Tokens
 from api.batches import Batches, impatient, open_batches
@@ -62,6 +63,7 @@ class Resources:
     events: FanOut
     watch: Watch
     call_watch: CallWatch
+    sign_ins: CodeFlow
 
     @property
     def terms(self) -> ConversationTerms:
@@ -127,6 +129,7 @@ async def open_resources(
                 events=events,
                 watch=watch,
                 call_watch=call_watch,
+                sign_ins=CodeFlow(callers.tokens),
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))

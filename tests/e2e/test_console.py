@@ -16,6 +16,7 @@ from playwright.async_api import Error as BrowserError
 
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.settings import Settings
+from tests.integration.api.issuers import running_issuer
 from tests.integration.api.pods import Pod, running_pod
 from tests.support.browser import Opened, chromium, opened
 from tests.support.factories import a_body
@@ -217,6 +218,43 @@ async def test_the_story_of_a_key(console: str, browser: Browser) -> None:
         await expect(page.locator("tbody tr")).to_contain_text("ci-deploy")
 
 
+async def test_the_story_of_a_person_s_sign_in(
+    settings: Settings, broker: aio_pika.abc.AbstractConnection, tmp_path: Path, browser: Browser
+) -> None:
+    """G106: at an issuer on another site, back to the page that was wanted, with the grants of the file; and out."""
+    assert broker
+    async with running_issuer("localhost") as issuer:
+        issuer.who = {"groups": ["operators"], "email": "alice@example.com", "email_verified": True}
+        grants = tmp_path / "grants.toml"
+        grants.write_text(
+            f'[[issuer]]\nurl = "{issuer.url}"\naudience = "podium"\nconsole_client_id = "the-console"\n'
+            'console_name = "Example SSO"\n[[issuer.grant]]\nclaims = { groups = "operators" }\nscopes = ["admin"]\n'
+        )
+        async with (
+            api_process(settings, tmp_path, PODIUM_OIDC_FILE=str(grants)) as url,
+            opened(browser, url, also=issuer.url) as window,
+        ):
+            page = window.page
+            await window.go("/console/audit")
+            await expect(page.get_by_label("Key", exact=True)).to_be_visible()
+            await page.get_by_role("link", name="Sign in with Example SSO").click()
+            await page.get_by_role("link", name="Deny").click()
+            await expect(page.locator("#error")).to_contain_text("did not sign you in (access denied)")
+            await page.get_by_role("link", name="Back to the sign-in").click()
+            await page.get_by_role("link", name="Sign in with Example SSO").click()
+            await page.get_by_role("link", name="Allow").click()
+            await expect(page).to_have_url(f"{url}/console/audit")
+            await expect(page.locator(".who")).to_contain_text("oidc:alice@example.com")
+            # A link on a page of another site.
+            await page.goto(f"{issuer.url}/link?to={url}/console/keys")
+            await page.get_by_role("link", name="Link").click()
+            await expect(page.get_by_role("heading", name="API keys")).to_be_visible()
+            await page.get_by_role("button", name="Sign out").click()
+            await expect(page).to_have_url(f"{url}/console/sign-in")
+            await window.go("/console/keys")
+            await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
 async def hostile_key(console: str) -> str:
     """A key whose owner is an attack, made on behalf of one, and a change of it for a reason that is one."""
     async with aiohttp.ClientSession() as client:
@@ -280,7 +318,7 @@ async def test_no_words_of_an_agent_run(console: str, settings: Settings, pod: P
     agent = await hostile_agent(console, settings, pod)
     key_id = await hostile_key(console)
     await fail_calls(console)
-    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    phone: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
     async with opened(browser, console) as window, opened(browser, console, **phone) as small:
         for path in await paths_of(console, agent, key_id):
             await asyncio.gather(examine(window, path), examine(small, path))
