@@ -8,15 +8,18 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
+from pydantic_core import to_json
 
 from api.app import make_server
+from api.console import cards as cards_page
 from api.http.access import rules_of
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
-from tests.integration.api.pods import Pod
+from tests.integration.api.pods import Pod, raw_pod, running_pod
 from tests.support.factories import a_body
 from tests.support.waiting import eventually
 
@@ -168,7 +171,11 @@ async def test_every_page_asks_who_is_there(serve: Serve) -> None:
     for path, method in routes:
         if not path.startswith("/console") or method == "OPTIONS":
             continue
-        if "static" in path or path in {"/console", "/console/sign-in", "/console/sign-out", "/console/{rest}"}:
+        if (
+            "static" in path
+            or path.startswith("/console/sign-in")
+            or path in {"/console", "/console/sign-out", "/console/{rest}"}
+        ):
             continue
         filled = re.sub(r"\{\w+\}", "00000000-0000-4000-8000-000000000000", path)
         headers = {**HTML, "x-api-key": KEY, "origin": api.url, "content-type": FORM}
@@ -359,6 +366,76 @@ async def test_a_bound_key_hears_of_its_own_agents_only(serve: Serve, pod: Pod) 
         seen["agents"].clear()
         streams["agents"] = again
         await reads("agents", b"event: change")
+
+
+async def test_cards_are_compared_when_a_page_asks(api: Api) -> None:
+    """G83: skill by skill, by the gateway's rules and within three seconds; what cannot be known is called unknown."""
+    cards: dict[str, Any] = {}
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        found = cards[request.host.partition(":")[0]]
+        if found is None:
+            return web.Response(status=404)
+        return web.Response(body=found, content_type="application/json")
+
+    def a_card(url: str, *skills: str, name: str = "Bot") -> bytes:
+        return to_json({"name": name, "url": url, "skills": [{"id": each, "name": each} for each in skills]})
+
+    async with running_pod(answer) as pod:
+        port = pod.url.rpartition(":")[2]
+        agent = await api.register("bot", "v1", acp_url=f"http://127.0.0.1:{port}")
+        await api.register("bot", "v2", acp_url=f"http://localhost:{port}")
+        await api.register("bot", "v3", acp_url="http://169.254.169.254")
+        path = f"/console/agents/{agent['id']}/versions/{{}}/cards"
+
+        async def shown(version: str = "v2") -> str:
+            return unescape((await api.get(path.format(version))).body.decode()).split("<main")[1]
+
+        assert f'hx-get="{path.format("v2")}"' in (await api.get(path.format("v2")[:-6])).body.decode()
+        cards |= {"127.0.0.1": a_card("http://a", "greet"), "localhost": a_card("http://b", "greet", "<b>sell</b>")}
+        text = await shown()
+        assert "skills: <b>sell</b>" in text
+        assert "skills: greet" not in text
+        assert "http://b" not in text
+        cards["localhost"] = a_card("http://b", "greet")
+        assert "Both cards say the same, 1 skill included." in await shown()
+        cards["localhost"] = None
+        assert "This version (no card)" in await shown()
+        cards["127.0.0.1"] = None
+        assert "Neither has an agent card" in await shown()
+        for bad in (b"{", b"[]", b"NaN"):
+            cards["localhost"] = bad
+            assert "Unknown. This version: Its card" in await shown()
+        assert "may not be dialled" in await shown("v3")
+        assert (await api.get(path.format("none"))).status == 404
+
+
+async def test_cards_that_do_not_come_are_unknown(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G83: the page does not wait for an agent that hangs."""
+    monkeypatch.setattr(cards_page, "SECONDS", 0.2)
+    async with raw_pod(None, close=False) as silent:
+        agent = await api.register("bot", "v1", acp_url=silent.url)
+        await api.register("bot", "v2", acp_url=silent.url)
+        text = (await api.get(f"/console/agents/{agent['id']}/versions/v2/cards")).body.decode()
+    assert text.count("It did not send its card within 0 s.") == 2
+
+
+async def test_what_served_page_by_page(api: Api, pod: Pod) -> None:
+    """G83: older changes by generation, with a picture of that time, while the page goes on to say what serves now."""
+    agent = await two_versions(api, pod)
+    for number in range(20):
+        await api.promote(agent, f"v{2 - number % 2}")
+    base = f"/console/agents/{agent['id']}"
+    generations: list[str] = []
+    path: str | None = base
+    while path is not None:
+        text = (await api.get(path)).body.decode()
+        generations += re.findall(r'<th scope="row" class="number">(\d+)</th>', text)
+        older = re.findall(r'id="older" rel="next" href="([^"]+)"', text)
+        path = unescape(older[0]) if older else None
+        assert 'class="timeline"' in text
+    assert generations == [str(each) for each in range(21, 0, -1)]
+    assert (await api.get(f"{base}?before=0")).status == 400
 
 
 async def test_the_system_page_says_what_waits(api: Api, sessions: Sessions, pod: Pod) -> None:
