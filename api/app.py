@@ -34,7 +34,7 @@ from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.http.sniffing import UnsniffedApp
 from api.resources import open_resources, provide_resources
-from api.routes import agents, audit, deployments, documents, health, keys, parked, registrations, rollback
+from api.routes import agents, audit, calls, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 
@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> Litestar:
         # OpenAPI lists the routes in this order.
         route_handlers=[
             _resource("Registrations", registrations.REGISTER_ROUTES),
-            _resource("Agents", [*agents.ROUTES, *rollback.ROUTES]),
+            _resource("Agents", [*agents.ROUTES, *rollback.ROUTES, *calls.ROUTES]),
             _resource("Deployments", deployments.ROUTES),
             _resource("Registrations", registrations.ROUTES),
             _resource("Parked messages", parked.ROUTES),

@@ -14,10 +14,12 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth.authenticator import Authenticator, open_authenticator
+from api.auth.oidc.code_flow import CodeFlow
 from api.auth.oidc.grants import IssuerConfig
 from api.auth.oidc.tokens import Tokens
 from api.batches import Batches, impatient, open_batches
 from api.change_queues import ChangeQueues
+from api.console.call_watch import CallWatch, open_call_watch
 from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
@@ -60,6 +62,8 @@ class Resources:
     prober: Prober
     events: FanOut
     watch: Watch
+    call_watch: CallWatch
+    sign_ins: CodeFlow
 
     @property
     def terms(self) -> ConversationTerms:
@@ -97,6 +101,7 @@ async def open_resources(
             open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_watch(reads, events) as watch,
+            open_call_watch(reads) as call_watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
             open_batches(
@@ -123,6 +128,8 @@ async def open_resources(
                 prober=prober,
                 events=events,
                 watch=watch,
+                call_watch=call_watch,
+                sign_ins=CodeFlow(callers.tokens),
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))

@@ -1,6 +1,7 @@
 """Errors that callers see, with their HTTP status and reason. The docstring is the default message."""
 
 from typing import Self
+from uuid import UUID
 
 from contracts.fields import ErrorStyle
 
@@ -294,14 +295,26 @@ class BrokerUnavailable(Unavailable):
     reason = "broker-unavailable"
 
 
-class NothingServes(Unavailable):
+class CannotServe(Unavailable):
+    """The agent cannot serve calls now: try again later."""
+
+    agent_id: UUID | None = None
+    deployment_id: str | None = None
+
+    def of(self, agent_id: UUID, deployment_id: str | None = None) -> Self:
+        """This error, of the agent and the deployment that the call was for."""
+        self.agent_id, self.deployment_id = agent_id, deployment_id
+        return self
+
+
+class NothingServes(CannotServe):
     """Nothing serves this agent yet: register a pod, or promote a deployment."""
 
     reason = "nothing-serves"
     retry_after_seconds = 5
 
 
-class DeploymentUnavailable(Unavailable):
+class DeploymentUnavailable(CannotServe):
     """The deployment cannot serve calls now: try again later, or promote another one."""
 
     reason = "deployment-unavailable"

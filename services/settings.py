@@ -273,6 +273,11 @@ class Settings(BaseSettings):
         gt=timedelta(0),
         description="How long conversations stay with a deployment that has stopped serving.",
     )
+    call_counts_retention: Duration = Field(
+        default=timedelta(hours=2),
+        ge=timedelta(hours=1),
+        description="How long the counts of calls per agent, version and minute are kept.",
+    )
     sweep_interval: Duration = Field(
         default=timedelta(seconds=60),
         ge=timedelta(milliseconds=100),

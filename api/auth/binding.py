@@ -1,5 +1,6 @@
 """Checks of the settings when the API starts."""
 
+import os
 from pathlib import Path
 
 from api.auth.oidc.grants import GrantsInvalid, IssuerConfig, read_grants
@@ -13,9 +14,16 @@ class StartRefused(Exception):
 def read_issuers(settings: Settings) -> list[IssuerConfig]:
     """The issuers whose tokens are accepted. Raises `StartRefused` if their file cannot be used."""
     try:
-        return read_grants(Path(settings.oidc_file)) if settings.oidc_file else []
+        issuers = read_grants(Path(settings.oidc_file)) if settings.oidc_file else []
     except GrantsInvalid as error:
         raise StartRefused(f"The API refuses to start, because of PODIUM_OIDC_FILE: {error}") from error
+    for issuer in issuers:
+        variable = issuer.console_client_secret_env
+        if variable is not None and not os.environ.get(variable):
+            raise StartRefused(
+                f"The API refuses to start: {variable} is not set, which PODIUM_OIDC_FILE names for {issuer.url}."
+            )
+    return issuers
 
 
 def check_bind(settings: Settings) -> None:

@@ -16,8 +16,9 @@ from api.console.words import fact
 from api.http.parameters import agent_uuid
 from services.agents.overview import VersionCounts, version_counts
 from services.agents.queries import AgentView, DeploymentView, get_agent, get_deployment, list_deployments
+from services.calls.recent import RecentCalls, recent_calls
 from services.errors import InvalidRequest
-from services.promotion.history import Change, history
+from services.promotion.history import NO_GENERATION, Change, history
 from services.routing.conversations import ConversationTerms
 from services.storage.database import in_transaction
 from services.storage.pages import Page as Rows
@@ -63,12 +64,17 @@ class AgentPage:
     versions: list[Version]
     has_more: bool
     changes: list[Change]
+    since: datetime | None
+    """Since when it is served by what serves it now."""
 
 
 async def read_agent_page(
-    session: AsyncSession, agent_id: UUID, terms: ConversationTerms, number: int = 1
+    session: AsyncSession, agent_id: UUID, terms: ConversationTerms, number: int = 1, before: int | None = None
 ) -> AgentPage:
-    """The agent with a page of its versions, newest first. Raises `AgentNotFound`."""
+    """The agent with a page of its versions, newest first, and the changes before a generation, or the newest ones.
+
+    Raises `AgentNotFound`.
+    """
     view = await get_agent(session, agent_id)
     found = await list_deployments(session, agent_id, Rows(limit=VERSIONS, number=number), terms)
     pointer = view.agent.production_deployment_id
@@ -80,7 +86,10 @@ async def read_agent_page(
     none = VersionCounts(0, 0, 0)
     versions = [Version.of(each, counts.get(each.deployment.id, none)) for each in found]
     serving = Version.of(production, counts.get(production.deployment.id, none)) if production else None
-    return AgentPage(view, serving, versions, len(found) == VERSIONS, await history(session, agent_id, limit=CHANGES))
+    changes = await history(session, agent_id, limit=CHANGES, before=before)
+    newest = changes if before is None else await history(session, agent_id, limit=1)
+    since = newest[0].promotion.at if newest else None
+    return AgentPage(view, serving, versions, len(found) == VERSIONS, changes, since)
 
 
 @get("/console/agents/{agent_id:str}", include_in_schema=False)
@@ -89,19 +98,26 @@ async def show_agent(
     page: OnPage,
     zoom: Annotated[str | None, QueryParameter(max_length=10)] = None,
     versions: Annotated[int, QueryParameter(ge=1, le=1_000_000)] = 1,
+    before: Annotated[int | None, QueryParameter(ge=1, le=NO_GENERATION)] = None,
 ) -> Template:
     """One agent, deleted or not."""
     uuid = agent_uuid(agent_id)
     if zoom is not None and zoom not in RANGES:
         raise InvalidRequest(f"zoom must be one of {', '.join(RANGES)}.", field="zoom")
     resources = page.resources
-    found = await in_transaction(
-        resources.reads, lambda session: read_agent_page(session, uuid, resources.terms, versions)
-    )
+
+    async def work(session: AsyncSession) -> tuple[AgentPage, RecentCalls]:
+        return await read_agent_page(session, uuid, resources.terms, versions, before), await recent_calls(
+            session, [uuid]
+        )
+
+    found, recent = await in_transaction(resources.reads, work)
     page.require_agent(found.agent.agent.name)
+    shown = found.changes[:LEDGER]
     now = datetime.now(UTC)
+    ends = now if before is None or not shown else (shown[0].until or now)
     if zoom is None:
-        zoom = fitting_range(found.changes, now)
+        zoom = fitting_range(found.changes, ends)
     return page.show(
         "agent.html",
         agent=found.agent.agent,
@@ -110,13 +126,19 @@ async def show_agent(
         versions=found.versions,
         number=versions,
         has_more=found.has_more,
-        changes=found.changes[:LEDGER],
-        all_changes=len(found.changes),
-        timeline=timeline(found.changes, now, RANGES[zoom]),
+        changes=shown,
+        since=found.since,
+        older=shown[-1].promotion.generation if len(found.changes) > LEDGER else None,
+        before=before,
+        ends=None if before is None else ends,
+        timeline=timeline(found.changes, ends, RANGES[zoom]),
+        hour=recent.of_agent(uuid),
+        calls={each.view.deployment.id: recent.of_version(uuid, each.view.deployment.id) for each in found.versions},
+        calls_complete=recent.is_complete,
         zoom=zoom,
         zooms=list(RANGES),
         base=f"/console/agents/{uuid}",
-        own_url=f"/console/agents/{uuid}?zoom={zoom}&versions={versions}",
+        own_url=f"/console/agents/{uuid}?zoom={zoom}&versions={versions}" + (f"&before={before}" if before else ""),
         cursor=str(found.agent.agent.event_seq),
     )
 

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.console.page import HOME, OnPage, go
 from services.agents.overview import AgentLines, Shown, agent_counts, agent_lines
+from services.calls.recent import RecentCalls, recent_calls
 from services.errors import InvalidRequest
 from services.events.log import event_cursor
 from services.storage.database import in_transaction
@@ -42,16 +43,14 @@ async def show_agents(page: OnPage, q: Text = "", show: Text = "all", after: Tex
         raise InvalidRequest("show must be one of the kinds on the page.", field="show")
     search = q.strip().lower()
 
-    async def work(session: AsyncSession) -> tuple[str, dict[str, int], AgentLines]:
-        return (
-            await event_cursor(session),
-            await agent_counts(session, page.identity),
-            await agent_lines(
-                session, identity=page.identity, search=search, shown=shown, after=after, before=before, limit=PAGE
-            ),
+    async def work(session: AsyncSession) -> tuple[str, dict[str, int], AgentLines, RecentCalls]:
+        cursor, counts = await event_cursor(session), await agent_counts(session, page.identity)
+        found = await agent_lines(
+            session, identity=page.identity, search=search, shown=shown, after=after, before=before, limit=PAGE
         )
+        return cursor, counts, found, await recent_calls(session, [line.id for line in found.lines])
 
-    cursor, counts, found = await in_transaction(page.resources.reads, work)
+    cursor, counts, found, recent = await in_transaction(page.resources.reads, work)
     kept = {name: value for name, value in (("q", search), ("show", shown)) if value not in {"", "all"}}
 
     def linked(**more: str) -> str:
@@ -64,6 +63,8 @@ async def show_agents(page: OnPage, q: Text = "", show: Text = "all", after: Tex
         cursor=cursor,
         counts=counts,
         lines=lines,
+        calls={line.id: recent.of_agent(line.id) for line in lines},
+        calls_complete=recent.is_complete,
         kinds=[(kind, name, counts.get(kind), linked(show=kind)) for kind, name in KINDS.items()],
         shown=shown,
         search=search,

@@ -17,6 +17,8 @@ _FIELDS = {
 # The id of each pod, and what the columns already say.
 _LEFT_OUT = frozenset({"deployment_id", "instance_id", "docker_image", "rpc_path", "health_path", "error_style"})
 
+_ADDRESSES = frozenset({"url", "additionalInterfaces", "supportedInterfaces", "signatures"})
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -39,12 +41,25 @@ def differences(version: DeploymentState, production: DeploymentState) -> list[D
     return [*found, *(Difference(path, before.get(path), after.get(path)) for path in paths)]
 
 
+def card_differences(production: dict[str, Any] | None, version: dict[str, Any] | None) -> list[Difference]:
+    """The facts of two agent cards that are not the same; skills one by one. Addresses and signatures always differ."""
+    before, after = (
+        _named({path: value for path, value in facts(card).items() if path.partition(".")[0] not in _ADDRESSES})
+        for card in (production, version)
+    )
+    paths = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
+    return [Difference(path, before.get(path), after.get(path)) for path in paths]
+
+
 def _facts(deployment: DeploymentState) -> dict[str, Any]:
-    """The facts of the metadata. Lists of things with an id or a name, such as skills, by that name."""
+    found = facts(deployment.registration_metadata)
+    return _named({path: value for path, value in found.items() if path not in _LEFT_OUT})
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    """The facts; lists of things with an id or a name, such as skills, by that name."""
     found: dict[str, Any] = {}
-    for path, value in facts(deployment.registration_metadata).items():
-        if path in _LEFT_OUT:
-            continue
+    for path, value in values.items():
         named = (
             [each.get("id") or each.get("name") for each in value if isinstance(each, dict)]
             if isinstance(value, list)

@@ -15,8 +15,8 @@ from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.console.page import OnPage
-from api.events.stream import HEADERS
-from api.events.topics import Topic
+from api.events.stream import HEADERS, PAGE
+from api.events.topics import Step, Topic, frame
 from api.http.parameters import agent_uuid
 from api.http.request_body import while_connected
 from api.resources import Resources
@@ -35,7 +35,7 @@ class Source:
     """Where a page's changes come from: `waited` is set by the next one, `moved` says whether there was one."""
 
     waited: Callable[[], asyncio.Event]
-    moved: Callable[[], bool]
+    moved: Callable[[], Awaitable[bool]]
     cursor: Callable[[], str]
 
 
@@ -43,15 +43,37 @@ class Source:
 class _Followed:
     """A page's position in a topic."""
 
+    resources: Resources
     topic: Topic
+    agent_id: UUID | None
+    identity: Identity
     position: Position
 
-    def moved(self) -> bool:
-        """Whether there are events after the position, which then moves past them."""
-        step = self.topic.after(self.position, 1)
-        moved = step is None or bool(step.frames)
-        self.position = max(self.position, self.topic.position)
+    async def moved(self) -> bool:
+        """Whether there are events after the position of agents that the visitor sees; it then moves past them."""
+        target = self.topic.position
+        everything = self.identity.agents is None or self.agent_id is not None
+        moved = False
+        while self.position < target and not moved:
+            step = self.topic.after(self.position, PAGE)
+            if step is None and everything:
+                moved = True
+                break
+            step = step or await self._read()
+            moved = any(everything or self.identity.sees(each.agent_name) for each in step.frames)
+            if step.reached <= self.position:
+                break
+            self.position = step.reached
+        self.position = max(self.position, target)
         return moved
+
+    async def _read(self) -> Step:
+        """Events that are no longer in the topic."""
+        position = self.position
+        found = await in_transaction(
+            self.resources.reads, lambda session: read_events(session, self.agent_id, position, PAGE)
+        )
+        return Step([frame(row, self.agent_id) for row in found.rows], found.reached)
 
 
 @dataclass(slots=True)
@@ -63,6 +85,7 @@ class LiveStream:
     start: Position | None
     """After which event; None for a page that follows the watch."""
     now: Position
+    identity: Identity
     identify: Callable[[], Awaitable[Identity | None]]
     """The visitor anew: the stream of a key that is revoked ends with the next heartbeat."""
 
@@ -71,48 +94,67 @@ class LiveStream:
         await while_connected(self._send(send), receive)
 
     @contextmanager
+    def _calls(self) -> Iterator[Callable[[], bool]]:
+        """Says whether counts of calls on the page have changed since it was asked last. They wait for a heartbeat."""
+        watch = self.resources.call_watch
+        seen = watch.version
+
+        def changed() -> bool:
+            nonlocal seen
+            before, seen = seen, watch.version
+            return watch.has_changed(before, self.agent_id, self.identity)
+
+        if self.start is None:
+            yield lambda: False
+            return
+        with watch.follow():
+            yield changed
+
+    @contextmanager
     def _source(self) -> Iterator[Source]:
         resources = self.resources
         if self.start is None:
-            watch = resources.watch
-            seen = watch.version
+            with resources.watch.follow(self.identity) as watch:
+                seen = watch.version
 
-            def moved() -> bool:
-                nonlocal seen
-                seen, before = watch.version, seen
-                return seen != before
+                async def moved() -> bool:
+                    nonlocal seen
+                    seen, before = watch.version, seen
+                    return seen != before
 
-            with watch.follow():
                 yield Source(lambda: watch.changed, moved, lambda: "0")
             return
         with resources.events.follow(self.agent_id, self.now) as topic:
-            followed = _Followed(topic, self.start)
+            followed = _Followed(resources, topic, self.agent_id, self.identity, self.start)
             yield Source(lambda: topic.changed, followed.moved, lambda: cursor_of(followed.position))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        with self._source() as source:
+        with self._source() as source, self._calls() as have_calls_changed:
             await _write(send, f"retry: {RECONNECT_MILLISECONDS}\nid: {source.cursor()}\n\n")
             loop = asyncio.get_running_loop()
             interval = self.resources.settings.sse_heartbeat.total_seconds()
             due = loop.time() + interval
             while not self.resources.events.ended:
                 waited = source.waited()
-                if source.moved():
-                    cursor = source.cursor()
-                    await _write(send, f"id: {cursor}\nevent: change\ndata: {cursor}\n\n")
+                if await source.moved():
+                    await _write(send, _change(source.cursor()))
                     due = loop.time() + interval
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
                 if loop.time() >= due:
                     if await self.identify() is None:
                         break
-                    await _write(send, ": heartbeat\n\n")
+                    await _write(send, _change(source.cursor()) if have_calls_changed() else ": heartbeat\n\n")
                     due = loop.time() + interval
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         await waited.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _change(cursor: str) -> str:
+    return f"id: {cursor}\nevent: change\ndata: {cursor}\n\n"
 
 
 async def _write(send: Send, text: str) -> None:
@@ -131,7 +173,7 @@ async def follow_changes(
     if agent_id is not None:
         page.require_agent((await page.resources.agents.by_id(agent_id)).agent.name)
     if watch is not None:
-        return LiveStream(page.resources, None, None, origin(None), page.identify)
+        return LiveStream(page.resources, None, None, origin(None), page.identity, page.identify)
     cursor = page.request.headers.get("last-event-id") or since or "0"
     try:
         start = parse_cursor(cursor, agent_id)
@@ -140,7 +182,7 @@ async def follow_changes(
     found = await in_transaction(
         page.resources.reads, lambda session: read_events(session, agent_id, origin(agent_id), limit=0)
     )
-    return LiveStream(page.resources, agent_id, min(start, found.now), found.now, page.identify)
+    return LiveStream(page.resources, agent_id, min(start, found.now), found.now, page.identity, page.identify)
 
 
 ROUTES = [follow_changes]

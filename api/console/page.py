@@ -18,6 +18,7 @@ from litestar.types import ResponseCookies
 
 from api.console.assets import asset_path
 from api.console.sessions import TOKEN_FIELD, Session, Sessions
+from api.console.sparkline import sparkline
 from api.console.visitors import visitor_of
 from api.console.words import FILTERS, plain
 from api.http.parameters import AnyRequest
@@ -69,7 +70,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
-    environment.globals.update(asset=asset_path, podium_version=version("podium"))
+    environment.globals.update(asset=asset_path, sparkline=sparkline, podium_version=version("podium"))
     return TemplateConfig(instance=JinjaTemplateEngine(engine_instance=environment))
 
 
@@ -168,8 +169,24 @@ def go(path: str, headers: Mapping[str, str] | None = None) -> Redirect:
     return Redirect(path, status_code=303, headers={**HEADERS, **(headers or {})})
 
 
-def to_sign_in(request: AnyRequest) -> Response[Any]:
+def comes_from_elsewhere(request: AnyRequest) -> bool:
+    """Whether a page of another site has led here, so that the browser has not sent the Strict cookie of a session."""
+    return request.method == "GET" and request.headers.get("sec-fetch-site", "") in {"cross-site", "same-site"}
+
+
+def lead_on(request: AnyRequest) -> Template:
+    """A page that leads to the address that was asked for, this time from the console itself, with the session."""
+    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    page = Page(request, provide_resources(request.app.state))
+    shown = page.show("on.html", title="One moment", target=target)
+    shown.cookies = []
+    return shown
+
+
+def to_sign_in(request: AnyRequest) -> Response[Any] | Template:
     """The page for signing in, which leads back to the page that was asked for."""
+    if comes_from_elsewhere(request):
+        return lead_on(request)
     wanted = request.url.path
     if request.url.query:
         wanted += f"?{request.url.query}"

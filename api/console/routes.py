@@ -7,7 +7,21 @@ from litestar.di import Provide
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
-from api.console import actions, agent, agents, assets, calls, live, messages, sign_in, system, version
+from api.console import (
+    actions,
+    agent,
+    agents,
+    assets,
+    audit,
+    calls,
+    cards,
+    keys,
+    live,
+    messages,
+    sign_in,
+    system,
+    version,
+)
 from api.console.failures import ERROR_PAGES
 from api.console.page import HOME, go, provide_any_page, provide_page
 from api.http.access import PUBLIC
@@ -37,10 +51,13 @@ def console_routes() -> list[Any]:
         *agents.ROUTES,
         *agent.ROUTES,
         *version.ROUTES,
+        *cards.ROUTES,
         *calls.ROUTES,
         *actions.ROUTES,
         *messages.ROUTES,
         *system.ROUTES,
+        *keys.ROUTES,
+        *audit.ROUTES,
         *live.ROUTES,
         *sign_in.ROUTES,
         show_nothing,

@@ -7,12 +7,13 @@ cookie, after its longest age, or when the key that it was opened with changes.
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from urllib.parse import urlsplit
 
-from itsdangerous import BadData, URLSafeTimedSerializer
+from itsdangerous import BadData, SignatureExpired, URLSafeTimedSerializer
 from litestar.datastructures import Cookie
 
+from api.auth.oidc.code_flow import Begun, SignInRefused
 from api.http.parameters import AnyRequest
 from api.http.problems import CrossOrigin
 from services.api_keys import same_secret
@@ -23,6 +24,10 @@ MAX_AGE_SECONDS = 12 * 3600
 COOKIE_PREFIX = "podium_"
 # Calls to agents do not carry it.
 COOKIE_PATH = "/console"
+# Where issuers send browsers back to.
+CALLBACK = "/console/sign-in/callback"
+# How long a person may take to sign in at the issuer.
+SIGN_IN_SECONDS = 600
 TOKEN_FIELD = "token"  # noqa: S105 - the name of a form's field
 
 
@@ -43,6 +48,9 @@ class Sessions:
         self._serializer = URLSafeTimedSerializer(
             self._key, salt="session", signer_kwargs={"digest_method": hashlib.sha256}
         )
+        self._sign_ins = URLSafeTimedSerializer(
+            self._key, salt="sign-in", signer_kwargs={"digest_method": hashlib.sha256}
+        )
         self._cookie = COOKIE_PREFIX + hashlib.sha256(self._key).hexdigest()[:8]
         self._public_url = urlsplit(settings.public_url)
 
@@ -62,9 +70,48 @@ class Sessions:
         """The cookie that keeps the session."""
         value = self._serializer.dumps([session.nonce, session.proof])
         return Cookie(
-            self._cookie, COOKIE_PATH, str(value), max_age=MAX_AGE_SECONDS, secure=self._is_secure(request),
+            self._cookie, COOKIE_PATH, str(value), max_age=MAX_AGE_SECONDS, secure=self.is_secure(request),
             httponly=True, samesite="strict",
         )  # fmt: skip
+
+    def remember(self, begun: Begun, next_page: str, request: AnyRequest) -> Cookie:
+        """The cookie that keeps a sign-in until the browser comes back from the issuer.
+
+        Lax, unlike that of the session: browsers send no Strict cookie when the issuer's page sends them back.
+        """
+        value = self._sign_ins.dumps([astuple(begun), next_page])
+        return self._sign_in_cookie(str(value), SIGN_IN_SECONDS, request)
+
+    def forget(self, request: AnyRequest) -> Cookie:
+        """The cookie that ends a sign-in."""
+        return self._sign_in_cookie("", 0, request)
+
+    def remembered(self, request: AnyRequest) -> tuple[Begun, str]:
+        """The sign-in that this browser has begun, and the page to show then.
+
+        Raises `SignInRefused` if it has begun none, or too long ago.
+        """
+        try:
+            begun, next_page = self._sign_ins.loads(
+                request.cookies.get(f"{self._cookie}_sign_in", ""), max_age=SIGN_IN_SECONDS
+            )
+            return Begun(*begun), str(next_page)
+        except SignatureExpired as exc:
+            raise SignInRefused("The sign-in took longer than ten minutes: begin again.") from exc
+        except (BadData, ValueError, TypeError) as exc:
+            raise SignInRefused("This sign-in was begun in another window or browser: begin again.") from exc
+
+    def _sign_in_cookie(self, value: str, max_age: int, request: AnyRequest) -> Cookie:
+        return Cookie(
+            f"{self._cookie}_sign_in", CALLBACK, value, max_age=max_age, secure=self.is_secure(request),
+            httponly=True, samesite="lax",
+        )  # fmt: skip
+
+    def base_url(self, request: AnyRequest) -> str:
+        """The address of this API in the browser."""
+        if self._public_url.netloc:
+            return self._public_url.geturl().rstrip("/")
+        return f"{'https' if self.is_secure(request) else 'http'}://{request.headers.get('host', '')}"
 
     def token(self, session: Session) -> str:
         """The value that forms of this session must contain."""
@@ -80,7 +127,7 @@ class Sessions:
             raise CrossOrigin("This form is from an earlier session: open the page again, then repeat the change.")
         return session
 
-    def _is_secure(self, request: AnyRequest) -> bool:
+    def is_secure(self, request: AnyRequest) -> bool:
         """Whether the browser uses HTTPS, maybe up to a proxy. A wrong header affects the browser that sends it."""
         schemes = {request.url.scheme, self._public_url.scheme, request.headers.get("x-forwarded-proto", "").lower()}
         return "https" in schemes

@@ -15,6 +15,7 @@ from api.http.parameters import agent_uuid, deployment_key
 from api.http.responses import InstanceAnswer
 from services.agents.overview import VersionCounts, version_counts
 from services.agents.queries import get_agent, get_deployment
+from services.calls.recent import recent_calls
 from services.events.recent import recent_events
 from services.health.probe_states import probe_states
 from services.registration.inbox import Lifetime, recent_registrations
@@ -40,8 +41,11 @@ async def show_version(agent_id: FromPath[str], version_id: FromPath[str], page:
         announced = await recent_registrations(
             session, replace(Lifetime.of(agent), deployment_id=key), Rows(limit=SHOWN)
         )
+        recent = await recent_calls(session, [uuid])
         return {
             "agent": agent,
+            "hour": recent.of_version(uuid, key),
+            "calls_complete": recent.is_complete,
             "version": Version.of(view, counts.get(key, VersionCounts(0, 0, 0))),
             "deployment": view.deployment,
             "periods": view.production_periods,

@@ -6,8 +6,14 @@ key changes, expires or is revoked.
 
 import hashlib
 import hmac
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import time
+
+from pydantic_core import from_json, to_json
 
 from api.auth.authenticator import is_stored_key
+from api.auth.oidc.grants import Claims, IssuerConfig
 from api.resources import Resources
 from services.api_keys import same_secret
 from services.domain.identity import API_KEY_HOLDER, EVERYBODY, Identity
@@ -16,6 +22,7 @@ from services.identities.keys import digest_of
 from services.settings import Settings
 
 _STORED = "key:"
+_SIGNED_IN = "oidc:"
 
 
 async def prove(resources: Resources, key: str, address: str) -> str | None:
@@ -35,10 +42,33 @@ async def visitor_of(resources: Resources, proof: str | None) -> Identity | None
     settings = resources.settings
     if proof is not None and proof.startswith(_STORED):
         return await resources.callers.keys.identity(bytes.fromhex(proof.removeprefix(_STORED)))
+    if proof is not None and proof.startswith(_SIGNED_IN):
+        return _signed_in(resources, proof.removeprefix(_SIGNED_IN))
     if not settings.keys_required:
         return EVERYBODY
     has_key = bool(settings.api_key.get_secret_value())
     return API_KEY_HOLDER if has_key and proof is not None and same_secret(proof, _proof(settings)) else None
+
+
+def proof_of(config: IssuerConfig, claims: Claims) -> str:
+    """The proof of who has signed in at an issuer: what decides about their grants, until the end of their token.
+
+    Not a secret: the session's cookie is signed.
+    """
+    content = {"iss": config.url, "exp": claims["exp"], "claims": config.granting(claims)}
+    return f"{_SIGNED_IN}{to_json(content).decode()}"
+
+
+def _signed_in(resources: Resources, content: str) -> Identity | None:
+    """The identity by the grants as the file has them now; None after the end of the token."""
+    found = from_json(content)
+    config = resources.sign_ins.config(found["iss"])
+    if config is None or time() >= found["exp"]:
+        return None
+    identity = config.identity(found["claims"])
+    if identity is None:
+        return None
+    return replace(identity, expires_at=datetime.fromtimestamp(found["exp"], UTC))
 
 
 def _proof(settings: Settings) -> str:

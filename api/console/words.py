@@ -41,6 +41,11 @@ def lasting(duration: timedelta | None) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
+def seconds(value: float) -> str:
+    """`40 ms`, `1.3 s`, `90 s`."""
+    return lasting(timedelta(seconds=value)) if value < 1 or value >= 10 else f"{value:.1f} s"  # noqa: PLR2004 - more digits
+
+
 def short(text: str | None, length: int = 24) -> str:
     """The text with its middle left out, if it is longer."""
     if text is None:
@@ -120,6 +125,7 @@ FILTERS = {
     "iso": iso,
     "ago": ago,
     "lasting": lasting,
+    "seconds": seconds,
     "short": short,
     "image_tag": image_tag,
     "link": link,

@@ -78,6 +78,7 @@ class Forward:
         headers, span = request_headers(scope["headers"])
         record = CallRecord(
             metrics=self._gateway.metrics,
+            counts=self._gateway.call_counts,
             kind=kind_of(self._key),
             method=scope["method"],
             request_id=headers[REQUEST_ID_HEADER],
@@ -99,7 +100,7 @@ class Forward:
         with self._gateway.request_buffer.body() as buffered:
             try:
                 check_headers(scope)
-                buffered.content = await self._read(scope, receive, buffered)
+                buffered.content = await self._read(scope, receive, buffered, record)
             except (MessageTooLarge, RequestBufferFull) as exc:
                 await self._learn_style(scope["path"])
                 await self._refuse(exc, b"", record, scope, send)
@@ -108,7 +109,7 @@ class Forward:
             else:
                 await _cancel_on_disconnect(self._forward(scope, send, headers, buffered, record), receive)
 
-    async def _read(self, scope: HTTPScope, receive: Receive, buffered: BufferedBody) -> bytes:
+    async def _read(self, scope: HTTPScope, receive: Receive, buffered: BufferedBody, record: CallRecord) -> bytes:
         """The body. A large one is refused before it is read if its call would be refused now."""
         settings = self._gateway.settings
         checked = False
@@ -118,7 +119,7 @@ class Forward:
             buffered.reserve(size)
             if size > SMALL_BYTES and not checked:
                 checked = True
-                route = await self._gateway.routes.find(self._key, self._admit)
+                route = record.route = await self._gateway.routes.find(self._key, self._admit)
                 self._gateway.error_styles.learn(scope["path"], route.error_style)
                 self._gateway.balancer.check(route)
 
@@ -266,12 +267,12 @@ class Forward:
 
     async def _refuse(self, error: PodiumError, body: bytes, record: CallRecord, scope: HTTPScope, send: Send) -> None:
         """Answer with a JSON-RPC error object that carries the id of the call."""
-        record.outcome = error.reason
-        record.status = self._gateway.error_styles.status_of(error, scope["method"], scope["path"])
+        status = self._gateway.error_styles.status_of(error, scope["method"], scope["path"])
+        record.refused(error, status)
         headers = refusal_headers(error)
         if record.request_id.isascii():
             headers[REQUEST_ID_HEADER] = record.request_id
-        response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
+        response = error_response(error, call_id=request_id(body), headers=headers, status=status)
         await response.to_asgi_response(app=None, request=Request(scope))(scope, _receive_nothing, send)
 
 

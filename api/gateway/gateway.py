@@ -15,6 +15,7 @@ from api.gateway.request_buffer import RequestBuffer
 from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
+from services.calls.counts import CallCounts, open_call_counts
 from services.domain.state import ConversationKeys
 from services.errors import MessageTooLarge, PodiumError, Unavailable
 from services.health.answered_calls import AnsweredCalls, open_answered_calls
@@ -83,6 +84,7 @@ class Gateway:
     request_buffer: RequestBuffer
     answered_calls: AnsweredCalls
     active_conversations: ActiveConversations
+    call_counts: CallCounts
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
     opted_in: OptedIn = field(default_factory=OptedIn)
     call_limits: CallLimits = field(default_factory=CallLimits)
@@ -100,6 +102,7 @@ async def open_gateway(
         RouteResolver(settings, application_name=application_name) as routes,
         open_answered_calls(sessions) as answered_calls,
         open_active_conversations(sessions) as active_conversations,
+        open_call_counts(sessions, settings.call_counts_retention) as call_counts,
     ):
         yield Gateway(
             settings=settings,
@@ -110,4 +113,5 @@ async def open_gateway(
             request_buffer=RequestBuffer(settings),
             answered_calls=answered_calls,
             active_conversations=active_conversations,
+            call_counts=call_counts,
         )

@@ -10,6 +10,8 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from api.gateway.circuit_breaker import CircuitBreakers
+from services.calls.counts import CallCounts
+from services.errors import CannotServe, PodiumError
 from services.routing.routes import Route, RouteKey
 
 Kind = Literal["agent", "name", "deployment"]
@@ -21,6 +23,9 @@ ANSWERED = "answered"
 LEFT = "caller-left"
 BROKEN = "broken"
 DEFECT = "defect"
+
+# HTTP statuses from here on say that the server has failed.
+SERVER_ERRORS = 500
 
 # Agents take seconds; the gateway adds far less than a millisecond.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -80,6 +85,7 @@ class CallRecord:
     """The record of one call, filled in while the call proceeds."""
 
     metrics: RpcMetrics
+    counts: CallCounts
     kind: Kind
     method: str
     request_id: str
@@ -95,6 +101,7 @@ class CallRecord:
     first_byte_seconds: float | None = None
     request_bytes: int = 0
     response_bytes: int = 0
+    refusal: PodiumError | None = None
 
     def answer_began(self, status: int) -> None:
         """Record that the headers of the agent's answer have arrived."""
@@ -102,15 +109,39 @@ class CallRecord:
         self.first_byte_seconds = perf_counter() - self.began
         self.metrics.first_byte.labels(self.kind).observe(self.first_byte_seconds)
 
+    def refused(self, error: PodiumError, status: int) -> None:
+        """Record that the gateway answers itself, with this HTTP status."""
+        self.refusal, self.outcome, self.status = error, error.reason, status
+
     def end(self) -> None:
         """Count the call and write its log line."""
         metrics = self.metrics
+        self._count()
         metrics.calls.labels(self.kind, self.outcome).inc()
         metrics.to_agents.inc(self.request_bytes)
         metrics.from_agents.inc(self.response_bytes)
         level = logging.WARNING if self.outcome == BROKEN else logging.INFO
         if log.is_enabled_for(level):
             log.log(level, **_LOG_LINES.get(self.outcome, _REFUSED), **self._fields())
+
+    def _count(self) -> None:
+        """Count the call for its agent. If it was refused before its agent was known, it is in the metrics only."""
+        if self.route is not None:
+            agent_id, deployment_id = self.route.agent_id, self.route.deployment_id
+        elif isinstance(self.refusal, CannotServe) and self.refusal.agent_id is not None:
+            agent_id, deployment_id = self.refusal.agent_id, self.refusal.deployment_id
+        else:
+            return
+        refused = self.refusal is not None and self.refusal.status >= SERVER_ERRORS
+        answered = self.first_byte_seconds is not None
+        failed = self.outcome == BROKEN or (answered and self.status is not None and self.status >= SERVER_ERRORS)
+        self.counts.record(
+            agent_id,
+            deployment_id,
+            agent_failed=failed and not refused,
+            gateway_failed=refused or self.outcome == DEFECT,
+            answer_seconds=self.first_byte_seconds,
+        )
 
     def _fields(self) -> dict[str, object]:
         route = self.route

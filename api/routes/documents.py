@@ -28,6 +28,7 @@ from api.http.responses import (
     RpcErrorAnswer,
 )
 from api.routes.audit import AuditAnswer
+from api.routes.calls import CallsAnswer, CountAnswer, MinuteAnswer, VersionCallsAnswer
 from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
 from api.routes.registrations import RegistrationAnswer
@@ -47,10 +48,13 @@ REQUESTS = (
 ANSWERS = (
     AgentAnswer,
     AuditAnswer,
+    CallsAnswer,
+    CountAnswer,
     DeletedAnswer,
     DeploymentAnswer,
     IssuedKeyAnswer,
     KeyAnswer,
+    MinuteAnswer,
     ParkedAnswer,
     ParkedMessageAnswer,
     Problem,
@@ -58,6 +62,7 @@ ANSWERS = (
     Readiness,
     RegisteredAgentAnswer,
     RegistrationAnswer,
+    VersionCallsAnswer,
     RetriedAnswer,
     RpcErrorAnswer,
 )

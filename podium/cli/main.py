@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from podium.cli.agents import agents
 from podium.cli.audit import audit
 from podium.cli.broker_policy import broker_policy
+from podium.cli.calls import calls
 from podium.cli.console import open_console
 from podium.cli.database_roles import database_roles
 from podium.cli.deployments import deployments
@@ -50,6 +51,7 @@ ORDER = [
     "rollback",
     "drain",
     "history",
+    "calls",
     "events",
     "registrations",
     "parked",
@@ -212,6 +214,7 @@ for operator_command in (
     rollback,
     drain,
     history,
+    calls,
     events,
     rpc,
     register,

@@ -37,14 +37,26 @@ async def record(
 
 
 async def list_audit(
-    session: AsyncSession, identity: Identity, *, limit: int, before: int | None = None, agent_name: str | None = None
+    session: AsyncSession,
+    identity: Identity,
+    *,
+    limit: int,
+    before: int | None = None,
+    agent_name: str | None = None,
+    actor: str | None = None,
+    action: str | None = None,
 ) -> Sequence[AuditEntry]:
-    """The newest entries that the identity sees, newest first: before an entry's id, of one agent name, or all."""
+    """The newest entries that the identity sees, newest first: before an id, and of one agent, actor or action."""
     query = (
         select(AuditEntry).where(visible(AuditEntry.agent_name, identity)).order_by(AuditEntry.id.desc()).limit(limit)
     )
     if before is not None:
         query = query.where(AuditEntry.id < before)
-    if agent_name is not None:
-        query = query.where(AuditEntry.agent_name == agent_name)
+    for column, wanted in (
+        (AuditEntry.agent_name, agent_name),
+        (AuditEntry.actor, actor),
+        (AuditEntry.action, action),
+    ):
+        if wanted is not None:
+            query = query.where(column == wanted)
     return (await session.scalars(query)).all()

@@ -84,6 +84,14 @@ async def list_keys(session: AsyncSession, *, limit: int, offset: int = 0, revok
     return (await session.scalars(query if revoked else query.where(Key.revoked_at.is_(None)))).all()
 
 
+async def get_key(session: AsyncSession, key_id: UUID, *, lock: bool = False) -> Key:
+    """The key, revoked or not; with `lock`, nobody else changes it until the end. Raises `KeyNotFound`."""
+    key = await session.get(Key, key_id, with_for_update=True if lock else None)
+    if key is None:
+        raise KeyNotFound
+    return key
+
+
 async def rotate_key(session: AsyncSession, key_id: UUID, caller: Caller, *, overlap: timedelta) -> IssuedKey:
     """Give the key a new secret; the one before stays valid for `overlap`. Raises `KeyNotFound`.
 
@@ -106,9 +114,7 @@ async def revoke_key(session: AsyncSession, key_id: UUID, caller: Caller) -> Key
 
     Raises `KeyNotFound`.
     """
-    key = await session.get(Key, key_id, with_for_update=True)
-    if key is None:
-        raise KeyNotFound
+    key = await get_key(session, key_id, lock=True)
     if key.revoked_at is None:
         key.revoked_at = (await session.execute(select(func.clock_timestamp()))).scalar_one()
         await session.flush()
@@ -117,8 +123,8 @@ async def revoke_key(session: AsyncSession, key_id: UUID, caller: Caller) -> Key
 
 
 async def _locked(session: AsyncSession, key_id: UUID) -> Key:
-    key = await session.get(Key, key_id, with_for_update=True)
-    if key is None or key.revoked_at is not None:
+    key = await get_key(session, key_id, lock=True)
+    if key.revoked_at is not None:
         raise KeyNotFound
     return key
 

@@ -16,6 +16,8 @@ from services.storage.models import Promotion
 
 # Shown per deployment. The ledger has all periods.
 PERIODS_SHOWN = 10
+# Later than every generation: the largest number of its column.
+NO_GENERATION = 2**63 - 1
 
 # A column for queries of `deployments`: one index lookup per row returned, and none for a row that never served.
 # The order of `next` lets the planner choose the one index that has it, even on an empty table.
@@ -42,7 +44,7 @@ PERIODS = literal_column(PERIODS_SQL, JSONB).label("periods")
 _Own = aliased(
     Promotion,
     select(Promotion)
-    .where(Promotion.agent_id == bindparam("agent_id"))
+    .where(Promotion.agent_id == bindparam("agent_id"), Promotion.generation < bindparam("before"))
     .order_by(Promotion.generation.desc())
     .limit(bindparam("limit"))
     .offset(bindparam("offset"))
@@ -92,9 +94,12 @@ class Change:
         return None if self.until is None else self.until - self.promotion.at
 
 
-async def history(session: AsyncSession, agent_id: UUID, *, limit: int, offset: int = 0) -> list[Change]:
-    """A page of the agent's ledger, newest first."""
-    rows = await session.execute(_HISTORY, {"agent_id": agent_id, "limit": limit, "offset": offset})
+async def history(
+    session: AsyncSession, agent_id: UUID, *, limit: int, offset: int = 0, before: int | None = None
+) -> list[Change]:
+    """A page of the agent's ledger, newest first; with `before`, only earlier generations than this one."""
+    parameters = {"agent_id": agent_id, "limit": limit, "offset": offset, "before": before or NO_GENERATION}
+    rows = await session.execute(_HISTORY, parameters)
     return [Change(promotion, until) for promotion, until in rows]
 
 

@@ -10,6 +10,7 @@ from enum import IntEnum
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.calls.counts import remove_old
 from services.events.log import remove_published
 from services.registration.inbox import remove_decided
 from services.registration.parked import remove_parked
@@ -38,6 +39,7 @@ class RetentionTask(IntEnum):
     UNSEEN_SESSIONS = 6
     FAILED_INSTANCES = 7
     DEPARTED_INSTANCES = 8
+    CALL_COUNTS = 9
 
 
 NOTHING = TaskStep(0, None)
@@ -54,6 +56,7 @@ def retention_of(task: RetentionTask, settings: Settings) -> timedelta | None:
         RetentionTask.UNSEEN_SESSIONS: settings.conversation_idle,
         RetentionTask.FAILED_INSTANCES: settings.instance_retention,
         RetentionTask.DEPARTED_INSTANCES: settings.inbox_retention,
+        RetentionTask.CALL_COUNTS: settings.call_counts_retention,
     }[task]
 
 
@@ -98,4 +101,5 @@ _REMOVALS: dict[RetentionTask, Callable[[AsyncSession, datetime, int], Awaitable
     RetentionTask.UNSEEN_SESSIONS: remove_unseen,
     RetentionTask.FAILED_INSTANCES: remove_failed_instances,
     RetentionTask.DEPARTED_INSTANCES: forget_departed,
+    RetentionTask.CALL_COUNTS: remove_old,
 }

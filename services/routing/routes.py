@@ -230,7 +230,7 @@ def route_of(key: RouteKey, row: Row | None) -> Route:
     if row["legacy_acp_url"] is None:
         raise NothingServes(
             f"Nothing serves agent {row['agent_name']} yet: register a pod of it, or promote one of its deployments."
-        )
+        ).of(row["agent_id"])
     return Route(
         row["agent_id"],
         row["generation"],
@@ -256,9 +256,10 @@ def _check_preview(row: Row) -> None:
 def _of_deployment(row: Row) -> Route:
     if row["status"] != "Ready":
         because = f": {row['status_reason']}" if row["status_reason"] else ""
-        raise DeploymentUnavailable(
+        unavailable = DeploymentUnavailable(
             f"Deployment {row['deployment_id']} of agent {row['agent_name']} is {row['status']}{because}."
-        ).in_style(row["error_style"])
+        )
+        raise unavailable.of(row["agent_id"], row["deployment_id"]).in_style(row["error_style"])
     return Route(
         row["agent_id"],
         row["generation"],

@@ -1,5 +1,6 @@
 """The console in a real browser, on a real API, a real worker and real servers."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 import aio_pika
 import aiohttp
+import pytest
 import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Error as BrowserError
 
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.settings import Settings
+from tests.integration.api.issuers import running_issuer
 from tests.integration.api.pods import Pod, running_pod
 from tests.support.browser import Opened, chromium, opened
 from tests.support.factories import a_body
@@ -178,6 +182,91 @@ async def serves(console: str) -> str:
         return str((await response.json())["production_deployment_id"])
 
 
+async def test_the_story_of_a_key(console: str, browser: Browser) -> None:
+    """G105: made, its secret shown once and not when the browser comes back; rotated, revoked, and found in the log."""
+    async with opened(browser, console) as window:
+        page = window.page
+        await window.go("/console/keys")
+        await page.get_by_role("link", name="Make the first key").click()
+        await page.get_by_label("Name", exact=False).first.fill("ci-deploy")
+        await page.get_by_label("promote", exact=False).check()
+        await page.get_by_label("Names of agents").fill("support-bot, team-*")
+        await page.get_by_label("Owner").fill("team <payments>")
+        await page.get_by_role("button", name="Make the key").click()
+        secret = await page.locator("#secret").inner_text()
+        assert secret.startswith("podium_")
+        await page.locator("#done").click()
+        await expect(page.get_by_text("support-bot, team-*")).to_be_visible()
+        # The browser has not kept the answer of the form.
+        with pytest.raises(BrowserError, match="ERR_CACHE_MISS"):
+            await page.go_back()
+        assert secret not in await page.content()
+        await window.go("/console/keys")
+        await page.locator("#rotate-ci-deploy").click()
+        await page.get_by_role("button", name="Rotate").click()
+        await expect(page.locator("#secret")).to_contain_text("podium_")
+        await page.locator("#done").click()
+        await page.locator("#revoke-ci-deploy").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("gets 401 from the next one on")).to_be_visible()
+        await page.get_by_role("button", name="Revoke").click()
+        await expect(page.get_by_text("No key that is valid")).to_be_visible()
+        await page.get_by_role("link", name="Audit").click()
+        await page.get_by_label("What").select_option("key.rotated")
+        await page.get_by_role("button", name="Filter").click()
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        await expect(page.locator("tbody tr")).to_contain_text("ci-deploy")
+
+
+async def test_the_story_of_a_person_s_sign_in(
+    settings: Settings, broker: aio_pika.abc.AbstractConnection, tmp_path: Path, browser: Browser
+) -> None:
+    """G106: at an issuer on another site, back to the page that was wanted, with the grants of the file; and out."""
+    assert broker
+    async with running_issuer("localhost") as issuer:
+        issuer.who = {"groups": ["operators"], "email": "alice@example.com", "email_verified": True}
+        grants = tmp_path / "grants.toml"
+        grants.write_text(
+            f'[[issuer]]\nurl = "{issuer.url}"\naudience = "podium"\nconsole_client_id = "the-console"\n'
+            'console_name = "Example SSO"\n[[issuer.grant]]\nclaims = { groups = "operators" }\nscopes = ["admin"]\n'
+        )
+        async with (
+            api_process(settings, tmp_path, PODIUM_OIDC_FILE=str(grants)) as url,
+            opened(browser, url, also=issuer.url) as window,
+        ):
+            page = window.page
+            await window.go("/console/audit")
+            await expect(page.get_by_label("Key", exact=True)).to_be_visible()
+            await page.get_by_role("link", name="Sign in with Example SSO").click()
+            await page.get_by_role("link", name="Deny").click()
+            await expect(page.locator("#error")).to_contain_text("did not sign you in (access denied)")
+            await page.get_by_role("link", name="Back to the sign-in").click()
+            await page.get_by_role("link", name="Sign in with Example SSO").click()
+            await page.get_by_role("link", name="Allow").click()
+            await expect(page).to_have_url(f"{url}/console/audit")
+            await expect(page.locator(".who")).to_contain_text("oidc:alice@example.com")
+            # A link on a page of another site.
+            await page.goto(f"{issuer.url}/link?to={url}/console/keys")
+            await page.get_by_role("link", name="Link").click()
+            await expect(page.get_by_role("heading", name="API keys")).to_be_visible()
+            await page.get_by_role("button", name="Sign out").click()
+            await expect(page).to_have_url(f"{url}/console/sign-in")
+            await window.go("/console/keys")
+            await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+async def hostile_key(console: str) -> str:
+    """A key whose owner is an attack, made on behalf of one, and a change of it for a reason that is one."""
+    async with aiohttp.ClientSession() as client:
+        for number, words in enumerate(HOSTILE):
+            body = {"name": f"key-{number}", "scopes": ["read"], "owner": words}
+            headers = {"x-podium-on-behalf-of": words} if words.isprintable() else {}
+            async with client.post(f"{console}/keys", json=body, headers=headers) as response:
+                assert response.status == 200, await response.text()
+                made: dict[str, Any] = await response.json()
+    return str(made["id"])
+
+
 async def hostile_agent(console: str, settings: Settings, pod: Pod) -> dict[str, Any]:
     """An agent all of whose words are attacks, and a parked message that is one."""
     for number, words in enumerate(HOSTILE):
@@ -193,7 +282,7 @@ async def hostile_agent(console: str, settings: Settings, pod: Pod) -> dict[str,
     return agent
 
 
-async def paths_of(console: str, agent: dict[str, Any]) -> list[str]:
+async def paths_of(console: str, agent: dict[str, Any], key_id: str) -> list[str]:
     """Every page of the console."""
     async with aiohttp.ClientSession() as client, client.get(f"{console}/parked") as response:
         parked = [each["id"] for each in await response.json()]
@@ -213,18 +302,36 @@ async def paths_of(console: str, agent: dict[str, Any]) -> list[str]:
         "/console/parked",
         *(f"/console/parked/{each}" for each in parked[:3]),
         "/console/system",
+        "/console/keys",
+        "/console/keys/new",
+        f"/console/keys/{key_id}/rotate",
+        f"/console/keys/{key_id}/revoke",
+        "/console/audit",
+        "/console/audit?action=agent.deleted",
         "/console/none",
     ]
 
 
+@pytest.mark.timeout(300)
 async def test_no_words_of_an_agent_run(console: str, settings: Settings, pod: Pod, browser: Browser) -> None:
     """G85: in every field, on every page, in light and dark: no script, only http(s) links, no axe violation."""
     agent = await hostile_agent(console, settings, pod)
-    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    key_id = await hostile_key(console)
+    await fail_calls(console)
+    phone: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
     async with opened(browser, console) as window, opened(browser, console, **phone) as small:
-        for path in await paths_of(console, agent):
-            await examine(window, path)
-            await examine(small, path)
+        for path in await paths_of(console, agent, key_id):
+            await asyncio.gather(examine(window, path), examine(small, path))
+
+
+async def fail_calls(console: str) -> None:
+    """Two calls, one of which fails, so that pages show counts."""
+    async with aiohttp.ClientSession() as client:
+        for version in ("v0", "v1"):
+            async with client.get(f"{console}/agents/name/bot") as response:
+                agent = (await response.json())["id"]
+            async with client.post(f"{console}/agents/{agent}/deployments/{version}/rpc", json={"id": 1}) as response:
+                await response.read()
 
 
 async def examine(window: Opened, path: str) -> None:

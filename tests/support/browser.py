@@ -44,8 +44,8 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, url: str, **options: Any) -> AsyncIterator[Opened]:
-    """A new window. At the end, nothing must have gone wrong on it."""
+async def opened(browser: Browser, url: str, *, also: str = "", **options: Any) -> AsyncIterator[Opened]:
+    """A new window. At the end, nothing must have gone wrong on it, and it has asked only this URL, and `also`."""
     context = await browser.new_context(**options)
     found = Opened(await context.new_page(), url)
     found.page.on("pageerror", lambda error: found.wrong.append(f"error: {error}"))
@@ -58,8 +58,12 @@ async def opened(browser: Browser, url: str, **options: Any) -> AsyncIterator[Op
 
     found.page.on("console", lambda message: said(message.type, message.text))
 
+    known = {urlsplit(each).netloc for each in (url, also)}
+
     def requested(target: str) -> None:
-        if urlsplit(target).netloc != urlsplit(url).netloc and not target.startswith("data:"):
+        if urlsplit(target).netloc not in {urlsplit(url).netloc, urlsplit(also).netloc} and not target.startswith(
+            "data:"
+        ):
             found.wrong.append(f"request: {target}")
 
     context.on("request", lambda request: requested(request.url))

@@ -92,13 +92,43 @@ class IssuerConfig(BaseModel):
     """The certificate authority of the issuer, if the system does not trust it."""
     token_file: Path | None = None
     """A bearer token to send when asking for the keys; it is read each time."""
+    console_client_id: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The client id of the console: with it, people can sign in to the console at this issuer."""
+    console_client_secret_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The environment variable with the secret of a confidential client; None: a public client."""
+    console_scopes: Annotated[list[str], Field(min_length=1)] = ["openid", "email"]
+    console_name: Annotated[str, StringConstraints(min_length=1, max_length=60)] | None = None
+    """What people call the issuer; by default its host."""
     grant: Annotated[list[Grant], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
-        if self.keys_url is None:
+        if self.keys_url is None or self.console_client_id is not None:
             _secure(self.url)
+        if self.console_client_secret_env is not None and self.console_client_id is None:
+            raise ValueError("console_client_secret_env: it needs console_client_id")
+        if "openid" not in self.console_scopes:
+            raise ValueError("console_scopes: 'openid' must be one of them")
         return self
+
+    @property
+    def name(self) -> str:
+        """What people call the issuer."""
+        return self.console_name or urlsplit(self.url).hostname or self.url
+
+    def granting(self, claims: Claims) -> dict[str, Any]:
+        """Those of the claims that decide about grants and the name, and of lists only what a grant asks for."""
+        actors = [grant.actor for grant in self.grant if grant.actor is not None]
+        named = {name for actor in actors for _, name, _, _ in Formatter().parse(actor) if name}
+        plain = {name: claims.get(name) for name in ("sub", "email", "email_verified", *named)}
+        kept: dict[str, Any] = {name: value for name, value in plain.items() if isinstance(value, str | int)}
+        for name, wanted in (pair for grant in self.grant for pair in grant.claims.items()):
+            found = claims.get(name)
+            if isinstance(found, list):
+                kept[name] = [*kept.get(name, []), *(each for each in found if _matches(wanted, each))]
+            elif found is not None:
+                kept[name] = found
+        return kept
 
     def identity(self, claims: Claims) -> Identity | None:
         """The identity of a verified token; None if no grant matches it."""

@@ -1,27 +1,22 @@
 """The public keys of an issuer: fetched when first needed, kept, and fetched again when a token names an unknown one.
 
-https://openid.net/specs/openid-connect-discovery-1_0.html, https://www.rfc-editor.org/rfc/rfc7517
+https://www.rfc-editor.org/rfc/rfc7517
 """
 
 import asyncio
-import ssl
 from time import monotonic
 from typing import Any
 
-import aiohttp
 import structlog
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
-from pydantic_core import from_json
 
 from api.auth.oidc.grants import IssuerConfig
+from api.auth.oidc.issuer_documents import FAILURES, discovery, document, endpoint, session_with
 from services.errors import Unavailable
 
 PublicKey = RSAKey | ECKey | OKPKey
 
-DISCOVERY_PATH = "/.well-known/openid-configuration"
-FETCH_SECONDS = 5.0
-DOCUMENT_MAX_BYTES = 1024 * 1024
 # Keys that are older are fetched again; if that fails, they are used until they are as old as the second time.
 FRESH_SECONDS, USABLE_SECONDS = 3600.0, 86_400.0
 # A token with an unknown key, which anybody can make, has the issuer asked at most this often.
@@ -67,7 +62,7 @@ class IssuerKeys:
             self._tried_at = monotonic()
             try:
                 self._keys = await self._fetched()
-            except (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError) as error:
+            except FAILURES as error:
                 log.warning(
                     "The keys of an issuer could not be fetched.",
                     action="oidc.keys_away",
@@ -79,44 +74,22 @@ class IssuerKeys:
 
     async def _fetched(self) -> dict[str | None, list[PublicKey]]:
         config = self._config
-        context = ssl.create_default_context(cafile=config.ca_file)
-        headers = {"accept": "application/json"}
+        headers = {}
         if config.token_file is not None:
             headers["authorization"] = f"Bearer {config.token_file.read_text().strip()}"
-        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
-        connector = aiohttp.TCPConnector(ssl=context)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+        async with session_with(config) as session:
             url = config.keys_url
             if url is None:
-                found = await _document(session, config.url.rstrip("/") + DISCOVERY_PATH)
-                if found["issuer"] != config.url:
-                    raise ValueError(f"its discovery document is of the issuer {str(found['issuer'])[:100]!r}")
-                url = str(found["jwks_uri"])
-                if not url.startswith(("https://", config.url)):
-                    raise ValueError("its discovery document names keys without TLS")
+                url = endpoint(await discovery(session, config, **headers), "jwks_uri", config)
             keys: dict[str | None, list[PublicKey]] = {}
-            for each in (await _document(session, url))["keys"]:
+            response = await session.get(url, allow_redirects=False, headers=headers)
+            for each in (await document(response))["keys"]:
                 key = _public_key(each)
                 if key is not None:
                     keys.setdefault(key.kid, []).append(key)
             if not keys:
                 raise ValueError("it publishes no key that can be used")
             return keys
-
-
-async def _document(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    async with session.get(url, allow_redirects=False) as response:
-        if response.status != 200:  # noqa: PLR2004 - the HTTP status OK
-            raise ValueError(f"{url} answers HTTP {response.status}")
-        content = await response.content.read(DOCUMENT_MAX_BYTES + 1)
-        while not response.content.at_eof() and len(content) <= DOCUMENT_MAX_BYTES:
-            content += await response.content.read(DOCUMENT_MAX_BYTES + 1 - len(content))
-    if len(content) > DOCUMENT_MAX_BYTES:
-        raise ValueError(f"{url} answers more than {DOCUMENT_MAX_BYTES} bytes")
-    found = from_json(content)
-    if not isinstance(found, dict):
-        raise TypeError(f"{url} answers no JSON object")
-    return found
 
 
 def _public_key(published: Any) -> PublicKey | None:  # noqa: ANN401 - from JSON

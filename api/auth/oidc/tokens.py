@@ -41,6 +41,23 @@ class Tokens:
         self._issuers = {config.url: (config, IssuerKeys(config)) for config in issuers}
         self._accepted: dict[bytes, tuple[Identity, float]] = {}
 
+    @property
+    def configs(self) -> list[IssuerConfig]:
+        """The issuers in the file."""
+        return [config for config, _ in self._issuers.values()]
+
+    async def claims(self, token: str, config: IssuerConfig, *, audience: str) -> Claims:
+        """The claims of a valid token of this issuer, for this audience.
+
+        Raises `JoseError`, `ValueError` and the like for any other, and `IssuerUnavailable` without keys.
+        """
+        if _issuer_of(token) != config.url:
+            raise ValueError("it is no token of this issuer")
+        _, keys = self._issuers[config.url]
+        key_id = _json(token.split(".", maxsplit=1)[0]).get("kid")
+        candidates = await keys.find(key_id if isinstance(key_id, str) else None)
+        return _verified(token, candidates, config, audience)
+
     def recognizes(self, credential: str) -> bool:
         """Whether this is a token that names one of the issuers, valid or not."""
         return _issuer_of(credential) in self._issuers
@@ -52,12 +69,9 @@ class Tokens:
 
     async def identity(self, token: str) -> Identity | None:
         """The identity of a valid token; None if it is not valid. Raises `NoGrant`, and `Unavailable` without keys."""
-        config, keys = self._issuers[_issuer_of(token)]
+        config, _ = self._issuers[_issuer_of(token)]
         try:
-            header = _json(token.split(".", maxsplit=1)[0])
-            key_id = header.get("kid")
-            candidates = await keys.find(key_id if isinstance(key_id, str) else None)
-            claims = _verified(token, candidates, config)
+            claims = await self.claims(token, config, audience=config.audience)
         except (JoseError, ValueError, TypeError, KeyError) as error:
             log.info("A token was refused.", action="oidc.refused", issuer=config.url, cause=_cause(error))
             return None
@@ -76,7 +90,7 @@ def _digest(token: str) -> bytes:
     return sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def _verified(token: str, keys: Sequence[PublicKey], config: IssuerConfig) -> Claims:
+def _verified(token: str, keys: Sequence[PublicKey], config: IssuerConfig, audience: str) -> Claims:
     """The claims of a token that one of the keys has signed. Raises `JoseError` or `ValueError`."""
     failure: Exception = ValueError("none of the issuer's keys has the key id of the token")
     for key in keys:
@@ -88,7 +102,7 @@ def _verified(token: str, keys: Sequence[PublicKey], config: IssuerConfig) -> Cl
         registry = JWTClaimsRegistry(
             leeway=int(config.clock_skew_seconds),
             iss={"essential": True, "value": config.url},
-            aud={"essential": True, "value": config.audience},
+            aud={"essential": True, "value": audience},
             exp={"essential": True},
             sub={"essential": True},
         )

@@ -1,5 +1,5 @@
 "use strict";
-// Times that pass, the state of the connection, the search key, and the stream of a call. Everything else is HTML.
+// Times that pass, the state of the connection, the search key, copying, and the stream of a call. Everything else is HTML.
 (() => {
   const steps = [[60, 1, "s"], [3600, 60, "min"], [86400, 3600, "h"], [Infinity, 86400, "d"]];
 
@@ -39,6 +39,22 @@
       search.select();
     }
   });
+
+  // What is shown once is not there when the browser keeps the page and comes back to it.
+  addEventListener("pagehide", () => document.querySelectorAll("[data-once]").forEach((each) => each.replaceChildren()));
+  const copy = document.querySelector("[data-copy]");
+  if (copy && navigator.clipboard) {
+    copy.hidden = false;
+    copy.addEventListener("click", async () => {
+      const said = document.getElementById("copied");
+      try {
+        await navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
+        said.textContent = "Copied.";
+      } catch {
+        said.textContent = "The browser does not allow that: select it, and copy it yourself.";
+      }
+    });
+  }
 
   const form = document.getElementById("call");
   if (!form) return;

@@ -1,6 +1,7 @@
 """The tables. Named constraints refuse bad states; `services.errors` translates their names to domain errors."""
 
 from services.storage.models.base import Base
+from services.storage.models.call_counts import CallCount
 from services.storage.models.conversations import Conversation
 from services.storage.models.deployments import Agent, Deployment, Promotion
 from services.storage.models.identities import AuditEntry, Key, KeysVersion
@@ -13,6 +14,7 @@ __all__ = [
     "Agent",
     "AuditEntry",
     "Base",
+    "CallCount",
     "Conversation",
     "DepartedInstance",
     "Deployment",

@@ -85,6 +85,8 @@ class AuditEntry(Base):
     __table_args__ = (
         CheckConstraint("action ~ '^[a-z]+([.-][a-z]+)*$'", name="action_valid"),
         Index("audit_agent_name_id_idx", "agent_name", "id"),
+        Index("audit_actor_id_idx", "actor", "id"),
+        Index("audit_action_id_idx", "action", "id"),
     )
 
 

@@ -1,13 +1,17 @@
 """OpenID Connect issuers of this machine: they publish keys and sign tokens."""
 
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
+from secrets import token_urlsafe
 from time import time
 from typing import Any
+from urllib.parse import quote, quote_plus
 
-from aiohttp import web
+from aiohttp import encode_basic_auth, web
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
@@ -25,6 +29,14 @@ class Issuer:
     """Further keys, as they are published."""
     fetches: int = 0
     away: bool = False
+    client_id: str = "the-console"
+    client_secret: str | None = None
+    who: dict[str, Any] = field(default_factory=dict)
+    """The claims of who signs in."""
+    tampered: dict[str, Any] = field(default_factory=dict)
+    """Claims of ID tokens that are not as they should be."""
+    codes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What each code that was not used yet was asked for with."""
 
     def token(
         self, *, key: SigningKey | OctKey | None = None, header: dict[str, Any] | None = None, **claims: Any
@@ -58,14 +70,21 @@ def _rsa_key() -> RSAKey:
 
 
 @asynccontextmanager
-async def running_issuer() -> AsyncIterator[Issuer]:
-    """An issuer with one RSA key."""
+async def running_issuer(host: str = "127.0.0.1") -> AsyncIterator[Issuer]:
+    """An issuer with one RSA key, known under this name of this machine."""
     issuer = Issuer(keys=[_rsa_key()])
 
     async def discovery(_: web.Request) -> web.Response:
         if issuer.away:
             return web.Response(status=503)
-        return web.json_response({"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"})
+        return web.json_response(
+            {
+                "issuer": issuer.url,
+                "jwks_uri": f"{issuer.url}/keys",
+                "authorization_endpoint": f"{issuer.url}/authorize",
+                "token_endpoint": f"{issuer.url}/token",
+            }
+        )
 
     async def keys(_: web.Request) -> web.Response:
         issuer.fetches += 1
@@ -74,14 +93,56 @@ async def running_issuer() -> AsyncIterator[Issuer]:
         published = [key.as_dict(private=False) for key in issuer.keys]
         return web.json_response({"keys": [*issuer.published, *published]})
 
+    async def authorize(request: web.Request) -> web.Response:
+        """A page on which a person agrees, or does not."""
+        asked = dict(request.query)
+        assert asked["response_type"] == "code"
+        assert asked["client_id"] == issuer.client_id
+        assert asked["code_challenge_method"] == "S256"
+        code = token_urlsafe()
+        issuer.codes[code] = asked
+        back, state = asked["redirect_uri"], quote(asked["state"])
+        allowed = f"code={code}&state={state}&iss={quote(issuer.url)}"
+        body = (
+            f'<title>Issuer</title><a id="allow" href="{back}?{allowed}">Allow</a>'
+            f'<a id="deny" href="{back}?error=access_denied&state={state}">Deny</a>'
+        )
+        return web.Response(text=body, content_type="text/html")
+
+    async def link(request: web.Request) -> web.Response:
+        return web.Response(
+            text=f'<title>Link</title><a href="{request.query["to"]}">Link</a>', content_type="text/html"
+        )
+
+    async def tokens(request: web.Request) -> web.Response:
+        form = {name: str(value) for name, value in (await request.post()).items()}
+        asked = issuer.codes.pop(form["code"], None)
+        challenge = urlsafe_b64encode(sha256(form["code_verifier"].encode()).digest()).decode().rstrip("=")
+        secret = issuer.client_secret
+        proof = None if secret is None else encode_basic_auth(issuer.client_id, quote_plus(secret))
+        proven = request.headers.get("authorization") == proof
+        if (
+            asked is None
+            or not proven
+            or asked["code_challenge"] != challenge
+            or asked["redirect_uri"] != form["redirect_uri"]
+            or form["client_id"] != issuer.client_id
+        ):
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        claims = {"aud": issuer.client_id, "nonce": asked["nonce"], **issuer.who, **issuer.tampered}
+        return web.json_response({"id_token": issuer.token(**claims), "token_type": "Bearer"})
+
     app = web.Application()
+    app.router.add_get("/authorize", authorize)
+    app.router.add_get("/link", link)
+    app.router.add_post("/token", tokens)
     app.router.add_get("/.well-known/openid-configuration", discovery)
     app.router.add_get("/keys", keys)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    host, port = runner.addresses[0][:2]
+    port = runner.addresses[0][1]
     issuer.url = f"http://{host}:{port}"
     try:
         yield issuer

@@ -8,15 +8,18 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
+from pydantic_core import to_json
 
 from api.app import make_server
+from api.console import cards as cards_page
 from api.http.access import rules_of
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
-from tests.integration.api.pods import Pod
+from tests.integration.api.pods import Pod, raw_pod, running_pod
 from tests.support.factories import a_body
 from tests.support.waiting import eventually
 
@@ -168,7 +171,11 @@ async def test_every_page_asks_who_is_there(serve: Serve) -> None:
     for path, method in routes:
         if not path.startswith("/console") or method == "OPTIONS":
             continue
-        if "static" in path or path in {"/console", "/console/sign-in", "/console/sign-out", "/console/{rest}"}:
+        if (
+            "static" in path
+            or path.startswith("/console/sign-in")
+            or path in {"/console", "/console/sign-out", "/console/{rest}"}
+        ):
             continue
         filled = re.sub(r"\{\w+\}", "00000000-0000-4000-8000-000000000000", path)
         headers = {**HTML, "x-api-key": KEY, "origin": api.url, "content-type": FORM}
@@ -312,6 +319,125 @@ async def test_an_open_page_hears_of_changes_once(serve: Serve, pod: Pod) -> Non
     assert (await api.get(f"/console/live?agent={agent['id']}&since=x")).status == 400
 
 
+async def test_a_bound_key_hears_of_its_own_agents_only(serve: Serve, pod: Pod) -> None:
+    """G107: an open list of agents, and one of registrations, get no word of agents that the key is not for."""
+    api = await serve(api_key=SecretStr(KEY), sse_heartbeat=timedelta(seconds=0.1))
+    root = {"x-api-key": KEY}
+
+    async def registers(name: str, version: str) -> None:
+        body = a_body(name, deployment_id=f"{name}-{version}", acp_url=pod.url)
+        assert (await api.post("/agents/register", body, headers=root)).status == 200
+
+    await registers("mine", "v1")
+    new = {"name": "reader", "scopes": ["read"], "agents": ["mi*"]}
+    visitor = Visitor(api)
+    await visitor.sign_in((await api.post("/keys", new, headers=root)).json["secret"])
+    page = (await visitor.read("/console/agents")).body.decode()
+    [since] = re.findall(r"/console/live\?since=([^\"]+)", page)
+    headers = {"cookie": visitor.cookie}
+    seen: dict[str, bytearray] = {"agents": bytearray(), "messages": bytearray()}
+    async with (
+        api.session.get(f"{api.url}/console/live?since={since}", headers=headers) as agents,
+        api.session.get(f"{api.url}/console/live?watch=messages", headers=headers) as messages,
+    ):
+        streams = {"agents": agents, "messages": messages}
+
+        async def reads(which: str, wanted: bytes, times: int = 1) -> None:
+            async def found() -> bool:
+                seen[which].extend(await streams[which].content.readany())
+                return seen[which].count(wanted) >= times
+
+            await eventually(found, f"{which} have {wanted!r}")
+
+        # The first word of this one says that it is connected.
+        await reads("messages", b"event: change")
+        await reads("messages", b"heartbeat")
+        seen["messages"].clear()
+        await registers("other", "v1")
+        await reads("agents", b"heartbeat", 3)
+        # As long as the state is looked at twice.
+        await reads("messages", b"heartbeat", 45)
+        assert b"event: change" not in seen["agents"] + seen["messages"]
+        await registers("mine", "v2")
+        await reads("agents", b"event: change")
+        await reads("messages", b"event: change")
+    # What is no longer in memory is read from the database, with the same eyes.
+    async with api.session.get(f"{api.url}/console/live?since={since}", headers=headers) as again:
+        seen["agents"].clear()
+        streams["agents"] = again
+        await reads("agents", b"event: change")
+
+
+async def test_cards_are_compared_when_a_page_asks(api: Api) -> None:
+    """G83: skill by skill, by the gateway's rules and within three seconds; what cannot be known is called unknown."""
+    cards: dict[str, Any] = {}
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        found = cards[request.host.partition(":")[0]]
+        if found is None:
+            return web.Response(status=404)
+        return web.Response(body=found, content_type="application/json")
+
+    def a_card(url: str, *skills: str, name: str = "Bot") -> bytes:
+        return to_json({"name": name, "url": url, "skills": [{"id": each, "name": each} for each in skills]})
+
+    async with running_pod(answer) as pod:
+        port = pod.url.rpartition(":")[2]
+        agent = await api.register("bot", "v1", acp_url=f"http://127.0.0.1:{port}")
+        await api.register("bot", "v2", acp_url=f"http://localhost:{port}")
+        await api.register("bot", "v3", acp_url="http://169.254.169.254")
+        path = f"/console/agents/{agent['id']}/versions/{{}}/cards"
+
+        async def shown(version: str = "v2") -> str:
+            return unescape((await api.get(path.format(version))).body.decode()).split("<main")[1]
+
+        assert f'hx-get="{path.format("v2")}"' in (await api.get(path.format("v2")[:-6])).body.decode()
+        cards |= {"127.0.0.1": a_card("http://a", "greet"), "localhost": a_card("http://b", "greet", "<b>sell</b>")}
+        text = await shown()
+        assert "skills: <b>sell</b>" in text
+        assert "skills: greet" not in text
+        assert "http://b" not in text
+        cards["localhost"] = a_card("http://b", "greet")
+        assert "Both cards say the same, 1 skill included." in await shown()
+        cards["localhost"] = None
+        assert "This version (no card)" in await shown()
+        cards["127.0.0.1"] = None
+        assert "Neither has an agent card" in await shown()
+        for bad in (b"{", b"[]", b"NaN"):
+            cards["localhost"] = bad
+            assert "Unknown. This version: Its card" in await shown()
+        assert "may not be dialled" in await shown("v3")
+        assert (await api.get(path.format("none"))).status == 404
+
+
+async def test_cards_that_do_not_come_are_unknown(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G83: the page does not wait for an agent that hangs."""
+    monkeypatch.setattr(cards_page, "SECONDS", 0.2)
+    async with raw_pod(None, close=False) as silent:
+        agent = await api.register("bot", "v1", acp_url=silent.url)
+        await api.register("bot", "v2", acp_url=silent.url)
+        text = (await api.get(f"/console/agents/{agent['id']}/versions/v2/cards")).body.decode()
+    assert text.count("It did not send its card within 0 s.") == 2
+
+
+async def test_what_served_page_by_page(api: Api, pod: Pod) -> None:
+    """G83: older changes by generation, with a picture of that time, while the page goes on to say what serves now."""
+    agent = await two_versions(api, pod)
+    for number in range(20):
+        await api.promote(agent, f"v{2 - number % 2}")
+    base = f"/console/agents/{agent['id']}"
+    generations: list[str] = []
+    path: str | None = base
+    while path is not None:
+        text = (await api.get(path)).body.decode()
+        generations += re.findall(r'<th scope="row" class="number">(\d+)</th>', text)
+        older = re.findall(r'id="older" rel="next" href="([^"]+)"', text)
+        path = unescape(older[0]) if older else None
+        assert 'class="timeline"' in text
+    assert generations == [str(each) for each in range(21, 0, -1)]
+    assert (await api.get(f"{base}?before=0")).status == 400
+
+
 async def test_the_system_page_says_what_waits(api: Api, sessions: Sessions, pod: Pod) -> None:
     """What nobody publishes or probes is counted; without a worker the page says which one to run."""
     assert sessions
@@ -391,3 +517,140 @@ async def test_scopes_and_agents_of_a_key_decide_what_is_shown(serve: Serve, pod
         assert (await api.delete(f"/keys/{issued['id']}", headers=root)).status == 200
         await stream.content.read()
     assert (await visitor.read(mine)).status == 303
+
+
+async def a_key(visitor: Visitor, **fields: str) -> tuple[Answer, str]:
+    """The page with a new key's secret, and the secret."""
+    answer = await visitor.confirm("/console/keys/new", name="ci", **{"scope-read": "yes", "which": "all", **fields})
+    assert answer.status == 200, answer.body
+    [secret] = re.findall(r"data-once>(podium_[\w-]+)<", answer.body.decode())
+    return answer, secret
+
+
+async def test_a_secret_is_shown_once(serve: Serve) -> None:
+    """G105: no browser keeps the answer with it; sent again, the form makes nothing, and no other page shows it."""
+    api = await serve(api_key=SecretStr(KEY), auth_failures_per_minute=1000)
+    owner = Visitor(api)
+    await owner.sign_in()
+    made, secret = await a_key(owner, expires_days="2.5", calls_per_second="0.5", owner="team <b>")
+    assert made.headers["cache-control"] == "no-store"
+    assert (await api.get("/agents", headers={"x-api-key": secret})).status == 200
+    [key] = (await api.get("/keys", headers={"x-api-key": KEY})).json
+    assert (key["owner"], key["calls_per_second"], key["created_by"]) == ("team <b>", 0.5, "api-key")
+    again = await owner.confirm("/console/keys/new", name="ci", **{"scope-read": "yes", "which": "all"})
+    assert again.status == 409
+    assert b"There is a key named ci" in again.body
+
+    path = f"/console/keys/{key['id']}/rotate"
+    fields = {**hidden(await owner.read(path)), "overlap": "3600"}
+    rotated = await owner.send(path, fields)
+    [second] = re.findall(r"data-once>(podium_[\w-]+)<", rotated.body.decode())
+    assert (await owner.send(path, fields)).status == 409
+    for valid in (secret, second):
+        assert (await api.get("/agents", headers={"x-api-key": valid})).status == 200
+    for page in ("/console/keys", "/console/keys?revoked=true", path, "/console/audit"):
+        shown = await owner.read(page)
+        assert secret.encode() not in shown.body
+        assert second.encode() not in shown.body
+    audit = (await owner.read("/console/audit?action=key.rotated")).body.decode()
+    assert "api-key" in audit
+    assert "ci" in audit
+
+    path = f"/console/keys/{key['id']}/revoke"
+    assert b"gets 401 from the next one on" in (await owner.read(path)).body
+    fields = hidden(await owner.read(path))
+    assert (await owner.send(path, fields)).headers["location"] == "/console/keys"
+    for ended in (secret, second):
+        assert (await api.get("/agents", headers={"x-api-key": ended})).status == 401
+    assert (await owner.send(path, fields)).status == 409
+    assert (await owner.read(path)).status == 404
+    assert b"No key that is valid" in (await owner.read("/console/keys")).body
+    assert b"revoked</span>" in (await owner.read("/console/keys?revoked=true")).body
+
+
+async def test_a_form_for_a_key_says_what_is_wrong(serve: Serve) -> None:
+    """G105: nothing is made, what was typed stays, and the sentence names the field."""
+    api = await serve()
+    visitor = Visitor(api)
+    wrong = {
+        "small letters": {"name": "Not Valid"},
+        "what the key may do": {"scope-read": "no"},
+        "all agents and for some": {"agents": "bot"},
+        "choose all agents": {"which": "some"},
+        "prefixes that end with *": {"which": "some", "agents": "bot, Team*"},
+        "200 characters": {"owner": "x" * 201},
+        "3,653 days": {"expires_days": "4000"},
+        "“soon” is no number": {"expires_days": "soon"},
+        "Calls per second": {"calls_per_second": "0"},
+        "whole number": {"calls_in_flight": "1.5"},
+        "“nan” is no number": {"calls_in_flight": "nan"},
+    }
+    for sentence, fields in wrong.items():
+        sent = {"name": "ci", "scope-read": "yes", "which": "all", **fields}
+        refused = await visitor.confirm("/console/keys/new", **sent)
+        assert refused.status == 400, sentence
+        assert sentence in unescape(refused.body.decode())
+        assert f'value="{fields.get("name", "ci")}"' in refused.body.decode()
+    assert (await api.get("/keys")).json == []
+    assert (await visitor.read("/console/keys/00000000-0000-4000-8000-000000000000/rotate")).status == 404
+    assert (await visitor.read("/console/keys/x/rotate")).status == 404
+
+
+async def test_who_may_see_keys_and_the_audit_log(serve: Serve, pod: Pod) -> None:
+    """G105: keys are for admins of all agents; a bound admin sees the entries of its own agents, and others nothing."""
+    api = await serve(api_key=SecretStr(KEY))
+    root = {"x-api-key": KEY}
+    for name in ("mine", "other"):
+        agent = (await api.post("/agents/register", a_body(name, acp_url=pod.url), headers=root)).json
+        await api.call("PATCH", f"/agents/{agent['id']}", json={"description": f"about {name}"}, headers=root)
+    visitors = {}
+    for name, scope, agents in (("bound", "admin", ["mine"]), ("promoter", "promote", None)):
+        new = {"name": name, "scopes": [scope, "read"], "agents": agents}
+        issued = (await api.post("/keys", new, headers=root)).json
+        visitors[name] = Visitor(api)
+        await visitors[name].sign_in(issued["secret"])
+    owner = Visitor(api)
+    await owner.sign_in()
+    paths = ("/console/keys", "/console/keys/new", f"/console/keys/{issued['id']}/revoke")
+    for name, visitor in visitors.items():
+        for path in paths:
+            assert (await visitor.read(path)).status == 403, (name, path)
+        token = hidden(await visitor.read("/console/agents"))["token"]
+        for path in paths[1:]:
+            form = {**hidden(await owner.read(path)), "name": "own", "scope-admin": "yes", "which": "all"}
+            assert (await visitor.send(path, {**form, "token": token})).status == 403, (name, path)
+    assert (await visitors["promoter"].read("/console/audit")).status == 403
+    home = (await visitors["promoter"].read("/console/agents")).body.decode()
+    assert "/console/keys" not in home
+    assert "/console/audit" not in home
+    log = (await visitors["bound"].read("/console/audit")).body.decode()
+    assert "about mine" in log
+    assert "about other" not in log
+    assert "Key created" not in log.split("</form>")[-1]
+    assert "about other" not in (await visitors["bound"].read("/console/audit?agent=other")).body.decode()
+    assert {each["name"] for each in (await api.get("/keys", headers=root)).json} == {"bound", "promoter"}
+
+
+async def test_the_audit_log_page_by_page(serve: Serve) -> None:
+    """G105: fifty at a time by the id of the last one, of one actor, agent or action; others' words are text."""
+    api = await serve()
+    words = "<img src=x onerror=alert(1)>"
+    for number in range(60):
+        headers = {"x-podium-on-behalf-of": words} if number == 59 else {}
+        answer = await api.post("/keys", {"name": f"k{number}", "scopes": ["read"], "owner": words}, headers=headers)
+        assert answer.status == 200
+    visitor = Visitor(api)
+    first = (await visitor.read("/console/audit")).body.decode()
+    assert "k59" in first
+    assert ">k9<" not in first
+    assert f"for {words.replace('<', '&lt;').replace('>', '&gt;')}, as it says" in first
+    assert "<img" not in first + (await visitor.read("/console/keys")).body.decode()
+    [older] = re.findall(r'rel="next" href="([^"]+)"', first)
+    second = (await visitor.read(unescape(older))).body.decode()
+    assert second.count('<td data-label="What">') == 10
+    assert "Newest" in second
+    assert "No such change" in (await visitor.read("/console/audit?actor=key:nobody")).body.decode()
+    assert "No such change" in (await visitor.read("/console/audit?action=agent.deleted")).body.decode()
+    assert 'data-label="What"' in (await visitor.read("/console/audit?actor=local&action=key.created")).body.decode()
+    for bad in ("action=x", "before=0", "agent=A", "actor=%00", "before=99999999999999999999"):
+        assert (await visitor.read(f"/console/audit?{bad}")).status == 400

@@ -35,7 +35,8 @@ INSERT INTO parked (id, key, reason, error, routing_key, headers, body)
 INSERT INTO janitors (id, name) VALUES ('{A}', 'host:1');
 INSERT INTO keys (id, name, scopes, secret_sha256, previous_sha256, previous_until, hint, created_by)
     VALUES ('{A}', 'ci', '{{read}}', sha256('one'), sha256('zero'), now(), 'abcd', 'amy');
-INSERT INTO audit (actor, action, subject) VALUES ('amy', 'key.created', 'ci')
+INSERT INTO audit (actor, action, subject) VALUES ('amy', 'key.created', 'ci');
+INSERT INTO call_counts VALUES ('{A}', now(), 'a1', '{A}', 3, 1, 1, 2, 0.5, 0.4)
 """
 
 NEW_DEPLOYMENT = "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at) VALUES"
@@ -182,6 +183,20 @@ BAD_STATES = [
     Bad("keys_version_one_row", "INSERT INTO keys_version (id, version) VALUES (false, 1)"),
     Bad("audit_pkey", "INSERT INTO audit OVERRIDING SYSTEM VALUE SELECT * FROM audit"),
     Bad("audit_action_valid", "INSERT INTO audit (actor, action, subject) VALUES ('amy', 'Made it', 'ci')"),
+    Bad("call_counts_pkey", "INSERT INTO call_counts SELECT * FROM call_counts"),
+    *[
+        Bad("call_counts_consistent", f"UPDATE call_counts SET {wrong}")
+        for wrong in (
+            "calls = 0",
+            "calls = 1",
+            "agent_failures = -1",
+            "gateway_failures = -1",
+            "answered = 4",
+            "answered = -1",
+            "answer_seconds = -1",
+            "longest_seconds = -1",
+        )
+    ],
     Bad("audit_append_only", "UPDATE audit SET actor = 'bob'"),
     Bad("audit_append_only", "DELETE FROM audit"),
     Bad("audit_append_only", "TRUNCATE audit"),

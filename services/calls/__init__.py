@@ -1,0 +1,1 @@
+"""Calls and failures of the last hour, counted by every API process and stored together."""
