@@ -17,7 +17,7 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry
 
-from api.auth.binding import check_bind, read_issuers
+from api.auth.binding import StartRefused, check_bind, read_issuers
 from api.auth.browsers import check_origin
 from api.auth.guard import check_caller
 from api.console.page import template_config
@@ -33,10 +33,12 @@ from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.http.sniffing import UnsniffedApp
+from api.measured_state import MeasuredState
 from api.resources import open_resources, provide_resources
 from api.routes import agents, audit, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
+from services.tracing.start import refusal
 
 MAX_DESCRIPTORS = 65_536
 
@@ -47,7 +49,10 @@ def create_app(settings: Settings) -> Litestar:
     """The application. It connects to nothing before the first request. Raises `StartRefused`."""
     check_bind(settings)
     issuers = read_issuers(settings)
+    if (why := refusal(settings)) is not None:
+        raise StartRefused(why)
     registry = CollectorRegistry()
+    measured = MeasuredState(registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
@@ -69,7 +74,10 @@ def create_app(settings: Settings) -> Litestar:
             *options_handlers(rpc_routes.ROUTES),
             *rpc_routes.ROUTES,
             _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
-            _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
+            _resource(
+                "Monitoring",
+                [*health.ROUTES, metrics_route(registry, lambda state: measured.refresh(provide_resources(state)))],
+            ),
             _resource("Documents", documents.ROUTES),
             *console_routes(),
         ],

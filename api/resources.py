@@ -22,6 +22,7 @@ from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
+from services.agents.metrics import AgentChanges, LabelledAgents
 from services.agents.shared_reads import AgentReads
 from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
@@ -60,6 +61,8 @@ class Resources:
     prober: Prober
     events: FanOut
     watch: Watch
+    agents_measured: LabelledAgents
+    agent_changes: AgentChanges
 
     @property
     def terms(self) -> ConversationTerms:
@@ -89,12 +92,16 @@ async def open_resources(
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     check_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     timeout = settings.database_timeout
+    labelled = LabelledAgents(registry, settings.metrics_agents)
+    changes = AgentChanges(labelled)
     reads = Sessions(engine.execution_options(isolation_level="AUTOCOMMIT"), timeout=timeout)
     try:
         async with (
             OutboxNotifier(engine) as notifier,
-            open_authenticator(settings, reads, Tokens(issuers), application_name=APPLICATION_NAME) as callers,
-            open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
+            open_authenticator(
+                settings, reads, Tokens(issuers), registry, application_name=APPLICATION_NAME
+            ) as callers,
+            open_gateway(settings, reads, registry, agents=labelled, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_watch(reads, events) as watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
@@ -103,9 +110,10 @@ async def open_resources(
                 settings,
                 partial(register_unlocked, terms=Terms.of(settings)),
                 on_events=notifier.notify,
+                on_made=changes.registered,
                 application_name=APPLICATION_NAME,
             ) as registrations,
-            _open_promotes(settings, notifier) as promotes,
+            _open_promotes(settings, notifier, changes) as promotes,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
             yield Resources(
@@ -123,6 +131,8 @@ async def open_resources(
                 prober=prober,
                 events=events,
                 watch=watch,
+                agents_measured=labelled,
+                agent_changes=changes,
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))
@@ -130,10 +140,14 @@ async def open_resources(
 
 @asynccontextmanager
 async def _open_promotes(
-    settings: Settings, notifier: OutboxNotifier
+    settings: Settings, notifier: OutboxNotifier, changes: AgentChanges
 ) -> AsyncGenerator[Batches[Promote, Promoted | PodiumError], None]:
     together = PromotesTogether(impatient(settings), application_name=APPLICATION_NAME, on_events=notifier.notify)
-    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make)
+
+    def count(made: Sequence[Promoted | PodiumError | None]) -> None:
+        changes.changed([each.state for each in made if isinstance(each, Promoted)])
+
+    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make, on_made=count)
     try:
         yield batches
     finally:

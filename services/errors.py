@@ -12,6 +12,8 @@ class PodiumError(Exception):
     reason = "internal"
     # How the called agent reports errors to its callers; None if that is unknown.
     error_style: ErrorStyle | None = None
+    # The agent that was called; None if that is unknown, or there is no such agent.
+    agent_name: str | None = None
 
     def __init__(self, message: str | None = None) -> None:
         self.message = message or (type(self).__doc__ or "")
@@ -20,6 +22,11 @@ class PodiumError(Exception):
     def in_style(self, error_style: ErrorStyle | None) -> Self:
         """This error, in the error style of the called agent."""
         self.error_style = error_style
+        return self
+
+    def of_agent(self, name: str) -> Self:
+        """This error, of a call of this agent."""
+        self.agent_name = name
         return self
 
 

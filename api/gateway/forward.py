@@ -34,6 +34,7 @@ from api.gateway.gateway import Gateway
 from api.gateway.headers import RawHeaders, caller_authorization, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
+from api.gateway.spans import CallSpans
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
@@ -86,6 +87,10 @@ class Forward:
             began=perf_counter(),
             actor=self._admission.identity.actor,
         )
+        if self._gateway.tracing is not None:
+            record.spans = CallSpans(self._gateway.tracing, scope, record.kind, span.parent)
+            server = record.spans.server.context
+            record.trace_id, record.span_id = f"{server.trace_id:032x}", f"{server.span_id:016x}"
         try:
             await self._serve(scope, receive, send, headers, record)
         except ClientDisconnected:
@@ -134,7 +139,7 @@ class Forward:
                 routed = await route_call(
                     self._gateway, self._key, path, scope["headers"], buffered.content, admit=self._admit
                 )
-                record.route = routed.route
+                record.routed(routed.route)
                 style = routed.route.error_style
                 self._gateway.error_styles.learn(path, style)
                 with (
@@ -158,6 +163,7 @@ class Forward:
         scope, record, buffered = now.scope, now.record, now.buffered
         record.request_bytes = len(buffered.content)
         headers = now.headers
+        record.sent(headers)
         if call.route.forward_authorization == "pass":
             headers = self._with_authorization(scope, headers)
         try:
@@ -266,12 +272,12 @@ class Forward:
 
     async def _refuse(self, error: PodiumError, body: bytes, record: CallRecord, scope: HTTPScope, send: Send) -> None:
         """Answer with a JSON-RPC error object that carries the id of the call."""
-        record.outcome = error.reason
-        record.status = self._gateway.error_styles.status_of(error, scope["method"], scope["path"])
+        status = self._gateway.error_styles.status_of(error, scope["method"], scope["path"])
+        record.refused(error, status)
         headers = refusal_headers(error)
         if record.request_id.isascii():
             headers[REQUEST_ID_HEADER] = record.request_id
-        response = error_response(error, call_id=request_id(body), headers=headers, status=record.status)
+        response = error_response(error, call_id=request_id(body), headers=headers, status=status)
         await response.to_asgi_response(app=None, request=Request(scope))(scope, _receive_nothing, send)
 
 

@@ -12,15 +12,18 @@ from api.gateway.balancer import Balancer
 from api.gateway.call_limits import CallLimits
 from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.request_buffer import RequestBuffer
+from api.gateway.spans import Tracing
 from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
+from services.agents.metrics import LabelledAgents
 from services.domain.state import ConversationKeys
 from services.errors import MessageTooLarge, PodiumError, Unavailable
 from services.health.answered_calls import AnsweredCalls, open_answered_calls
 from services.routing.resolver import RouteResolver
 from services.settings import Settings
 from services.storage.database import Sessions
+from services.tracing.start import open_tracer
 
 # A path takes a few dozen bytes.
 REMEMBERED_PATHS = 10_000
@@ -83,6 +86,7 @@ class Gateway:
     request_buffer: RequestBuffer
     answered_calls: AnsweredCalls
     active_conversations: ActiveConversations
+    tracing: Tracing | None = None
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
     opted_in: OptedIn = field(default_factory=OptedIn)
     call_limits: CallLimits = field(default_factory=CallLimits)
@@ -90,16 +94,22 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, sessions: Sessions, registry: CollectorRegistry, *, application_name: str
+    settings: Settings,
+    sessions: Sessions,
+    registry: CollectorRegistry,
+    *,
+    agents: LabelledAgents,
+    application_name: str,
 ) -> AsyncGenerator[Gateway, None]:
     """The gateway, closed on exit. It connects to nothing before the first call."""
-    breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry)
+    breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry, agents)
     metrics.watch(breakers)
     async with (
         upstream_session(settings) as upstream,
         RouteResolver(settings, application_name=application_name) as routes,
         open_answered_calls(sessions) as answered_calls,
         open_active_conversations(sessions) as active_conversations,
+        open_tracer(settings, application_name) as tracer,
     ):
         yield Gateway(
             settings=settings,
@@ -110,4 +120,5 @@ async def open_gateway(
             request_buffer=RequestBuffer(settings),
             answered_calls=answered_calls,
             active_conversations=active_conversations,
+            tracing=None if tracer is None else Tracing(tracer),
         )

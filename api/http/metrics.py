@@ -1,8 +1,10 @@
 """HTTP metrics for Prometheus: requests by method, route template and status, never by path or agent."""
 
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 from litestar import Response, get
+from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,8 +57,8 @@ class MeasuredApp:
             self._seconds.labels(method, _route(scope)).observe(perf_counter() - started)
 
 
-def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
-    """The route that Prometheus scrapes."""
+def metrics_route(registry: CollectorRegistry, refresh: Callable[[State], Awaitable[None]]) -> HTTPRouteHandler:
+    """The route that Prometheus scrapes; `refresh` is called before, with the state of the application."""
 
     @get(
         "/metrics",
@@ -65,8 +67,9 @@ def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
         responses=documented_public(),
         media_type="text/plain",
     )
-    async def metrics() -> Response[bytes]:
+    async def metrics(state: State) -> Response[bytes]:
         """The metrics of this process, in the Prometheus text format."""
+        await refresh(state)
         return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return metrics

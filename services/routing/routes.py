@@ -93,6 +93,7 @@ class Route:
     """How much all callers together may call the agent."""
     seen_every: float | None = None
     """After how many seconds `last_seen_at` of the conversation is due for an update, while a call is in flight."""
+    agent_name: str = ""
 
     @property
     def rpc_url(self) -> str:
@@ -230,7 +231,7 @@ def route_of(key: RouteKey, row: Row | None) -> Route:
     if row["legacy_acp_url"] is None:
         raise NothingServes(
             f"Nothing serves agent {row['agent_name']} yet: register a pod of it, or promote one of its deployments."
-        )
+        ).of_agent(row["agent_name"])
     return Route(
         row["agent_id"],
         row["generation"],
@@ -241,6 +242,7 @@ def route_of(key: RouteKey, row: Row | None) -> Route:
         row["legacy_registered_at"],
         forward_authorization=row["forward_authorization"],
         limits=_limits(row),
+        agent_name=row["agent_name"],
     )
 
 
@@ -256,9 +258,10 @@ def _check_preview(row: Row) -> None:
 def _of_deployment(row: Row) -> Route:
     if row["status"] != "Ready":
         because = f": {row['status_reason']}" if row["status_reason"] else ""
-        raise DeploymentUnavailable(
+        unavailable = DeploymentUnavailable(
             f"Deployment {row['deployment_id']} of agent {row['agent_name']} is {row['status']}{because}."
-        ).in_style(row["error_style"])
+        )
+        raise unavailable.in_style(row["error_style"]).of_agent(row["agent_name"])
     return Route(
         row["agent_id"],
         row["generation"],
@@ -279,6 +282,7 @@ def _of_deployment(row: Row) -> Route:
         forward_authorization=row["forward_authorization"],
         limits=_limits(row),
         seen_every=row["seen_every"],
+        agent_name=row["agent_name"],
     )
 
 
