@@ -15,7 +15,6 @@ import uvicorn
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
-from prometheus_client import CollectorRegistry
 
 from api.auth.binding import StartRefused, check_bind, read_issuers
 from api.auth.browsers import check_origin
@@ -33,7 +32,7 @@ from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.http.sniffing import UnsniffedApp
-from api.measured_state import MeasuredState
+from api.measured import Measured
 from api.resources import open_resources, provide_resources
 from api.routes import agents, audit, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
@@ -51,12 +50,11 @@ def create_app(settings: Settings) -> Litestar:
     issuers = read_issuers(settings)
     if (why := refusal(settings)) is not None:
         raise StartRefused(why)
-    registry = CollectorRegistry()
-    measured = MeasuredState(registry)
+    measured = Measured()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with open_resources(settings, registry, issuers) as resources:
+        async with open_resources(settings, measured.registry, measured.of_agents, issuers) as resources:
             app.state.resources = resources
             yield
 
@@ -76,7 +74,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
             _resource(
                 "Monitoring",
-                [*health.ROUTES, metrics_route(registry, lambda state: measured.refresh(provide_resources(state)))],
+                [*health.ROUTES, metrics_route(measured.scrape)],
             ),
             _resource("Documents", documents.ROUTES),
             *console_routes(),
@@ -90,8 +88,9 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=REGISTRATION_MAX_BYTES,
         template_config=template_config(),
     )
+    app.state.measured = measured
     # Around routing, so that requests without a route are counted too.
-    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), registry)
+    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), measured.registry)
     return app
 
 

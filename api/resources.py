@@ -85,14 +85,17 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, registry: CollectorRegistry, issuers: Sequence[IssuerConfig] = ()
+    settings: Settings,
+    registry: CollectorRegistry,
+    registry_of_agents: CollectorRegistry,
+    issuers: Sequence[IssuerConfig] = (),
 ) -> AsyncGenerator[Resources, None]:
     """The resources, closed on exit. They connect to nothing before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     check_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     timeout = settings.database_timeout
-    labelled = LabelledAgents(registry, settings.metrics_agents)
+    labelled = LabelledAgents(registry_of_agents, settings.metrics_agents)
     changes = AgentChanges(labelled)
     reads = Sessions(engine.execution_options(isolation_level="AUTOCOMMIT"), timeout=timeout)
     try:
