@@ -3,12 +3,14 @@
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
+# requirements-otel.lock for an image that can send traces.
+ARG LOCK=requirements.lock
 
 # What is locked changes seldom, and wheels alone need no compiler.
-COPY requirements.lock requirements-build.lock ./
+COPY requirements.lock requirements-otel.lock requirements-build.lock ./
 RUN pip install --require-hashes --only-binary=:all: -r requirements-build.lock \
     && python -m venv --without-pip /opt/podium \
-    && pip --python /opt/podium/bin/python install --require-hashes --only-binary=:all: -r requirements.lock
+    && pip --python /opt/podium/bin/python install --require-hashes --only-binary=:all: -r "$LOCK"
 
 COPY pyproject.toml README.md LICENSE ./
 COPY contracts contracts

@@ -60,7 +60,8 @@ contracts: environment ## Write contracts/asyncapi.json and contracts/schemas an
 
 lock: environment ## Choose the newest allowed versions and write the lock files
 	$(LOCK) -o requirements.lock
-	$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --extra otel -c requirements.lock -o requirements-otel.lock
+	$(LOCK) --extra otel --group dev -c requirements-otel.lock -o requirements-dev.lock
 	$(BIN)/uv pip compile --group build --universal --generate-hashes --python-version 3.11 \
 		-c requirements-dev.lock -o requirements-build.lock
 	$(BIN)/uv pip compile --group supply --universal --generate-hashes --python-version 3.11 -o requirements-supply.lock

@@ -15,9 +15,8 @@ import uvicorn
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
-from prometheus_client import CollectorRegistry
 
-from api.auth.binding import check_bind, read_issuers
+from api.auth.binding import StartRefused, check_bind, read_issuers
 from api.auth.browsers import check_origin
 from api.auth.guard import check_caller
 from api.console.page import template_config
@@ -33,10 +32,12 @@ from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.http.sniffing import UnsniffedApp
+from api.measured import Measured
 from api.resources import open_resources, provide_resources
 from api.routes import agents, audit, calls, deployments, documents, health, keys, parked, registrations, rollback
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
+from services.tracing.start import refusal
 
 MAX_DESCRIPTORS = 65_536
 
@@ -47,11 +48,13 @@ def create_app(settings: Settings) -> Litestar:
     """The application. It connects to nothing before the first request. Raises `StartRefused`."""
     check_bind(settings)
     issuers = read_issuers(settings)
-    registry = CollectorRegistry()
+    if (why := refusal(settings)) is not None:
+        raise StartRefused(why)
+    measured = Measured()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with open_resources(settings, registry, issuers) as resources:
+        async with open_resources(settings, measured.registry, measured.of_agents, issuers) as resources:
             app.state.resources = resources
             yield
 
@@ -69,7 +72,10 @@ def create_app(settings: Settings) -> Litestar:
             *options_handlers(rpc_routes.ROUTES),
             *rpc_routes.ROUTES,
             _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
-            _resource("Monitoring", [*health.ROUTES, metrics_route(registry)]),
+            _resource(
+                "Monitoring",
+                [*health.ROUTES, metrics_route(measured.scrape)],
+            ),
             _resource("Documents", documents.ROUTES),
             *console_routes(),
         ],
@@ -82,8 +88,9 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=REGISTRATION_MAX_BYTES,
         template_config=template_config(),
     )
+    app.state.measured = measured
     # Around routing, so that requests without a route are counted too.
-    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), registry)
+    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), measured.registry)
     return app
 
 

@@ -52,9 +52,12 @@ class _Waiting(Generic[T, R]):
 class Batches(Generic[T, R]):
     """Makes one kind of changes of one process in batches, one batch at a time."""
 
-    def __init__(self, settings: Settings, work: Work[T, R]) -> None:
-        """`work` must not wait for a lock for longer than `LOCK_TIMEOUT`."""
+    def __init__(
+        self, settings: Settings, work: Work[T, R], *, on_made: Callable[[Sequence[R | None]], None] | None = None
+    ) -> None:
+        """`work` must not wait for a lock for longer than `LOCK_TIMEOUT`; `on_made` gets the results of each commit."""
         self._work = work
+        self._on_made = on_made
         self._size = settings.batch_size
         self._seconds = settings.database_timeout.total_seconds()
         self._waiting: list[_Waiting[T, R]] = []
@@ -127,6 +130,8 @@ class Batches(Generic[T, R]):
         results: Sequence[R | None] = [None] * len(batch)
         try:
             results = await self._work(changes)
+            if self._on_made is not None:
+                self._on_made(results)
         except (Busy, StatementTimeout, DatabaseFailed):
             pass  # one of them may be the cause, so each is made alone
         except Unavailable as error:
@@ -161,11 +166,12 @@ async def open_batches(
     work: Callable[[AsyncSession, Sequence[T]], Awaitable[Sequence[R | None]]],
     *,
     on_events: Callable[[], None],
+    on_made: Callable[[Sequence[R | None]], None],
     application_name: str,
 ) -> AsyncGenerator[Batches[T, R], None]:
     """The batches of one kind of changes, on a connection of their own, which the first change opens.
 
-    `on_events` is called after each commit that wrote events.
+    `on_events` is called after each commit that wrote events, and `on_made` after each one, with its results.
     """
     engine = make_engine(impatient(settings), application_name=application_name, pool_size=1)
     sessions = Sessions(engine, timeout=settings.database_timeout, on_events=on_events)
@@ -173,7 +179,7 @@ async def open_batches(
     async def in_one_transaction(changes: Sequence[T]) -> Sequence[R | None]:
         return await in_transaction(sessions, lambda session: work(session, changes))
 
-    batches = Batches(settings, in_one_transaction)
+    batches = Batches(settings, in_one_transaction, on_made=on_made)
     try:
         yield batches
     finally:

@@ -24,6 +24,7 @@ from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
+from services.agents.metrics import AgentChanges, LabelledAgents
 from services.agents.shared_reads import AgentReads
 from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
@@ -64,6 +65,8 @@ class Resources:
     watch: Watch
     call_watch: CallWatch
     sign_ins: CodeFlow
+    agents_measured: LabelledAgents
+    agent_changes: AgentChanges
 
     @property
     def terms(self) -> ConversationTerms:
@@ -86,19 +89,26 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, registry: CollectorRegistry, issuers: Sequence[IssuerConfig] = ()
+    settings: Settings,
+    registry: CollectorRegistry,
+    registry_of_agents: CollectorRegistry,
+    issuers: Sequence[IssuerConfig] = (),
 ) -> AsyncGenerator[Resources, None]:
     """The resources, closed on exit. They connect to nothing before the first request."""
     engine = make_engine(settings, application_name=APPLICATION_NAME)
     events_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     check_engine = make_engine(settings, application_name=APPLICATION_NAME, pool_size=1)
     timeout = settings.database_timeout
+    labelled = LabelledAgents(registry_of_agents, settings.metrics_agents)
+    changes = AgentChanges(labelled)
     reads = Sessions(engine.execution_options(isolation_level="AUTOCOMMIT"), timeout=timeout)
     try:
         async with (
             OutboxNotifier(engine) as notifier,
-            open_authenticator(settings, reads, Tokens(issuers), application_name=APPLICATION_NAME) as callers,
-            open_gateway(settings, reads, registry, application_name=APPLICATION_NAME) as gateway,
+            open_authenticator(
+                settings, reads, Tokens(issuers), registry, application_name=APPLICATION_NAME
+            ) as callers,
+            open_gateway(settings, reads, registry, agents=labelled, application_name=APPLICATION_NAME) as gateway,
             open_fan_out(events_engine) as events,
             open_watch(reads, events) as watch,
             open_call_watch(reads) as call_watch,
@@ -108,9 +118,10 @@ async def open_resources(
                 settings,
                 partial(register_unlocked, terms=Terms.of(settings)),
                 on_events=notifier.notify,
+                on_made=changes.registered,
                 application_name=APPLICATION_NAME,
             ) as registrations,
-            _open_promotes(settings, notifier) as promotes,
+            _open_promotes(settings, notifier, changes) as promotes,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
             yield Resources(
@@ -130,6 +141,8 @@ async def open_resources(
                 watch=watch,
                 call_watch=call_watch,
                 sign_ins=CodeFlow(callers.tokens),
+                agents_measured=labelled,
+                agent_changes=changes,
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))
@@ -137,10 +150,14 @@ async def open_resources(
 
 @asynccontextmanager
 async def _open_promotes(
-    settings: Settings, notifier: OutboxNotifier
+    settings: Settings, notifier: OutboxNotifier, changes: AgentChanges
 ) -> AsyncGenerator[Batches[Promote, Promoted | PodiumError], None]:
     together = PromotesTogether(impatient(settings), application_name=APPLICATION_NAME, on_events=notifier.notify)
-    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make)
+
+    def count(made: Sequence[Promoted | PodiumError | None]) -> None:
+        changes.changed([each.state for each in made if isinstance(each, Promoted)])
+
+    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make, on_made=count)
     try:
         yield batches
     finally:

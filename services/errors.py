@@ -299,11 +299,12 @@ class CannotServe(Unavailable):
     """The agent cannot serve calls now: try again later."""
 
     agent_id: UUID | None = None
+    agent_name: str | None = None
     deployment_id: str | None = None
 
-    def of(self, agent_id: UUID, deployment_id: str | None = None) -> Self:
+    def of(self, agent_id: UUID, agent_name: str, deployment_id: str | None = None) -> Self:
         """This error, of the agent and the deployment that the call was for."""
-        self.agent_id, self.deployment_id = agent_id, deployment_id
+        self.agent_id, self.agent_name, self.deployment_id = agent_id, agent_name, deployment_id
         return self
 
 

@@ -352,6 +352,17 @@ class Settings(BaseSettings):
     )
     dial_ports: Ports = Field(default=(), description="Allowed ports of agents, as 80,443,8000; if empty, any.")
 
+    metrics_agents: int = Field(
+        default=200,
+        ge=0,
+        le=10_000,
+        description="Agents with metrics of their own, per process; all others share the label `_other`. 0: no metrics "
+        "of agents.",
+    )
+    traces: Literal["off", "otlp"] = Field(
+        default="off",
+        description="otlp: send traces with OTLP over HTTP, to where OTEL_* variables say; needs podium[otel].",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="console: for people; json: one JSON object per line."
     )

@@ -1,12 +1,13 @@
 """Metrics and state of one worker process, as its monitoring listener reports them.
 
-No label holds a value from a message: names and addresses would create a time series each.
+No label holds a value from a message, except the names of some agents: each value is a time series.
 """
 
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.agents.metrics import AgentChanges, LabelledAgents
 from workers.retry import Outage
 
 _BATCH_MESSAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -18,8 +19,11 @@ _AGE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
 class WorkerMetrics:
     """The metrics of one process, in a registry of its own, and the outages of its workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, agents: int = 0) -> None:
+        """Of at most so many `agents` there are metrics of their own; 0: no metrics of agents."""
         self.registry = registry = CollectorRegistry()
+        self.labelled = LabelledAgents(registry, agents)
+        self.agents = AgentChanges(self.labelled)
         self.outages: dict[str, Outage] = {}
         self.registrations = Counter(
             "podium_registrations", "Registrations from the queue, by outcome.", ["outcome"], registry=registry

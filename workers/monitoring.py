@@ -14,8 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.topology import PARKED_QUEUE, REGISTRATIONS_QUEUE
+from services.agents.metrics import forget_deleted
 from services.settings import Settings
-from services.storage.database import close_engine, make_engine
+from services.storage.database import Sessions, close_engine, make_engine
 from services.tls import broker_url
 from workers.amqp.connection import connected
 from workers.metrics import WorkerMetrics
@@ -23,10 +24,13 @@ from workers.metrics import WorkerMetrics
 # Prometheus gives up after ten seconds by default.
 SCRAPE_LIMIT_SECONDS = 3.0
 
-_OUTBOX = text("""
-SELECT count(*) AS events,
-    coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_seconds
-FROM outbox WHERE published_at IS NULL
+_STATE = text("""
+SELECT
+    (SELECT count(*) FROM outbox WHERE published_at IS NULL),
+    (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
+        FROM outbox WHERE published_at IS NULL),
+    (SELECT count(*) FROM (SELECT FROM parked LIMIT 100000) AS p),
+    (SELECT count(*) FROM deployments WHERE is_production AND status = 'Failed')
 """)
 
 log = structlog.get_logger(__name__)
@@ -37,15 +41,28 @@ class Monitor:
 
     def __init__(self, settings: Settings, engine: AsyncEngine, metrics: WorkerMetrics) -> None:
         self._settings = settings
-        self._engine = engine
+        self._sessions = Sessions(engine)
         self._metrics = metrics
         registry = metrics.registry
         self._outbox_events = Gauge("podium_outbox_unpublished_events", "Events not published yet.", registry=registry)
         self._outbox_age = Gauge(
             "podium_outbox_oldest_seconds", "Age of the oldest event not published yet.", registry=registry
         )
+        self._parked = Gauge("podium_parked_messages", "Parked messages; counted up to 100,000.", registry=registry)
+        self._failed = Gauge(
+            "podium_production_failed", "Agents whose deployment in production is Failed.", registry=registry
+        )
         self._waiting = Gauge(
             "podium_queue_messages", "Messages that wait in a queue of the broker.", ["queue"], registry=registry
+        )
+        self._consumers = Gauge(
+            "podium_queue_consumers", "Consumers of a queue of the broker.", ["queue"], registry=registry
+        )
+        self._working = Gauge(
+            "podium_worker_ready",
+            "1 if this worker has worked, and waits for no server.",
+            ["worker"],
+            registry=registry,
         )
 
     def application(self) -> web.Application:
@@ -69,22 +86,25 @@ class Monitor:
 
     async def _measure(self, _: web.Request) -> web.Response:
         """The metrics. Gauges that need a server which does not answer are NaN."""
-        await asyncio.gather(self._read_outbox(), self._read_queues())
+        for name, outage in self._metrics.outages.items():
+            self._working.labels(name).set(outage.state == "working")
+        await asyncio.gather(self._read_database(), self._read_queues())
         return web.Response(body=generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def _read_outbox(self) -> None:
-        events = oldest_seconds = float("nan")
+    async def _read_database(self) -> None:
+        gauges = (self._outbox_events, self._outbox_age, self._parked, self._failed)
+        values = [float("nan")] * len(gauges)
         try:
-            async with asyncio.timeout(SCRAPE_LIMIT_SECONDS), self._engine.connect() as connection:
-                row = (await connection.execute(_OUTBOX)).one()
-            events, oldest_seconds = row.events, row.oldest_seconds
+            async with asyncio.timeout(SCRAPE_LIMIT_SECONDS), self._sessions() as session:
+                values = list((await session.execute(_STATE)).one())
+                await forget_deleted(session, self._metrics.labelled)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.debug("Could not read the outbox.", action="monitoring.no_database", error=str(error)[:300])
-        self._outbox_events.set(events)
-        self._outbox_age.set(oldest_seconds)
+            log.debug("Could not read the database.", action="monitoring.no_database", error=str(error)[:300])
+        for gauge, value in zip(gauges, values, strict=True):
+            gauge.set(value)
 
     async def _read_queues(self) -> None:
-        waiting = dict.fromkeys((REGISTRATIONS_QUEUE, PARKED_QUEUE), float("nan"))
+        waiting = dict.fromkeys((REGISTRATIONS_QUEUE, PARKED_QUEUE), (float("nan"), float("nan")))
         try:
             async with (
                 asyncio.timeout(SCRAPE_LIMIT_SECONDS),
@@ -93,11 +113,12 @@ class Monitor:
                 channel = await broker.channel()
                 for queue in waiting:
                     declared = (await channel.get_queue(queue)).declaration_result
-                    waiting[queue] = declared.message_count or 0
+                    waiting[queue] = declared.message_count or 0, declared.consumer_count or 0
         except (AMQPError, OSError, TimeoutError) as error:
             log.debug("Could not read the queues.", action="monitoring.no_broker", error=str(error)[:300])
-        for queue, messages in waiting.items():
+        for queue, (messages, consumers) in waiting.items():
             self._waiting.labels(queue).set(messages)
+            self._consumers.labels(queue).set(consumers)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import groupby
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -29,7 +29,11 @@ from services.settings import Settings
 from services.tls import broker_url
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
 from workers.metrics import WorkerMetrics
+from workers.relay_spans import publish_span
 from workers.retry import CONNECTION_LOST, Outage, backoff, pause, run_with_retries
+
+if TYPE_CHECKING:
+    from services.tracing.tracer import Tracer
 
 # A frozen process keeps its lock until PostgreSQL ends its session after this time without a query.
 IDLE_SESSION_TIMEOUT = timedelta(seconds=5)
@@ -48,8 +52,15 @@ Rows = Sequence[Row[*tuple[Any, ...]]]
 class Relay:
     """Publishes the events of the outbox until it is stopped."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine, metrics: WorkerMetrics | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: AsyncEngine,
+        metrics: WorkerMetrics | None = None,
+        tracer: "Tracer | None" = None,
+    ) -> None:
         """`engine` must end idle sessions after `IDLE_SESSION_TIMEOUT`, and nothing else may use it."""
+        self._tracer = tracer
         self._settings = settings
         self._transactions = engine
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -150,17 +161,23 @@ class Relay:
             if monotonic() - self._proved_at > PROOF_VALID_SECONDS:
                 break
             try:
-                with lost_as(AMQPConnectionError(CONNECTION_LOST)):
-                    async with asyncio.timeout(self._settings.publish_timeout.total_seconds()):
-                        await exchange.publish(
-                            _message(event), event_key(event.type, event.agent_name), mandatory=False
-                        )
+                await self._publish_event(event, exchange)
             except Exception as error:  # noqa: BLE001 - also an event that cannot be encoded must not stop other agents
                 self._hold_back(agent_id, event, error)
                 return confirmed
             confirmed.append(event.id)
         self._held_back.pop(agent_id, None)
         return confirmed
+
+    async def _publish_event(self, event: Row[*tuple[Any, ...]], exchange: AbstractExchange) -> None:
+        """Publish one event and wait for the broker's confirm."""
+        with (
+            publish_span(self._tracer, event) as traceparent,
+            lost_as(AMQPConnectionError(CONNECTION_LOST)),
+        ):
+            async with asyncio.timeout(self._settings.publish_timeout.total_seconds()):
+                message = _message(event, traceparent)
+                await exchange.publish(message, event_key(event.type, event.agent_name), mandatory=False)
 
     def _hold_back(self, agent_id: UUID, event: Row[*tuple[Any, ...]], error: Exception) -> None:
         failures = self._held_back.get(agent_id, (0.0, 0))[1] + 1
@@ -205,9 +222,9 @@ def _agent_then_sequence(row: Row[*tuple[Any, ...]]) -> tuple[UUID, int]:
     return _agent(row), int(row.sequence)
 
 
-def _message(row: Row[*tuple[Any, ...]]) -> Message:
+def _message(row: Row[*tuple[Any, ...]], traceparent: str | None) -> Message:
     event = envelope(row)
-    headers = {"traceparent": event.traceparent} if event.traceparent is not None else {}
+    headers = {"traceparent": traceparent} if traceparent is not None else {}
     return Message(
         event.model_dump_json(exclude_none=True).encode(),
         content_type=CONTENT_TYPE,

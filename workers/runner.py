@@ -5,7 +5,8 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,14 +14,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.events.notifier import OutboxNotifier
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, make_engine
+from services.tracing.start import open_tracer, refusal
 from workers.dead_letters import Drainer
 from workers.janitor.sweeper import Sweeper
 from workers.janitor.worker import CONNECTIONS as JANITOR_CONNECTIONS
 from workers.janitor.worker import Janitor
 from workers.metrics import WorkerMetrics
 from workers.monitoring import monitored
-from workers.registrar.consumer import LOCK_TIMEOUT, Registrar, signing_secret
+from workers.registrar.consumer import LOCK_TIMEOUT, Registrar, StartRefused, signing_secret
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
+
+if TYPE_CHECKING:
+    from services.tracing.tracer import Tracer
 
 
 class WorkerName(StrEnum):
@@ -61,17 +66,24 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
     once. The process ends within the drain timeout even if a server does not answer. Raises an `ExceptionGroup` with
     `WorkerLost` if a worker ends without a signal, and `StartRefused` before it starts one.
     """
-    runners: dict[WorkerName, Work] = {
-        WorkerName.REGISTRAR: run_registrar,
-        WorkerName.RELAY: run_relay,
-        WorkerName.DRAINER: run_drainer,
-        WorkerName.JANITOR: run_janitor,
-    }
+    if (why := refusal(settings)) is not None:
+        raise StartRefused(why)
     names = list(dict.fromkeys(names))
     if WorkerName.REGISTRAR in names:
         signing_secret(settings)
-    metrics = WorkerMetrics()
-    async with stopped_by_signals() as stop, monitored(settings, metrics), asyncio.TaskGroup() as group:
+    metrics = WorkerMetrics(settings.metrics_agents)
+    async with (
+        stopped_by_signals() as stop,
+        open_tracer(settings, "podium-worker") as tracer,
+        monitored(settings, metrics),
+        asyncio.TaskGroup() as group,
+    ):
+        runners: dict[WorkerName, Work] = {
+            WorkerName.REGISTRAR: partial(run_registrar, tracer=tracer),
+            WorkerName.RELAY: partial(run_relay, tracer=tracer),
+            WorkerName.DRAINER: run_drainer,
+            WorkerName.JANITOR: run_janitor,
+        }
         workers = {group.create_task(runners[name](settings, stop, metrics), name=name) for name in names}
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({*workers, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +112,9 @@ async def _finish(workers: "set[asyncio.Task[None]]", drain_seconds: float) -> N
         worker.cancel()
 
 
-async def run_registrar(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
+async def run_registrar(
+    settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None, *, tracer: "Tracer | None" = None
+) -> None:
     """Run a registrar until `stop` is set."""
     engine = make_engine(
         settings.model_copy(update={"lock_timeout": min(settings.lock_timeout or LOCK_TIMEOUT, LOCK_TIMEOUT)}),
@@ -108,10 +122,12 @@ async def run_registrar(settings: Settings, stop: asyncio.Event, metrics: Worker
         pool_size=CONNECTIONS[WorkerName.REGISTRAR],
     )
     async with _disposed(engine), OutboxNotifier(engine) as notifier:
-        await Registrar(settings, Sessions(engine, on_events=notifier.notify), metrics).run(stop)
+        await Registrar(settings, Sessions(engine, on_events=notifier.notify), metrics, tracer).run(stop)
 
 
-async def run_relay(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
+async def run_relay(
+    settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None, *, tracer: "Tracer | None" = None
+) -> None:
     """Run a relay until `stop` is set."""
     engine = make_engine(
         settings,
@@ -120,7 +136,7 @@ async def run_relay(settings: Settings, stop: asyncio.Event, metrics: WorkerMetr
         idle_session_timeout=IDLE_SESSION_TIMEOUT,
     )
     async with _disposed(engine):
-        await Relay(settings, engine, metrics).run(stop)
+        await Relay(settings, engine, metrics, tracer).run(stop)
 
 
 async def run_drainer(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:

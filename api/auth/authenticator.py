@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry
+
 from api.auth.failures import Failures
 from api.auth.oidc.tokens import Tokens
 from services.api_keys import AGENT_KEY_PREFIX, same_secret
@@ -82,14 +84,15 @@ class Authenticator:
 
 @asynccontextmanager
 async def open_authenticator(
-    settings: Settings, sessions: Sessions, tokens: Tokens, *, application_name: str
+    settings: Settings, sessions: Sessions, tokens: Tokens, registry: CollectorRegistry, *, application_name: str
 ) -> AsyncGenerator[Authenticator, None]:
     """The authenticator, closed on exit. It connects to nothing before the first key that it has to read."""
     async with (
         KeyReads(settings, application_name=application_name) as keys,
         open_last_used(sessions) as last_used,
     ):
-        yield Authenticator(settings.api_key.get_secret_value(), keys, last_used, Failures(settings), tokens)
+        failures = Failures(settings, registry)
+        yield Authenticator(settings.api_key.get_secret_value(), keys, last_used, failures, tokens)
 
 
 def is_stored_key(credential: str) -> bool:

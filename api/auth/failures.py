@@ -5,6 +5,8 @@ Kept in each process. Keys that the process knows are not affected, so callers b
 
 from time import monotonic
 
+from prometheus_client import CollectorRegistry, Counter
+
 from services.errors import TooManyFailures
 from services.settings import Settings
 
@@ -16,7 +18,15 @@ MOST_ADDRESSES = 10_000
 class Failures:
     """The failed authentications of the last minute, by address."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
+        self._counted = Counter(
+            "podium_auth_failures",
+            "Requests with credentials of which none is valid: `refused`, or `limited` after too many of one address.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("refused", "limited"):
+            self._counted.labels(result)
         self._most = settings.auth_failures_per_minute
         self._windows: dict[str, tuple[float, int]] = {}
 
@@ -25,10 +35,12 @@ class Failures:
         began, count = self._windows.get(address, (0.0, 0))
         left = began + WINDOW_SECONDS - monotonic()
         if count >= self._most and left > 0:
+            self._counted.labels("limited").inc()
             raise TooManyFailures(retry_after_seconds=int(left) + 1)
 
     def record(self, address: str) -> None:
         """Count one failure."""
+        self._counted.labels("refused").inc()
         now = monotonic()
         began, count = self._windows.pop(address, (now, 0))
         if now - began >= WINDOW_SECONDS:

@@ -14,7 +14,7 @@ from api.resources import Resources, provide_resources
 from services.agents.queries import AgentView
 from services.api_keys import AGENT_KEY_PREFIX, agent_api_key, same_secret
 from services.domain.identity import EVERYBODY, Identity, Scope
-from services.errors import AgentNotFound, AllAgentsNeeded, InsufficientScope
+from services.errors import AgentNotFound, AllAgentsNeeded, InsufficientScope, PodiumError
 
 # What the own key of an agent allows, of that agent.
 AGENT_SCOPES: frozenset[Scope] = frozenset({"read", "register"})
@@ -72,6 +72,17 @@ async def _identity(connection: Connection, resources: Resources, rule: Rule, cr
         if not identity.sees(name):
             raise AgentNotFound
     return identity
+
+
+async def reads_all_agents(connection: Connection, resources: Resources) -> bool:
+    """Whether the caller of a public route may read every agent; not if its key cannot be checked now."""
+    if not resources.settings.keys_required:
+        return True
+    try:
+        identity = await resources.callers.identify(api_keys(connection), _address(connection))
+    except PodiumError:
+        return False
+    return identity.may("read") and identity.agents is None
 
 
 def _allowed(identity: Identity, rule: Rule) -> Identity:

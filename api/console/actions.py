@@ -23,6 +23,7 @@ from services.agents.commands import AgentChange, change_agent, delete_agent, de
 from services.agents.overview import VersionCounts, version_counts
 from services.agents.queries import get_deployment
 from services.domain.identity import Scope
+from services.domain.state import AgentSnapshot
 from services.errors import DeploymentNotFound, InvalidRequest, PodiumError
 from services.promotion.promote import promote
 from services.promotion.rollback_targets import Target, rollback_targets
@@ -139,9 +140,11 @@ async def _change(asked: _Asked, form: dict[str, str], seen: int) -> None:
         await rolled_back(resources, agent_id, change, body)
         return
 
+    promoted: list[AgentSnapshot] = []
+
     async def work(session: AsyncSession) -> None:
         if action == "promote":
-            await promote(session, agent_id, deployment_key(version or ""), change)
+            promoted[:] = [await promote(session, agent_id, deployment_key(version or ""), change)]
         elif action == "delete":
             key = deployment_key(version or "")
             await delete_deployment(session, agent_id, key, change, terms=resources.terms, force=body.force)
@@ -153,6 +156,7 @@ async def _change(asked: _Asked, form: dict[str, str], seen: int) -> None:
             await change_agent(session, agent_id, pause, change)
 
     await resources.change(agent_id, work)
+    resources.agent_changes.changed(promoted)
 
 
 async def _require_name(session: AsyncSession, asked: _Asked, form: dict[str, str]) -> None:

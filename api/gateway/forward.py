@@ -34,6 +34,7 @@ from api.gateway.gateway import Gateway
 from api.gateway.headers import RawHeaders, caller_authorization, request_headers, response_headers
 from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
+from api.gateway.spans import CallSpans
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
 from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
@@ -87,6 +88,10 @@ class Forward:
             began=perf_counter(),
             actor=self._admission.identity.actor,
         )
+        if self._gateway.tracing is not None:
+            record.spans = CallSpans(self._gateway.tracing, scope, record.kind, span.parent)
+            server = record.spans.server.context
+            record.trace_id, record.span_id = f"{server.trace_id:032x}", f"{server.span_id:016x}"
         try:
             await self._serve(scope, receive, send, headers, record)
         except ClientDisconnected:
@@ -119,7 +124,8 @@ class Forward:
             buffered.reserve(size)
             if size > SMALL_BYTES and not checked:
                 checked = True
-                route = record.route = await self._gateway.routes.find(self._key, self._admit)
+                route = await self._gateway.routes.find(self._key, self._admit)
+                record.routed(route)
                 self._gateway.error_styles.learn(scope["path"], route.error_style)
                 self._gateway.balancer.check(route)
 
@@ -135,7 +141,7 @@ class Forward:
                 routed = await route_call(
                     self._gateway, self._key, path, scope["headers"], buffered.content, admit=self._admit
                 )
-                record.route = routed.route
+                record.routed(routed.route)
                 style = routed.route.error_style
                 self._gateway.error_styles.learn(path, style)
                 with (
@@ -159,6 +165,7 @@ class Forward:
         scope, record, buffered = now.scope, now.record, now.buffered
         record.request_bytes = len(buffered.content)
         headers = now.headers
+        record.sent(headers)
         if call.route.forward_authorization == "pass":
             headers = self._with_authorization(scope, headers)
         try:

@@ -12,16 +12,19 @@ from api.gateway.balancer import Balancer
 from api.gateway.call_limits import CallLimits
 from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.request_buffer import RequestBuffer
+from api.gateway.spans import Tracing
 from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
 from services.calls.counts import CallCounts, open_call_counts
+from services.agents.metrics import LabelledAgents
 from services.domain.state import ConversationKeys
 from services.errors import MessageTooLarge, PodiumError, Unavailable
 from services.health.answered_calls import AnsweredCalls, open_answered_calls
 from services.routing.resolver import RouteResolver
 from services.settings import Settings
 from services.storage.database import Sessions
+from services.tracing.start import open_tracer
 
 # A path takes a few dozen bytes.
 REMEMBERED_PATHS = 10_000
@@ -85,6 +88,7 @@ class Gateway:
     answered_calls: AnsweredCalls
     active_conversations: ActiveConversations
     call_counts: CallCounts
+    tracing: Tracing | None = None
     error_styles: ErrorStyles = field(default_factory=ErrorStyles)
     opted_in: OptedIn = field(default_factory=OptedIn)
     call_limits: CallLimits = field(default_factory=CallLimits)
@@ -92,10 +96,15 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, sessions: Sessions, registry: CollectorRegistry, *, application_name: str
+    settings: Settings,
+    sessions: Sessions,
+    registry: CollectorRegistry,
+    *,
+    agents: LabelledAgents,
+    application_name: str,
 ) -> AsyncGenerator[Gateway, None]:
     """The gateway, closed on exit. It connects to nothing before the first call."""
-    breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry)
+    breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry, agents)
     metrics.watch(breakers)
     async with (
         upstream_session(settings) as upstream,
@@ -103,6 +112,7 @@ async def open_gateway(
         open_answered_calls(sessions) as answered_calls,
         open_active_conversations(sessions) as active_conversations,
         open_call_counts(sessions, settings.call_counts_retention) as call_counts,
+        open_tracer(settings, application_name) as tracer,
     ):
         yield Gateway(
             settings=settings,
@@ -114,4 +124,5 @@ async def open_gateway(
             answered_calls=answered_calls,
             active_conversations=active_conversations,
             call_counts=call_counts,
+            tracing=None if tracer is None else Tracing(tracer),
         )

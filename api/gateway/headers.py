@@ -119,7 +119,13 @@ class Span:
     trace_id: str
     span_id: str
     flags: int
-    continued: bool
+    parent: bytes | None
+    """The caller's `traceparent` whose trace this span continues; None for the root of a trace."""
+
+    @property
+    def continued(self) -> bool:
+        """Whether this is a span of the caller's trace."""
+        return self.parent is not None
 
     @property
     def traceparent(self) -> str:
@@ -131,9 +137,9 @@ def child_of(given: Sequence[bytes]) -> Span:
     """A child of the caller's span; the root of a new trace unless the caller sent exactly one valid `traceparent`."""
     found = _VALID_TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
     if found is None or (found["version"] == _TRACE_VERSION.encode() and found["more"]):
-        return Span(os.urandom(16).hex(), os.urandom(8).hex(), _SAMPLED, continued=False)
+        return Span(os.urandom(16).hex(), os.urandom(8).hex(), _SAMPLED, None)
     # Flags that version 00 does not define must not be passed to the agent.
-    return Span(found["trace"].decode(), os.urandom(8).hex(), int(found["flags"], 16) & _SAMPLED, continued=True)
+    return Span(found["trace"].decode(), os.urandom(8).hex(), int(found["flags"], 16) & _SAMPLED, given[0])
 
 
 def request_headers(given: RawHeaders) -> tuple[CIMultiDict[str], Span]:

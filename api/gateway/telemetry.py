@@ -1,4 +1,4 @@
-"""Telemetry of each RPC: metrics for Prometheus, with no label value from a caller, and one log line."""
+"""Telemetry of each RPC: metrics for Prometheus, with no label value from a caller, one log line, and spans."""
 
 import logging
 from collections.abc import Callable
@@ -7,9 +7,14 @@ from time import perf_counter
 from typing import Literal
 
 import structlog
+from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from api.gateway.circuit_breaker import CircuitBreakers
+from api.gateway.headers import TRACEPARENT
+from api.gateway.protocols import protocol_of
+from api.gateway.spans import CallSpans
+from services.agents.metrics import AgentCalls, CallsOfAgent, LabelledAgents
 from services.calls.counts import CallCounts
 from services.errors import CannotServe, PodiumError
 from services.routing.routes import Route, RouteKey
@@ -36,6 +41,8 @@ _LOG_LINES = {
     BROKEN: {"event": "An agent's answer ended early.", "action": "rpc.broken"},
     DEFECT: {"event": "A call failed because of an internal error.", "action": "rpc.failed"},
 }
+# The agent's answer says how the call ended; a caller that has left is nobody's failure.
+_ANSWERS = frozenset({ANSWERED, LEFT})
 _REFUSED = {"event": "A call was not forwarded.", "action": "rpc.refused"}
 
 log = structlog.get_logger(__name__)
@@ -44,8 +51,9 @@ log = structlog.get_logger(__name__)
 class RpcMetrics:
     """The RPC metrics of one process."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, agents: LabelledAgents) -> None:
         self._registry = registry
+        self.agents = AgentCalls(agents)
         self.calls = Counter("podium_rpc_calls", "RPC calls ended, by how.", ["route", "outcome"], registry=registry)
         self.first_byte = Histogram(
             "podium_rpc_first_byte_seconds",
@@ -61,6 +69,18 @@ class RpcMetrics:
             "podium_rpc_failovers",
             "RPC calls that moved on to another instance before anything was sent, by cause.",
             ["cause"],
+            registry=registry,
+        )
+        self.mcp = Counter(
+            "podium_rpc_mcp_calls",
+            "RPC calls with an Mcp-Method header, by method; `other` if it is none of MCP's.",
+            ["method"],
+            registry=registry,
+        )
+        self.a2a = Counter(
+            "podium_rpc_a2a_calls",
+            "RPC calls with an A2A-Version header, by version.",
+            ["version"],
             registry=registry,
         )
         self._in_flight = Gauge("podium_rpc_under_way", "RPC calls in flight.", registry=registry)
@@ -102,6 +122,27 @@ class CallRecord:
     request_bytes: int = 0
     response_bytes: int = 0
     refusal: PodiumError | None = None
+    agent: CallsOfAgent | None = None
+    spans: CallSpans | None = None
+
+    def routed(self, route: Route) -> None:
+        """Record where the call goes, and count it as in flight."""
+        self.route = route
+        if self.agent is None and (agent := self.metrics.agents.of(route.agent_name)) is not None:
+            self.agent = agent
+            agent.in_flight.inc()
+
+    def sent(self, headers: CIMultiDict[str]) -> None:
+        """Record that the call is sent to its agent with these headers, which get the span that the agent continues."""
+        protocol = protocol_of(headers)
+        if protocol.mcp_method is not None:
+            self.metrics.mcp.labels(protocol.mcp_method).inc()
+        if protocol.a2a_version is not None:
+            self.metrics.a2a.labels(protocol.a2a_version).inc()
+        if self.spans is not None and self.route is not None:
+            span = self.spans.begin_call(self.method, self.route, headers)
+            self.span_id = f"{span.context.span_id:016x}"
+            headers[TRACEPARENT] = span.traceparent
 
     def answer_began(self, status: int) -> None:
         """Record that the headers of the agent's answer have arrived."""
@@ -112,6 +153,10 @@ class CallRecord:
     def refused(self, error: PodiumError, status: int) -> None:
         """Record that the gateway answers itself, with this HTTP status."""
         self.refusal, self.outcome, self.status = error, error.reason, status
+        if self.agent is None and isinstance(error, CannotServe) and error.agent_name is not None:
+            agent = self.metrics.agents.of(error.agent_name)
+            if agent is not None:
+                agent.ended(self.outcome, status, None)
 
     def end(self) -> None:
         """Count the call and write its log line."""
@@ -120,6 +165,11 @@ class CallRecord:
         metrics.calls.labels(self.kind, self.outcome).inc()
         metrics.to_agents.inc(self.request_bytes)
         metrics.from_agents.inc(self.response_bytes)
+        if self.agent is not None:
+            self.agent.in_flight.dec()
+            self.agent.ended(self.outcome, self.status, self.first_byte_seconds)
+        if self.spans is not None:
+            self.spans.end(self, None if self.outcome in _ANSWERS else self.outcome)
         level = logging.WARNING if self.outcome == BROKEN else logging.INFO
         if log.is_enabled_for(level):
             log.log(level, **_LOG_LINES.get(self.outcome, _REFUSED), **self._fields())

@@ -1,8 +1,10 @@
 """HTTP metrics for Prometheus: requests by method, route template and status, never by path or agent."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
+from typing import Any
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.enums import ScopeType
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,8 +57,11 @@ class MeasuredApp:
             self._seconds.labels(method, _route(scope)).observe(perf_counter() - started)
 
 
-def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
-    """The route that Prometheus scrapes."""
+Scrape = Callable[[Request[Any, Any, Any]], Awaitable[Sequence[CollectorRegistry]]]
+
+
+def metrics_route(scrape: Scrape) -> HTTPRouteHandler:
+    """The route that Prometheus scrapes; `scrape` gives what the caller may see."""
 
     @get(
         "/metrics",
@@ -65,9 +70,13 @@ def metrics_route(registry: CollectorRegistry) -> HTTPRouteHandler:
         responses=documented_public(),
         media_type="text/plain",
     )
-    async def metrics() -> Response[bytes]:
-        """The metrics of this process, in the Prometheus text format."""
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+    async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+        """The metrics of this process, in the Prometheus text format; those of agents need a key that reads all agents.
+
+        Where no key is required, everybody gets them.
+        """
+        text = b"".join([generate_latest(registry) for registry in await scrape(request)])
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return metrics
 

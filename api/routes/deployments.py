@@ -37,6 +37,7 @@ from services.agents.queries import (
     list_deployments,
     with_instances,
 )
+from services.domain.state import AgentSnapshot
 from services.errors import PodiumError, UnknownDeployment
 from services.promotion.promote import promote
 from services.promotion.together import Promote, Promoted
@@ -152,12 +153,14 @@ async def promote_deployment(
     if made is not None:
         return _answer(await _view(resources, made))
 
-    async def work(session: AsyncSession) -> DeploymentView:
-        await promote(session, uuid, key, change)
-        return await get_deployment(session, uuid, key, resources.terms)
+    async def work(session: AsyncSession) -> tuple[AgentSnapshot, DeploymentView]:
+        state = await promote(session, uuid, key, change)
+        return state, await get_deployment(session, uuid, key, resources.terms)
 
     with resources.promotes.alone(uuid):
-        return _answer(await resources.change(uuid, work))
+        state, view = await resources.change(uuid, work)
+    resources.agent_changes.changed([state])
+    return _answer(view)
 
 
 @delete(

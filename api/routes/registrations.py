@@ -205,5 +205,6 @@ async def _decided(
 async def _decide_alone(resources: Resources, name: str, incoming: Incoming) -> Decided:
     """The committed outcome of one registration, when it is its agent's turn."""
     terms = Terms.of(resources.settings)
-    [decided] = await resources.change(name, lambda session: register_batch(session, [incoming], terms=terms))
-    return decided
+    made = await resources.change(name, lambda session: register_batch(session, [incoming], terms=terms))
+    resources.agent_changes.registered(made)
+    return made[0]

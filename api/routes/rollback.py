@@ -54,13 +54,16 @@ async def rolled_back(resources: Resources, agent_id: UUID, change: Caller, body
     for attempt in range(1, ATTEMPTS + 1):
         proven = None if body.force else await _probed_target(resources, agent_id, change, body)
         try:
-            return await resources.change(
+            state = await resources.change(
                 agent_id,
                 lambda session, proven=proven: roll_back(session, agent_id, change, to=body.to, probed=proven),  # type: ignore[misc]
             )
         except TargetMoved:
             if attempt == ATTEMPTS:
                 raise
+        else:
+            resources.agent_changes.changed([state])
+            return state
     raise TargetMoved
 
 

@@ -93,6 +93,7 @@ class Route:
     """How much all callers together may call the agent."""
     seen_every: float | None = None
     """After how many seconds `last_seen_at` of the conversation is due for an update, while a call is in flight."""
+    agent_name: str = ""
 
     @property
     def rpc_url(self) -> str:
@@ -230,7 +231,7 @@ def route_of(key: RouteKey, row: Row | None) -> Route:
     if row["legacy_acp_url"] is None:
         raise NothingServes(
             f"Nothing serves agent {row['agent_name']} yet: register a pod of it, or promote one of its deployments."
-        ).of(row["agent_id"])
+        ).of(row["agent_id"], row["agent_name"])
     return Route(
         row["agent_id"],
         row["generation"],
@@ -241,6 +242,7 @@ def route_of(key: RouteKey, row: Row | None) -> Route:
         row["legacy_registered_at"],
         forward_authorization=row["forward_authorization"],
         limits=_limits(row),
+        agent_name=row["agent_name"],
     )
 
 
@@ -259,7 +261,7 @@ def _of_deployment(row: Row) -> Route:
         unavailable = DeploymentUnavailable(
             f"Deployment {row['deployment_id']} of agent {row['agent_name']} is {row['status']}{because}."
         )
-        raise unavailable.of(row["agent_id"], row["deployment_id"]).in_style(row["error_style"])
+        raise unavailable.of(row["agent_id"], row["agent_name"], row["deployment_id"]).in_style(row["error_style"])
     return Route(
         row["agent_id"],
         row["generation"],
@@ -280,6 +282,7 @@ def _of_deployment(row: Row) -> Route:
         forward_authorization=row["forward_authorization"],
         limits=_limits(row),
         seen_every=row["seen_every"],
+        agent_name=row["agent_name"],
     )
 
 

@@ -54,7 +54,13 @@ def test_the_file_is_what_the_published_schema_says(tmp_path: Path) -> None:
 
 def test_the_whole_system_is_there() -> None:
     """Both servers, one migration, two of each part that may be many."""
-    assert SERVICES.keys() == {"postgres", "rabbitmq", "migrate", "api", "worker"}
+    assert {name for name, service in SERVICES.items() if "profiles" not in service} == {
+        "postgres",
+        "rabbitmq",
+        "migrate",
+        "api",
+        "worker",
+    }
     assert sorted(OWN) == ["api", "migrate", "worker"]
     assert {name: SERVICES[name].get("deploy", {}).get("replicas", 1) for name in OWN} == {
         "migrate": 1,
@@ -102,6 +108,22 @@ def test_a_part_may_do_nothing_that_it_does_not_need(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert seconds(service["stop_grace_period"]) > Settings().drain_timeout.total_seconds()
+
+
+def test_the_profile_observability_uses_the_files_of_this_repository() -> None:
+    """Prometheus and Grafana are pinned, read files that exist, and scrape every replica on its port."""
+    optional = {name: service for name, service in SERVICES.items() if "profiles" in service}
+    assert {name: service["profiles"] for name, service in optional.items()} == {
+        "prometheus": ["observability"],
+        "grafana": ["observability"],
+    }
+    for service in optional.values():
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"])
+        for source, *_ in (volume.split(":") for volume in service["volumes"]):
+            assert source == "prometheus" or (ROOT / source).is_file(), source
+    scraped = yaml.safe_load((ROOT / "deploy" / "observability" / "prometheus.yml").read_text())["scrape_configs"]
+    ports = {each["dns_sd_configs"][0]["names"][0]: each["dns_sd_configs"][0]["port"] for each in scraped}
+    assert ports == {"api": 8080, "worker": SERVICES["worker"]["environment"]["PODIUM_WORKER_PORT"]}
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:

@@ -34,7 +34,7 @@ def test_every_package_of_the_wheel_is_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     needed = {*packages, "pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
-    assert copied() == needed | {"requirements.lock", "requirements-build.lock"}
+    assert copied() == needed | {"requirements.lock", "requirements-otel.lock", "requirements-build.lock"}
 
 
 def test_only_locked_wheels_are_installed() -> None:
@@ -42,9 +42,10 @@ def test_only_locked_wheels_are_installed() -> None:
     installs = re.findall(r"pip (?:--python \S+ )?install (.*?)(?=&&|$)", " && ".join(said("RUN")))
     assert [line.split()[-1] for line in installs] == [
         "requirements-build.lock",
-        "requirements.lock",
+        '"$LOCK"',
         "/wheels/*.whl",
     ]
+    assert said("ARG") == ["LOCK=requirements.lock"]
     for line in installs[:2]:
         assert {"--require-hashes", "--only-binary=:all:"} <= set(line.split())
     assert {"--no-deps", "--no-index"} <= set(installs[2].split())

@@ -35,7 +35,9 @@ async def test_no_object_shows_a_secret_when_it_is_printed() -> None:
     key = Key(id=uuid4(), name="ci", scopes=["read"], hint="test", created_at=datetime.now(UTC), created_by="amy")
     issued = IssuedKey(key, SECRET)
     engine = make_engine(settings, application_name="test", pool_size=1)
-    async with open_authenticator(settings, Sessions(engine), Tokens([]), application_name="test") as authenticator:
+    async with open_authenticator(
+        settings, Sessions(engine), Tokens([]), CollectorRegistry(), application_name="test"
+    ) as authenticator:
         shown = [settings, issued, IssuedKeyAnswer.of(issued), authenticator, engine, CollectorRegistry()]
         for each in shown:
             assert SECRET not in f"{each!r} {each}", type(each)

@@ -113,6 +113,7 @@ class HealthChecker:
             )
             return
         state = await self._in_transaction(lambda session: roll_back_failed(session, agent_id, failed_id, candidate))
+        self._metrics.agents.changed([state])
         if state.events:
             log.warning(
                 "Rolled back a failed production; automatic promotion is paused.",
@@ -125,6 +126,7 @@ class HealthChecker:
 
     def _changed(self, after: AgentSnapshot, deployment_id: str) -> DeploymentState | None:
         """Log and count each new status that a verdict has set; returns the deployment."""
+        self._metrics.agents.changed([after])
         for event in after.events:
             data = event.data
             if isinstance(data, DeploymentFailed):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import compress
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,7 +15,11 @@ from services.errors import Busy, Unprocessable
 from services.registration.batch import Decided, Incoming, Terms, Unreadable, register_batch, register_unlocked
 from services.storage.database import Sessions, in_transaction
 from workers.fault import Fault, cannot_park, fault_of, has_no_schema
+from workers.registrar.spans import transaction_spans
 from workers.retry import Outage, pause
+
+if TYPE_CHECKING:
+    from services.tracing.tracer import Tracer
 
 MIGRATION_HINT = "Run 'podium migrate' of this version."
 # Attempts at a single message while it is in doubt whether the message or the server is at fault: some seconds in all.
@@ -33,8 +38,9 @@ class DryRun(Exception):
 class Decider:
     """Decides the batches of one registrar, each in its own transaction."""
 
-    def __init__(self, sessions: Sessions, terms: Terms) -> None:
+    def __init__(self, sessions: Sessions, terms: Terms, tracer: "Tracer | None" = None) -> None:
         self._sessions = sessions
+        self._tracer = tracer
         self._terms = terms
         self._outage = Outage(failure_action="registrar.database_away", recovery_action="registrar.database_back")
 
@@ -76,10 +82,12 @@ class Decider:
         """Decide all messages, or those whose agents are not locked. Raises `Busy` if another lock is not free."""
         try:
             work = partial(register_batch, batch=batch, terms=self._terms)
-            return await in_transaction(self._sessions, work)
+            with transaction_spans(self._tracer, batch):
+                return await in_transaction(self._sessions, work)
         except Busy:
             without_locked = partial(register_unlocked, batch=batch, terms=self._terms)
-            return await in_transaction(self._sessions, without_locked)
+            with transaction_spans(self._tracer, batch):
+                return await in_transaction(self._sessions, without_locked)
 
     async def _halve(self, batch: list[Incoming], stop: asyncio.Event) -> Outcomes | None:
         """Decide each half separately, recursively, so that only the message at fault is left undecided.

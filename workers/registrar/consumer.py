@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
@@ -28,6 +29,9 @@ from workers.registrar.deliveries import SecondConsumer, consuming, prefetch_of
 from workers.registrar.replies import Replies
 from workers.registrar.settling import Acknowledgements, Records, Settler
 from workers.retry import Outage, ended, pause, run_with_retries
+
+if TYPE_CHECKING:
+    from services.tracing.tracer import Tracer
 
 # How long a batch waits for a lock. Longer than usual transactions, so that a busy agent is not deferred; shorter than
 # what callers notice, since the batch holds the locks of its other agents meanwhile.
@@ -66,12 +70,19 @@ def signing_secret(settings: Settings) -> str | None:
 class Registrar:
     """Consumes registrations until it is stopped. Any number of registrars, in any number of processes, can run."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, metrics: WorkerMetrics | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        metrics: WorkerMetrics | None = None,
+        tracer: "Tracer | None" = None,
+    ) -> None:
         """`sessions` must have a lock timeout of at most `LOCK_TIMEOUT`."""
         self._settings = settings
         self._metrics = metrics or WorkerMetrics()
-        self._decider = Decider(sessions, Terms.of(settings))
-        self._decider_of_deferred = Decider(sessions, Terms.of(settings))
+        self._tracer = tracer
+        self._decider = Decider(sessions, Terms.of(settings), tracer)
+        self._decider_of_deferred = Decider(sessions, Terms.of(settings), tracer)
         self._records = Records(Acknowledgements(), self._metrics)
         self._signed_with = signing_secret(settings)
         self._outage = Outage(failure_action="registrar.disconnected", recovery_action="registrar.connected")
@@ -115,7 +126,7 @@ class Registrar:
                     return
 
     def _settler(self, decider: Decider, deferred: DeferredMessages, replies: Replies) -> Settler:
-        return Settler(decider, self._records, deferred, replies, signed_with=self._signed_with)
+        return Settler(decider, self._records, deferred, replies, signed_with=self._signed_with, tracer=self._tracer)
 
     def _replies(self) -> Replies:
         return Replies(broker_url(self._settings))

@@ -1,19 +1,18 @@
 """Settling: deciding messages, acknowledging them after the commit, and sending the requested replies."""
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError, AMQPError, ChannelInvalidStateError
 
-from contracts.fields import TRACEPARENT_PATTERN
 from services.cancellation import lost_as
 from services.domain.announcement import Announcement, Duplicate
 from services.registration.batch import Decided, Incoming, read_message
@@ -23,7 +22,11 @@ from workers.metrics import WorkerMetrics
 from workers.registrar.batches import Decider
 from workers.registrar.deferred import DeferredMessages
 from workers.registrar.replies import Replies
+from workers.registrar.spans import BatchSpans, traceparent_of
 from workers.retry import CONNECTION_LOST
+
+if TYPE_CHECKING:
+    from services.tracing.tracer import Tracer
 
 # An acknowledgement is one small frame: a broker that does not accept it within this time is considered lost.
 ACKNOWLEDGE_SECONDS = 5.0
@@ -74,8 +77,10 @@ class Settler:
         replies: Replies,
         *,
         signed_with: str | None = None,
+        tracer: "Tracer | None" = None,
     ) -> None:
         """With a secret key in `signed_with`, every message must be signed with the key of its agent."""
+        self._tracer = tracer
         self._signed_with = signed_with
         self._decider = decider
         self._records = records
@@ -86,7 +91,12 @@ class Settler:
         """Decide a batch, acknowledge it and send the requested replies; False if `stop` was set before a decision."""
         if not messages:
             return True
-        batch = [_incoming(message, self._signed_with) for message in messages]
+        spans = None if self._tracer is None else BatchSpans(self._tracer, messages)
+        traceparents = map(traceparent_of, messages) if spans is None else spans.traceparents
+        batch = [
+            _incoming(message, traceparent, self._signed_with)
+            for message, traceparent in zip(messages, traceparents, strict=True)
+        ]
         began = perf_counter()
         outcomes = await self._decider.decide(batch, stop)
         if outcomes is None:
@@ -98,7 +108,10 @@ class Settler:
             counts = _outcomes([decided for _, _, decided in settled])
             age = _oldest_age_seconds([incoming for _, incoming, _ in settled])
             self._records.metrics.batch_decided(counts, perf_counter() - began, age)
+            self._records.metrics.agents.registered([decided for _, _, decided in settled])
             await self._conclude(settled)
+        if spans is not None:
+            spans.end(batch, outcomes)
         return True
 
     async def _conclude(self, settled: Sequence[tuple[AbstractIncomingMessage, Incoming, Decided]]) -> None:
@@ -111,12 +124,9 @@ class Settler:
         await self._replies.send(messages, [decided for _, _, decided in settled])
 
 
-def _incoming(message: AbstractIncomingMessage, signed_with: str | None) -> Incoming:
-    headers = dict(message.headers)
-    traceparent = headers.get("traceparent")
-    if not (isinstance(traceparent, str) and re.fullmatch(TRACEPARENT_PATTERN, traceparent)):
-        traceparent = None
-    incoming = read_message(Envelope(message.routing_key or "", message.body, headers), traceparent=traceparent)
+def _incoming(message: AbstractIncomingMessage, traceparent: str | None, signed_with: str | None) -> Incoming:
+    envelope = Envelope(message.routing_key or "", message.body, dict(message.headers))
+    incoming = read_message(envelope, traceparent=traceparent)
     return incoming if signed_with is None else require_signature(signed_with, incoming)
 
 

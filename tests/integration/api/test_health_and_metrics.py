@@ -1,6 +1,7 @@
 """Health routes, metrics and the OpenAPI document."""
 
 import asyncio
+import re
 from uuid import uuid4
 
 from pydantic import SecretStr
@@ -73,7 +74,7 @@ async def test_metrics_by_route_and_never_by_path(api: Api) -> None:
         'podium_http_request_seconds_count{method="GET",route="/agents/name/{name}"} 1.0',
     ):
         assert line in text
-    assert "some-bot" not in text
+    assert not re.search(r"podium_(http|rpc)_.*some-bot", text)
     assert agent["id"] not in text
     assert "stranger" not in text
 

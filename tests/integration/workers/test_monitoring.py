@@ -85,7 +85,13 @@ async def test_a_worker_reports_its_work(
                 if name == "podium_registrations_total":
                     outcomes[dict(labels)["outcome"]] = outcomes.get(dict(labels)["outcome"], 0) + count
         assert outcomes == {"Registered": 2, "Rejected": 1}
+        registered = ("podium_agent_registrations_total", frozenset({("agent", "bot"), ("outcome", "Registered")}))
+        assert sum(found.get(registered, 0) for found in both) == 2
         for found in both:
+            assert value(found, "podium_parked_messages") == 1
+            assert value(found, "podium_production_failed") == 0
+            assert value(found, "podium_queue_consumers", queue=REGISTRATIONS_QUEUE) == 2
+            assert value(found, "podium_worker_ready", worker="registrar") == 1
             assert value(found, "podium_outbox_unpublished_events") == 0
             assert value(found, "podium_queue_messages", queue=REGISTRATIONS_QUEUE) == 0
 
