@@ -32,6 +32,7 @@ from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
+from services.webhooks.sender import WebhookSender, open_webhook_sender
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Resources:
     prober: Prober
     events: FanOut
     watch: Watch
+    webhooks: WebhookSender
 
     @property
     def terms(self) -> ConversationTerms:
@@ -98,6 +100,7 @@ async def open_resources(
             open_fan_out(events_engine) as events,
             open_watch(reads, events) as watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
+            open_webhook_sender(settings, (settings.host, settings.port)) as webhooks,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
             open_batches(
                 settings,
@@ -123,6 +126,7 @@ async def open_resources(
                 prober=prober,
                 events=events,
                 watch=watch,
+                webhooks=webhooks,
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))

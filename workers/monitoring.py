@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import structlog
 from aio_pika.exceptions import AMQPError
@@ -17,11 +18,13 @@ from contracts.topology import PARKED_QUEUE, REGISTRATIONS_QUEUE
 from services.settings import Settings
 from services.storage.database import close_engine, make_engine
 from services.tls import broker_url
+from services.webhooks.positions import webhook_states
 from workers.amqp.connection import connected
 from workers.metrics import WorkerMetrics
 
 # Prometheus gives up after ten seconds by default.
 SCRAPE_LIMIT_SECONDS = 3.0
+WEBHOOK_STATUSES = ("active", "paused", "disabled")
 
 _OUTBOX = text("""
 SELECT count(*) AS events,
@@ -43,6 +46,12 @@ class Monitor:
         self._outbox_events = Gauge("podium_outbox_unpublished_events", "Events not published yet.", registry=registry)
         self._outbox_age = Gauge(
             "podium_outbox_oldest_seconds", "Age of the oldest event not published yet.", registry=registry
+        )
+        self._webhooks = Gauge("podium_webhooks", "Webhooks, by status.", ["status"], registry=registry)
+        self._webhook_lag = Gauge(
+            "podium_webhook_oldest_seconds",
+            "Age of the oldest event that an active webhook waits for.",
+            registry=registry,
         )
         self._waiting = Gauge(
             "podium_queue_messages", "Messages that wait in a queue of the broker.", ["queue"], registry=registry
@@ -69,19 +78,27 @@ class Monitor:
 
     async def _measure(self, _: web.Request) -> web.Response:
         """The metrics. Gauges that need a server which does not answer are NaN."""
-        await asyncio.gather(self._read_outbox(), self._read_queues())
+        await asyncio.gather(self._read_database(), self._read_queues())
         return web.Response(body=generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def _read_outbox(self) -> None:
-        events = oldest_seconds = float("nan")
+    async def _read_database(self) -> None:
+        events = oldest_seconds = lag = float("nan")
+        webhooks = dict.fromkeys(WEBHOOK_STATUSES, float("nan"))
         try:
             async with asyncio.timeout(SCRAPE_LIMIT_SECONDS), self._engine.connect() as connection:
                 row = (await connection.execute(_OUTBOX)).one()
+                states = await webhook_states(connection)
             events, oldest_seconds = row.events, row.oldest_seconds
+            webhooks = {status: sum(each.status == status for each in states) for status in WEBHOOK_STATUSES}
+            since = [at for each in states for at in (each.waiting_since, each.unread_since) if at is not None]
+            lag = max((datetime.now(UTC) - min(since)).total_seconds(), 0.0) if since else 0.0
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.debug("Could not read the outbox.", action="monitoring.no_database", error=str(error)[:300])
+            log.debug("Could not read the database.", action="monitoring.no_database", error=str(error)[:300])
         self._outbox_events.set(events)
         self._outbox_age.set(oldest_seconds)
+        self._webhook_lag.set(lag)
+        for status, count in webhooks.items():
+            self._webhooks.labels(status).set(count)
 
     async def _read_queues(self) -> None:
         waiting = dict.fromkeys((REGISTRATIONS_QUEUE, PARKED_QUEUE), float("nan"))

@@ -11,6 +11,7 @@ from litestar import Response, Router, get
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityRequirement, SecurityScheme
+from pydantic import BaseModel
 
 from api.http.access import PUBLIC, rules_of
 from api.http.openapi import completed, operation_id
@@ -31,9 +32,11 @@ from api.routes.audit import AuditAnswer
 from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
 from api.routes.registrations import RegistrationAnswer
+from api.routes.webhooks import ANSWERS as WEBHOOK_ANSWERS
+from api.routes.webhooks import REQUESTS as WEBHOOK_REQUESTS
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 
-REQUESTS = (
+REQUESTS: tuple[type[BaseModel], ...] = (
     ChangeAgentRequest,
     NewDeploymentRequest,
     NewKeyRequest,
@@ -43,8 +46,9 @@ REQUESTS = (
     RetryRequest,
     RollbackRequest,
     RotateKeyRequest,
+    *WEBHOOK_REQUESTS,
 )
-ANSWERS = (
+ANSWERS: tuple[type[BaseModel], ...] = (
     AgentAnswer,
     AuditAnswer,
     DeletedAnswer,
@@ -60,6 +64,7 @@ ANSWERS = (
     RegistrationAnswer,
     RetriedAnswer,
     RpcErrorAnswer,
+    *WEBHOOK_ANSWERS,
 )
 
 

@@ -21,6 +21,7 @@ _TABLES = (
     "janitors",
     "audit",
     "keys",
+    "webhooks",
 )
 # A trigger refuses to empty the ledger. The owner of the table can disable its triggers.
 _EMPTY = (
