@@ -28,6 +28,7 @@ from podium.cli.promotions import promote, rollback
 from podium.cli.register import deregister, register
 from podium.cli.registrations import registrations
 from podium.cli.rpc import rpc
+from podium.cli.webhooks import webhooks
 from podium.printable import plain, plain_lines
 from podium.servers import Purpose, ServersError, ensure_servers
 from services.errors import PodiumError
@@ -51,6 +52,7 @@ ORDER = [
     "drain",
     "history",
     "events",
+    "webhooks",
     "registrations",
     "parked",
     "rpc",
@@ -204,7 +206,7 @@ def worker(
         _fail(str(error), ExitCode.USAGE)
 
 
-for group in (agents, deployments, parked, keys):
+for group in (agents, deployments, parked, keys, webhooks):
     app.add_typer(group)
 for operator_command in (
     registrations,

@@ -163,6 +163,8 @@ class Deliverer:
                 self._say(log.info, "A webhook accepts events again.", "webhook.recovered", claimed)
         else:
             wait = self._wait_after(claimed.attempt, attempt.retry_after)
+            if attempt.status == GONE:
+                wait = max(wait, self._lease)  # no other attempt while the webhook is being disabled
             settled = await self._store(lambda session: settle_failed(session, claimed, attempt, wait), until)
             if settled.began_failing:
                 self._say(

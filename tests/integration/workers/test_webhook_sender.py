@@ -93,7 +93,6 @@ async def test_a_redirect_is_not_followed() -> None:
         "168.63.129.16",
         "[::ffff:169.254.169.254]",
         "0.0.0.0",  # noqa: S104 - an address to refuse
-        "2852039166",
         "[64:ff9b::a9fe:a9fe]",
     ],
 )

@@ -3,7 +3,6 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import IPv4Network
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,6 @@ from sqlalchemy import text
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from services.domain.caller import Caller
 from services.domain.identity import EVERYBODY
 from services.events.log import Position, event_cursor, parse_cursor
 from services.registration.batch import register_batch
@@ -22,42 +20,13 @@ from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from services.storage.models import Webhook
 from services.webhooks import registry
-from services.webhooks.registry import NewWebhook
 from services.webhooks.signing import shown
 from tests.integration.workers.conftest import working
+from tests.integration.workers.receiving import AMY, a_webhook, happen, nothing_waits
 from tests.support.factories import incoming
 from tests.support.receivers import Received, running_receiver
 from tests.support.waiting import eventually, eventually_rows, rows
 from workers.runner import run_webhooks
-
-AMY = Caller(actor="amy")
-
-
-@pytest.fixture
-def quick(settings: Settings) -> Settings:
-    """Settings that allow local receivers, with short times."""
-    return settings.model_copy(
-        update={
-            "webhook_dial_networks": (IPv4Network("127.0.0.0/8"),),
-            "webhook_timeout": timedelta(seconds=1),
-            "webhook_first_retry": timedelta(milliseconds=50),
-            "webhook_longest_retry": timedelta(milliseconds=200),
-            "webhook_poll": timedelta(milliseconds=50),
-        }
-    )
-
-
-async def happen(sessions: Sessions, name: str, *versions: str) -> None:
-    """Announce versions of an agent, in one transaction each: two events, and two more for the first one."""
-    for version in versions:
-        message = incoming(name, deployment_id=f"{name}-{version}")
-        await in_transaction(sessions, lambda session, message=message: register_batch(session, [message]))  # type: ignore[misc]
-
-
-async def a_webhook(sessions: Sessions, url: str, **fields: Any) -> Webhook:
-    """A new webhook."""
-    new = NewWebhook(url=url, **fields)
-    return await in_transaction(sessions, lambda session: registry.create_webhook(session, new, EVERYBODY, AMY))
 
 
 async def state_of(sessions: Sessions, webhook_id: UUID) -> Any:
@@ -321,15 +290,6 @@ async def test_events_that_were_removed_before_they_were_accepted(quick: Setting
             await eventually(lambda: _true(len(receiver.accepted) == 3), "the rest accepted")
             await nothing_waits(sessions)
     assert sorted(receiver.sequences("bot")) == [5, 5, 6]
-
-
-async def nothing_waits(sessions: Sessions) -> None:
-    """Return once no event waits for a webhook."""
-
-    async def none() -> bool:
-        return not await rows(sessions, "SELECT 1 FROM webhook_positions")
-
-    await eventually(none, "nothing waits")
 
 
 async def resume(sessions: Sessions, webhook_id: UUID, **start: Any) -> None:
