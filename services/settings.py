@@ -348,7 +348,7 @@ class Settings(BaseSettings):
     dial_ports: Ports = Field(default=(), description="Allowed ports of agents, as 80,443,8000; if empty, any.")
 
     webhook_concurrency: int = Field(
-        default=100,
+        default=60,
         ge=2,
         le=1000,
         description="Webhook deliveries under way per process; receivers that are slow or fail get at most half.",

@@ -22,6 +22,7 @@ from workers.monitoring import monitored
 from workers.registrar.consumer import LOCK_TIMEOUT, Registrar, signing_secret
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
 from workers.webhooks.deliverer import CONNECTIONS as WEBHOOK_CONNECTIONS
+from workers.webhooks.deliverer import LOCK_TIMEOUT as WEBHOOK_LOCK_TIMEOUT
 from workers.webhooks.deliverer import Deliverer
 
 
@@ -146,7 +147,11 @@ async def run_janitor(settings: Settings, stop: asyncio.Event, metrics: WorkerMe
 
 async def run_webhooks(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
     """Deliver events to webhooks until `stop` is set."""
-    engine = make_engine(settings, application_name="podium-webhooks", pool_size=CONNECTIONS[WorkerName.WEBHOOKS])
+    engine = make_engine(
+        settings.model_copy(update={"lock_timeout": min(settings.lock_timeout, WEBHOOK_LOCK_TIMEOUT)}),
+        application_name="podium-webhooks",
+        pool_size=CONNECTIONS[WorkerName.WEBHOOKS],
+    )
     async with _disposed(engine), OutboxNotifier(engine) as notifier:
         await Deliverer(settings, engine, Sessions(engine, on_events=notifier.notify), metrics).run(stop)
 

@@ -68,8 +68,10 @@ WITH failing AS (
 SELECT failing_since < clock_timestamp() - CAST(:silent_for AS interval) AS long FROM failing
 """)
 _WAKE = text("""
-UPDATE webhook_positions SET due_at = clock_timestamp()
-WHERE webhook_id = :webhook_id AND claim IS NULL AND due_at > clock_timestamp()
+UPDATE webhook_positions AS p SET due_at = clock_timestamp() FROM (
+    SELECT webhook_id, agent_id FROM webhook_positions
+    WHERE webhook_id = :webhook_id AND claim IS NULL AND due_at > clock_timestamp() FOR NO KEY UPDATE SKIP LOCKED
+) AS waiting WHERE p.webhook_id = waiting.webhook_id AND p.agent_id = waiting.agent_id
 """)
 _FAIL = text("""
 UPDATE webhooks SET failing_since = coalesce(failing_since, statement_timestamp()) WHERE id = :webhook_id
@@ -103,16 +105,20 @@ DELETE FROM webhook_deliveries WHERE webhook_id = :webhook_id AND id <= (
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One event to send. `delivery` is None if nothing is left to send, since retention removed it."""
+    """One event to send. `event_id` is None if nothing is left to send, since retention removed it.
+
+    `delivery` is None then, and for an event that cannot be encoded.
+    """
 
     webhook_id: UUID
     agent_id: UUID
     claim: UUID
     sequence: int
     attempt: int
-    delivery: Delivery | None = field(repr=False)
+    event_id: UUID | None = None
     event_type: str = ""
     agent_name: str = ""
+    delivery: Delivery | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +199,12 @@ async def _changed(session: AsyncSession, statement: Any, parameters: dict[str, 
 
 
 async def _record(session: AsyncSession, claimed: Claim, attempt: Attempt) -> None:
-    assert claimed.delivery is not None
     await session.execute(
         _RECORD,
         {
             "webhook_id": claimed.webhook_id,
             "agent_id": claimed.agent_id,
-            "event_id": UUID(claimed.delivery.event_id),
+            "event_id": claimed.event_id,
             "event_type": claimed.event_type,
             "agent_name": claimed.agent_name,
             "sequence": claimed.sequence,
@@ -219,19 +224,25 @@ def _key(claimed: Claim) -> dict[str, Any]:
 
 def _claim_of(row: Row[*tuple[Any, ...]]) -> Claim:
     if row.event_id is None:
-        return Claim(
-            row.webhook_id, row.claimed_agent_id, row.claim, row.last_sequence, row.attempts + 1, delivery=None
-        )
-    event = envelope(row)
-    secrets = (row.secret,) if row.previous_secret is None else (row.secret, row.previous_secret)
-    body = event.model_dump_json(exclude_none=True).encode()
+        return Claim(row.webhook_id, row.claimed_agent_id, row.claim, row.last_sequence, row.attempts + 1)
     return Claim(
         webhook_id=row.webhook_id,
         agent_id=row.claimed_agent_id,
         claim=row.claim,
         sequence=row.sequence,
         attempt=row.attempts + 1,
-        delivery=Delivery(row.url, str(event.id), body, secrets),
-        event_type=event.type,
-        agent_name=event.agentname,
+        event_id=row.event_id,
+        event_type=row.type,
+        agent_name=row.agent_name,
+        delivery=_delivery_of(row),
     )
+
+
+def _delivery_of(row: Row[*tuple[Any, ...]]) -> Delivery | None:
+    """The same bytes for each attempt. None for an event that cannot be encoded: it must not stop other agents."""
+    try:
+        body = envelope(row).model_dump_json(exclude_none=True).encode()
+    except ValueError:
+        return None
+    secrets = (row.secret,) if row.previous_secret is None else (row.secret, row.previous_secret)
+    return Delivery(row.url, str(row.event_id), body, secrets)

@@ -53,9 +53,9 @@ WITH behind AS MATERIALIZED (
         last_sequence = greatest(p.last_sequence, excluded.last_sequence),
         claim = CASE WHEN excluded.sequence < p.sequence THEN NULL ELSE p.claim END,
         due_at = CASE WHEN excluded.sequence < p.sequence THEN excluded.due_at ELSE p.due_at END
-    RETURNING 1
 )
-SELECT (SELECT count(*) FROM page) AS events, (SELECT count(*) FROM placed) AS placed,
+SELECT (SELECT count(*) FROM behind) = :webhooks
+        OR EXISTS (SELECT FROM page GROUP BY webhook_id HAVING count(*) = :events) AS has_more,
     EXISTS (SELECT FROM webhooks AS w WHERE w.status = 'active') AS has_webhooks
 """)  # noqa: S608 - built from constants only
 
@@ -111,10 +111,10 @@ class HandedOut:
 async def hand_out(connection: AsyncConnection) -> HandedOut:
     """Move the cursors of active webhooks over some events, and place the agents of those that they want.
 
-    One statement, so in autocommit mode others see all of its effects at once.
+    One statement, so in autocommit mode others see all of its effects at once. Waits for the lock of a position.
     """
     row = (await connection.execute(_HAND_OUT, {"webhooks": PAGE_WEBHOOKS, "events": PAGE_EVENTS})).one()
-    return HandedOut(bool(row.has_webhooks), bool(row.events >= PAGE_EVENTS))
+    return HandedOut(bool(row.has_webhooks), bool(row.has_more))
 
 
 async def lag_of(database: Database, webhook_ids: Sequence[UUID]) -> dict[UUID, tuple[int, datetime | None]]:

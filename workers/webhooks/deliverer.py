@@ -13,12 +13,13 @@ from functools import partial
 from time import monotonic
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from services.errors import PodiumError
+from services.errors import Busy, PodiumError
 from services.events.outbox import WAKE_CHANNEL
 from services.settings import Settings
-from services.storage.database import Sessions, in_transaction
+from services.storage.database import Sessions, in_transaction, translate
 from services.webhooks.deliveries import (
     Claim,
     Settled,
@@ -29,7 +30,7 @@ from services.webhooks.deliveries import (
     webhooks_with_work,
 )
 from services.webhooks.disabling import Reason, disable
-from services.webhooks.positions import hand_out
+from services.webhooks.positions import HandedOut, hand_out
 from services.webhooks.sender import GONE, Attempt, WebhookSender, open_webhook_sender
 from workers.metrics import WorkerMetrics
 from workers.retry import Outage, backoff, ended, pause, run_with_retries
@@ -43,6 +44,8 @@ LEASE_SHARE, BEGIN_SHARE = 2.0, 0.5
 # Notifications come up to 200 times a second and process.
 LINGER_SECONDS = 0.02
 END_SECONDS = 1.0
+# Whoever holds a position or a webhook for longer is in trouble.
+LOCK_TIMEOUT = timedelta(milliseconds=250)
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +115,7 @@ class Deliverer:
 
     async def _pass(self, session: AsyncConnection, sender: WebhookSender) -> bool:
         """Hand out new events, and begin what is due and has a slot; whether to look again at once."""
-        handed_out = await hand_out(session)
+        handed_out = await self._hand_out(session)
         self._has_webhooks = handed_out.has_webhooks
         webhooks = await webhooks_with_work(session)
         began = False
@@ -124,6 +127,15 @@ class Deliverer:
                 self._begin(each, at, sender)
                 began = True
         return handed_out.has_more or began
+
+    async def _hand_out(self, session: AsyncConnection) -> HandedOut:
+        """Hand out new events. If somebody holds a position, they wait, and what was handed out before goes on."""
+        try:
+            return await hand_out(session)
+        except DBAPIError as error:
+            if not isinstance(translate(error), Busy):
+                raise
+            return HandedOut(has_webhooks=True, has_more=False)
 
     def _begin(self, claimed: Claim, at: float, sender: WebhookSender) -> None:
         self._slots.take(claimed)
@@ -137,8 +149,8 @@ class Deliverer:
         try:
             if monotonic() - at > self._settings.webhook_timeout.total_seconds() * BEGIN_SHARE:
                 return
-            if claimed.delivery is not None:
-                attempt = await sender.send(claimed.delivery)
+            if claimed.event_id is not None:
+                attempt = await _attempt(claimed, sender)
                 self._slots.learn(claimed.webhook_id, accepted=attempt.outcome == "accepted", seconds=attempt.seconds)
                 self._metrics.webhook_deliveries.labels(attempt.outcome).inc()
                 self._metrics.webhook_seconds.observe(attempt.seconds)
@@ -160,16 +172,14 @@ class Deliverer:
         elif attempt.outcome == "accepted":
             settled = await self._store(lambda session: settle_accepted(session, claimed, attempt), until)
             if settled.recovered:
-                self._say(log.info, "A webhook accepts events again.", "webhook.recovered", claimed)
+                log.info("A webhook accepts events again.", action="webhook.recovered", **_about(claimed))
         else:
             wait = self._wait_after(claimed.attempt, attempt.retry_after)
             if attempt.status == GONE:
                 wait = max(wait, self._lease)  # no other attempt while the webhook is being disabled
             settled = await self._store(lambda session: settle_failed(session, claimed, attempt, wait), until)
             if settled.began_failing:
-                self._say(
-                    log.warning, "A webhook did not accept an event.", "webhook.failing", claimed, attempt=attempt
-                )
+                log.warning("A webhook did not accept an event.", action="webhook.failing", **_about(claimed, attempt))
             await self._disable_if_due(claimed, attempt, settled)
 
     async def _store(self, work: Callable[[AsyncSession], Awaitable[Settled]], until: float) -> Settled:
@@ -201,7 +211,7 @@ class Deliverer:
             failing_since=settled.failing_since,
         )
         if await in_transaction(self._sessions, work):
-            self._say(log.error, "A webhook is disabled.", "webhook.disabled", claimed, attempt=attempt)
+            log.error("A webhook is disabled.", action="webhook.disabled", reason=reason, **_about(claimed, attempt))
 
     def _wait_after(self, attempt: int, retry_after: timedelta | None) -> timedelta:
         """The wait before the next attempt: doubling, half of it random; longer if the receiver asks for it."""
@@ -211,17 +221,20 @@ class Deliverer:
         wait = timedelta(seconds=ceiling * random.uniform(0.5, 1))  # noqa: S311 - jitter, not a secret
         return max(wait, min(retry_after or timedelta(0), longest))
 
-    def _say(
-        self, how: Callable[..., None], sentence: str, action: str, claimed: Claim, *, attempt: Attempt | None = None
-    ) -> None:
-        why = (
-            {} if attempt is None else {"outcome": attempt.outcome, "status": attempt.status, "detail": attempt.detail}
-        )
-        how(
-            sentence,
-            action=action,
-            webhook_id=str(claimed.webhook_id),
-            agent=claimed.agent_name,
-            event_id=claimed.delivery.event_id if claimed.delivery else None,
-            **why,
-        )
+
+async def _attempt(claimed: Claim, sender: WebhookSender) -> Attempt:
+    if claimed.delivery is None:
+        return Attempt("failed", "the event cannot be encoded", 0.0)
+    return await sender.send(claimed.delivery)
+
+
+def _about(claimed: Claim, attempt: Attempt | None = None) -> dict[str, object]:
+    """What log lines say of a delivery."""
+    about: dict[str, object] = {
+        "webhook_id": str(claimed.webhook_id),
+        "agent": claimed.agent_name,
+        "event_id": str(claimed.event_id),
+    }
+    if attempt is not None:
+        about |= {"outcome": attempt.outcome, "status": attempt.status, "detail": attempt.detail}
+    return about

@@ -9,17 +9,20 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from services.domain.identity import EVERYBODY
+from services.events.epochs import adopt_cluster
 from services.events.log import Position, event_cursor, parse_cursor
+from services.events.outbox import envelope
 from services.registration.batch import register_batch
 from services.retention.tasks import RetentionTask, sweep
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from services.storage.models import Webhook
-from services.webhooks import registry
+from services.webhooks import deliveries, registry
 from services.webhooks.signing import shown
 from tests.integration.workers.conftest import working
 from tests.integration.workers.receiving import AMY, a_webhook, happen, nothing_waits
@@ -318,3 +321,64 @@ async def now(sessions: Sessions) -> Position:
 
 async def _true(value: bool) -> bool:  # noqa: FBT001 - for `eventually`
     return value
+
+
+async def test_a_position_that_somebody_holds(quick: Settings, sessions: Sessions) -> None:
+    """G101: such as a frozen process in the middle of a transaction: what waits of other agents goes on."""
+    async with running_receiver(lambda _: 500) as receiver, working(run_webhooks, quick):
+        await a_webhook(sessions, receiver.url)
+        await happen(sessions, "held", "v1")
+        await happen(sessions, "free", "v1")
+        await receiver.until_seen(1, "held")
+        await receiver.until_seen(1, "free")
+        async with sessions() as holder, holder.begin():
+            of_agent = "SELECT 1 FROM webhook_positions WHERE agent_id = (SELECT id FROM agents WHERE name = 'held')"
+            await holder.execute(text(f"{of_agent} FOR UPDATE"))
+            receiver.answer = lambda _: 200
+            await receiver.until("free", 4)
+        await receiver.until("held", 4)
+    assert receiver.sequences("free") == [1, 2, 3, 4]
+    assert list(dict.fromkeys(receiver.sequences("held"))) == [1, 2, 3, 4]
+
+
+async def test_an_event_that_cannot_be_encoded(
+    quick: Settings, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G101: it is a failed delivery of its agent, and delays no other."""
+
+    def envelope_of(row: Any) -> Any:
+        if row.agent_name == "odd":
+            raise ValueError
+        return envelope(row)
+
+    monkeypatch.setattr(deliveries, "envelope", envelope_of)
+    async with running_receiver() as receiver, working(run_webhooks, quick):
+        await a_webhook(sessions, receiver.url)
+        await happen(sessions, "odd", "v1")
+        await happen(sessions, "fine", "v1")
+        await receiver.until("fine", 4)
+        failed = "SELECT * FROM webhook_deliveries WHERE outcome = 'failed' AND agent_name = 'odd'"
+        assert (await eventually_rows(sessions, failed))[0].detail == "the event cannot be encoded"
+
+
+async def test_data_from_another_cluster(quick: Settings, sessions: Sessions, engine: AsyncEngine) -> None:
+    """G100: after a restore into a cluster whose transaction ids are smaller, nothing that waits is skipped."""
+    async with running_receiver() as receiver:
+        await a_webhook(sessions, receiver.url)
+        async with working(run_webhooks, quick):
+            await happen(sessions, "bot", "v1")
+            await receiver.until("bot", 4)
+            await nothing_waits(sessions)
+        await happen(sessions, "bot", "v2")
+        # As if the ids of that cluster had been much greater.
+        for change in (
+            "UPDATE outbox SET xid = (xid::text::bigint + 1000000000)::text::xid8",
+            "UPDATE webhooks SET cursor_xid = (cursor_xid::text::bigint + 1000000000)::text::xid8",
+        ):
+            await in_transaction(sessions, lambda session, change=change: session.execute(text(change)))  # type: ignore[misc]
+        async with engine.begin() as connection:
+            assert await adopt_cluster(connection)
+        async with working(run_webhooks, quick):
+            await happen(sessions, "bot", "v3")
+            await receiver.until("bot", 8)
+    assert receiver.sequences("bot") == [1, 2, 3, 4, 5, 6, 7, 8]
