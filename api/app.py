@@ -34,7 +34,19 @@ from api.http.request_checks import check_request
 from api.http.sniffing import UnsniffedApp
 from api.measured import Measured
 from api.resources import open_resources, provide_resources
-from api.routes import agents, audit, calls, deployments, documents, health, keys, parked, registrations, rollback
+from api.routes import (
+    agents,
+    audit,
+    calls,
+    deployments,
+    documents,
+    health,
+    keys,
+    parked,
+    registrations,
+    rollback,
+    webhooks,
+)
 from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 from services.tracing.start import refusal
@@ -67,6 +79,7 @@ def create_app(settings: Settings) -> Litestar:
             _resource("Registrations", registrations.ROUTES),
             _resource("Parked messages", parked.ROUTES),
             _resource("Events", event_routes.ROUTES),
+            _resource("Webhooks", webhooks.ROUTES),
             _resource("Access", [*keys.ROUTES, *audit.ROUTES]),
             _resource("Deployments", deployments.LOOKUP_ROUTES),
             *options_handlers(rpc_routes.ROUTES),

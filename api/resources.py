@@ -35,6 +35,7 @@ from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
+from services.webhooks.sender import WebhookSender, open_webhook_sender
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ class Resources:
     sign_ins: CodeFlow
     agents_measured: LabelledAgents
     agent_changes: AgentChanges
+    webhooks: WebhookSender
 
     @property
     def terms(self) -> ConversationTerms:
@@ -113,6 +115,7 @@ async def open_resources(
             open_watch(reads, events) as watch,
             open_call_watch(reads) as call_watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
+            open_webhook_sender(settings, (settings.host, settings.port)) as webhooks,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
             open_batches(
                 settings,
@@ -143,6 +146,7 @@ async def open_resources(
                 sign_ins=CodeFlow(callers.tokens),
                 agents_measured=labelled,
                 agent_changes=changes,
+                webhooks=webhooks,
             )
     finally:
         await asyncio.gather(close_engine(engine), close_engine(check_engine))

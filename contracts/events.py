@@ -159,6 +159,19 @@ class DeploymentPurged(EventData):
     purged_at: datetime
 
 
+class WebhookDisabled(EventData):
+    """A webhook gets no more events: its receiver is gone, or has accepted nothing for long.
+
+    An event of the agent whose event was not accepted.
+    """
+
+    webhook_id: str
+    all_agents: bool = Field(description="Whether the webhook is for all agents.")
+    reason: Literal["gone", "failing"]
+    failing_since: datetime | None
+    disabled_at: datetime
+
+
 EventType = Literal[
     "podium.agent.registered.v1",
     "podium.agent.deleted.v1",
@@ -173,6 +186,7 @@ EventType = Literal[
     "podium.instance.ready.v1",
     "podium.instance.failed.v1",
     "podium.instance.gone.v1",
+    "podium.webhook.disabled.v1",
 ]
 
 EVENT_TYPES: dict[type[EventData], EventType] = {
@@ -189,6 +203,7 @@ EVENT_TYPES: dict[type[EventData], EventType] = {
     InstanceReady: "podium.instance.ready.v1",
     InstanceFailed: "podium.instance.failed.v1",
     InstanceGone: "podium.instance.gone.v1",
+    WebhookDisabled: "podium.webhook.disabled.v1",
 }
 
 
@@ -203,7 +218,9 @@ class CloudEvent(BaseModel):
     type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(EventType))})] = Field(
         description="A newer version of Podium may send types that are not in this list: ignore them."
     )
-    subject: str = Field(description="Id of the deployment; for agent events, id of the agent.")
+    subject: str = Field(
+        description="Id of the deployment; for agent events, id of the agent; for webhook events, of the webhook."
+    )
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
     sequence: str = Field(

@@ -60,6 +60,19 @@ def check_service_address(address: str) -> str:
     return address
 
 
+def check_receiver_url(url: str) -> str:
+    """Return the URL of a webhook's receiver unchanged: like an address of a service, but it may have a query.
+
+    Raises `ValueError`.
+    """
+    if not _PRINTABLE.fullmatch(url):
+        raise ValueError("must be printable ASCII without blanks, such as https://example.com/hooks/podium")
+    if "#" in url:
+        raise ValueError("must not carry a fragment")
+    check_service_address(url.partition("?")[0])
+    return url
+
+
 def is_loopback(host: str) -> bool:
     """Whether this host, a name or an address, is this machine. No name but `localhost` is looked at."""
     try:
@@ -113,6 +126,9 @@ DeploymentId = Annotated[str, StringConstraints(pattern=DEPLOYMENT_ID_PATTERN)]
 InstanceId = Annotated[str, StringConstraints(pattern=DEPLOYMENT_ID_PATTERN)]
 ServiceAddress = Annotated[
     str, StringConstraints(min_length=1, max_length=ADDRESS_MAX_LENGTH), AfterValidator(check_service_address)
+]
+ReceiverUrl = Annotated[
+    str, StringConstraints(min_length=1, max_length=ADDRESS_MAX_LENGTH), AfterValidator(check_receiver_url)
 ]
 UrlPath = Annotated[str, StringConstraints(pattern=PATH_PATTERN)]
 Image = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=IMAGE_MAX_LENGTH)]

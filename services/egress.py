@@ -1,7 +1,7 @@
-"""Outbound connections to agents: which addresses may be dialled, the resolver, and the connector.
+"""Outbound connections to agents and webhooks: which addresses may be dialled, the resolver, and the connector.
 
-Agents' addresses come from registrations, which Podium does not trust. Each IP address is checked when it is dialled,
-after name resolution, so DNS rebinding cannot bypass the rules.
+The addresses come from registrations and from callers, which Podium does not trust. Each IP address is checked when it
+is dialled, after name resolution, so DNS rebinding cannot bypass the rules.
 """
 
 import asyncio
@@ -61,6 +61,21 @@ NEVER: tuple[Network, ...] = (
     *IPv6Network("::/96").address_exclude(IPv6Network("::1/128")),
 )
 
+# What a receiver on the internet does not have: the addresses above, and those for documentation and tests.
+NOT_PUBLIC: tuple[Network, ...] = (
+    *LOOPBACK,
+    *PRIVATE,
+    IPv4Network("192.0.0.0/24"),
+    IPv4Network("192.0.2.0/24"),
+    IPv4Network("192.88.99.0/24"),
+    IPv4Network("198.18.0.0/15"),
+    IPv4Network("198.51.100.0/24"),
+    IPv4Network("203.0.113.0/24"),
+    IPv6Network("100::/64"),
+    IPv6Network("2001:db8::/32"),
+)
+EVERYTHING: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
 # A slow lookup of one agent's host must not delay the lookups of other agents.
 MAX_CONCURRENT_LOOKUPS = 32
 # The addresses of PostgreSQL and RabbitMQ change on a failover.
@@ -80,13 +95,23 @@ class EgressRules:
     networks: tuple[Network, ...]
     hosts: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
+    denied: tuple[Network, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> "EgressRules":
         """The rules from the settings. Default: private networks, plus loopback if the API listens on loopback only."""
         default = (*PRIVATE, *LOOPBACK) if settings.on_loopback else PRIVATE
-        hosts = tuple(each.lower().rstrip(".") for each in settings.dial_hosts)
-        return cls(settings.dial_networks or default, hosts, settings.dial_ports)
+        return cls(settings.dial_networks or default, _suffixes(settings.dial_hosts), settings.dial_ports)
+
+    @classmethod
+    def of_webhooks(cls, settings: Settings) -> "EgressRules":
+        """The rules for receivers of webhooks from the settings. Default: public addresses."""
+        return cls(
+            settings.webhook_dial_networks or EVERYTHING,
+            _suffixes(settings.webhook_dial_hosts),
+            settings.webhook_dial_ports,
+            () if settings.webhook_dial_networks else NOT_PUBLIC,
+        )
 
     def check_host(self, host: str) -> None:
         """Raise `DestinationDenied` unless a suffix in `hosts` allows it: `a.b` includes `a.b`, `.a.b` does not."""
@@ -96,7 +121,7 @@ class EgressRules:
 
     def check_endpoint(self, address: Address, port: int) -> None:
         """Raise `DestinationDenied` unless this IP address and port may be dialled."""
-        if _is_in(address, NEVER) or not _is_in(address, self.networks):
+        if _is_in(address, NEVER) or _is_in(address, self.denied) or not _is_in(address, self.networks):
             raise DestinationDenied
         if self.ports and port not in self.ports:
             raise DestinationDenied
@@ -154,14 +179,16 @@ class Resolver(AbstractResolver):
 async def open_connector(
     settings: Settings,
     *own: Server,
+    rules: EgressRules | None = None,
     **options: Any,  # noqa: ANN401 - the options of aiohttp's connector
 ) -> AsyncGenerator[aiohttp.TCPConnector, None]:
-    """A connector that dials only addresses that the settings allow, and none of Podium's own servers.
+    """A connector that dials only addresses that the rules allow, and none of Podium's own servers.
 
-    `own` lists servers beyond those in the settings. A request to a denied address raises `ClientConnectorError` whose
-    `os_error` is `Denied`.
+    The rules are by default those for agents. `own` lists servers beyond those in the settings. A request to a denied
+    address raises `ClientConnectorError` whose `os_error` is `Denied`.
     """
-    rules, servers, resolver = EgressRules.of(settings), OwnServers(*own, *_servers(settings)), Resolver()
+    rules = EgressRules.of(settings) if rules is None else rules
+    servers, resolver = OwnServers(*own, *_servers(settings)), Resolver()
 
     def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, sockaddr = info
@@ -235,6 +262,10 @@ def _is_local(address: Address) -> bool:
     except OSError:
         return False
     return True
+
+
+def _suffixes(hosts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(each.lower().rstrip(".") for each in hosts)
 
 
 def _is_in(address: Address, networks: Iterable[Network]) -> bool:

@@ -123,6 +123,20 @@ class KeyNameTaken(PodiumError):
     reason = "key-name-taken"
 
 
+class WebhookNotFound(PodiumError):
+    """There is no such webhook: GET /webhooks lists them."""
+
+    status = 404
+    reason = "webhook-not-found"
+
+
+class TooManyWebhooks(PodiumError):
+    """There are too many webhooks: delete those that nobody needs."""
+
+    status = 409
+    reason = "too-many-webhooks"
+
+
 class DeploymentNotReady(PodiumError):
     """The deployment is not Ready: wait until it is, then try again."""
 

@@ -363,6 +363,44 @@ class Settings(BaseSettings):
         default="off",
         description="otlp: send traces with OTLP over HTTP, to where OTEL_* variables say; needs podium[otel].",
     )
+    webhook_concurrency: int = Field(
+        default=60,
+        ge=2,
+        le=1000,
+        description="Webhook deliveries under way per process; receivers that are slow or fail get at most half.",
+    )
+    webhook_receiver_concurrency: int = Field(
+        default=4,
+        ge=1,
+        le=100,
+        description="Deliveries under way per webhook and process; 1 while it is slow or fails.",
+    )
+    webhook_timeout: Timeout = Field(
+        default=timedelta(seconds=15),
+        description="Time limit of one delivery, from the lookup of the name to the head of the answer.",
+    )
+    webhook_first_retry: Timeout = Field(
+        default=timedelta(seconds=5), description="Longest wait after a first failed delivery; it doubles each time."
+    )
+    webhook_longest_retry: Timeout = Field(
+        default=timedelta(hours=1), description="Longest wait between deliveries of an event, also for `retry-after`."
+    )
+    webhook_disable_after: Timeout = Field(
+        default=timedelta(days=3), description="A webhook that has accepted nothing for this time is disabled."
+    )
+    webhook_poll: Timeout = Field(
+        default=timedelta(seconds=1),
+        description="How often webhooks look for events and retries that are due; notifications wake them sooner.",
+    )
+    webhook_dial_networks: Networks = Field(
+        default=(),
+        description="Networks that receivers of webhooks may be in, as 0.0.0.0/0,::/0; if empty, public ones.",
+    )
+    webhook_dial_hosts: Names = Field(
+        default=(), description="Allowed suffixes of the host in a webhook's URL; if empty, any."
+    )
+    webhook_dial_ports: Ports = Field(default=(), description="Allowed ports of receivers of webhooks; if empty, any.")
+
     log_format: Literal["console", "json"] = Field(
         default="console", description="console: for people; json: one JSON object per line."
     )

@@ -14,6 +14,7 @@ _BATCH_MESSAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _BATCH_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # From the time that the pod gives to the commit: a wait in the queue can last for hours.
 _AGE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 21600)
+_DELIVERY_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60)
 
 
 class WorkerMetrics:
@@ -56,6 +57,15 @@ class WorkerMetrics:
         )
         self.verdicts = Counter(
             "podium_verdicts", "Deployments whose status a probe or a deadline changed.", ["status"], registry=registry
+        )
+        self.webhook_deliveries = Counter(
+            "podium_webhook_deliveries", "Deliveries of webhooks, by outcome.", ["outcome"], registry=registry
+        )
+        self.webhook_seconds = Histogram(
+            "podium_webhook_delivery_seconds",
+            "Time from the start of a delivery to the head of its answer.",
+            buckets=_DELIVERY_SECONDS,
+            registry=registry,
         )
         self.rows_removed = Counter(
             "podium_retention_rows", "Rows removed or purged by retention, by task.", ["task"], registry=registry

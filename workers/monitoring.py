@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import structlog
 from aio_pika.exceptions import AMQPError
@@ -18,11 +19,13 @@ from services.agents.metrics import forget_deleted
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, make_engine
 from services.tls import broker_url
+from services.webhooks.positions import webhook_states
 from workers.amqp.connection import connected
 from workers.metrics import WorkerMetrics
 
 # Prometheus gives up after ten seconds by default.
 SCRAPE_LIMIT_SECONDS = 3.0
+WEBHOOK_STATUSES = ("active", "paused", "disabled")
 
 _STATE = text("""
 SELECT
@@ -51,6 +54,12 @@ class Monitor:
         self._parked = Gauge("podium_parked_messages", "Parked messages; counted up to 100,000.", registry=registry)
         self._failed = Gauge(
             "podium_production_failed", "Agents whose deployment in production is Failed.", registry=registry
+        )
+        self._webhooks = Gauge("podium_webhooks", "Webhooks, by status.", ["status"], registry=registry)
+        self._webhook_lag = Gauge(
+            "podium_webhook_oldest_seconds",
+            "Age of the oldest event that an active webhook waits for.",
+            registry=registry,
         )
         self._waiting = Gauge(
             "podium_queue_messages", "Messages that wait in a queue of the broker.", ["queue"], registry=registry
@@ -94,14 +103,23 @@ class Monitor:
     async def _read_database(self) -> None:
         gauges = (self._outbox_events, self._outbox_age, self._parked, self._failed)
         values = [float("nan")] * len(gauges)
+        webhooks = dict.fromkeys(WEBHOOK_STATUSES, float("nan"))
+        lag = float("nan")
         try:
             async with asyncio.timeout(SCRAPE_LIMIT_SECONDS), self._sessions() as session:
                 values = list((await session.execute(_STATE)).one())
+                states = await webhook_states(session)
                 await forget_deleted(session, self._metrics.labelled)
+            webhooks = {status: sum(each.status == status for each in states) for status in WEBHOOK_STATUSES}
+            since = [at for each in states for at in (each.waiting_since, each.unread_since) if at is not None]
+            lag = max((datetime.now(UTC) - min(since)).total_seconds(), 0.0) if since else 0.0
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.debug("Could not read the database.", action="monitoring.no_database", error=str(error)[:300])
         for gauge, value in zip(gauges, values, strict=True):
             gauge.set(value)
+        self._webhook_lag.set(lag)
+        for status, count in webhooks.items():
+            self._webhooks.labels(status).set(count)
 
     async def _read_queues(self) -> None:
         waiting = dict.fromkeys((REGISTRATIONS_QUEUE, PARKED_QUEUE), (float("nan"), float("nan")))

@@ -23,6 +23,9 @@ from workers.metrics import WorkerMetrics
 from workers.monitoring import monitored
 from workers.registrar.consumer import LOCK_TIMEOUT, Registrar, StartRefused, signing_secret
 from workers.relay import IDLE_SESSION_TIMEOUT, Relay
+from workers.webhooks.deliverer import CONNECTIONS as WEBHOOK_CONNECTIONS
+from workers.webhooks.deliverer import LOCK_TIMEOUT as WEBHOOK_LOCK_TIMEOUT
+from workers.webhooks.deliverer import Deliverer
 
 if TYPE_CHECKING:
     from services.tracing.tracer import Tracer
@@ -35,6 +38,7 @@ class WorkerName(StrEnum):
     RELAY = "relay"
     DRAINER = "drainer"
     JANITOR = "janitor"
+    WEBHOOKS = "webhooks"
 
 
 # The most connections to PostgreSQL that each worker opens.
@@ -43,6 +47,7 @@ CONNECTIONS = {
     WorkerName.RELAY: 1,
     WorkerName.DRAINER: 1,
     WorkerName.JANITOR: JANITOR_CONNECTIONS + 1,  # one for retention
+    WorkerName.WEBHOOKS: WEBHOOK_CONNECTIONS,
 }
 # Shares of the drain timeout: after the first one, workers that still run are cancelled; after the second one, the
 # process ends in any case.
@@ -83,6 +88,7 @@ async def run_workers(settings: Settings, names: Iterable[WorkerName] = WorkerNa
             WorkerName.RELAY: partial(run_relay, tracer=tracer),
             WorkerName.DRAINER: run_drainer,
             WorkerName.JANITOR: run_janitor,
+            WorkerName.WEBHOOKS: run_webhooks,
         }
         workers = {group.create_task(runners[name](settings, stop, metrics), name=name) for name in names}
         stopping = asyncio.create_task(stop.wait())
@@ -153,6 +159,17 @@ async def run_janitor(settings: Settings, stop: asyncio.Event, metrics: WorkerMe
         sessions = Sessions(engine, on_events=notifier.notify)
         group.create_task(Janitor(settings, sessions, metrics).run(stop))
         group.create_task(Sweeper(settings, sessions, metrics).run(stop))
+
+
+async def run_webhooks(settings: Settings, stop: asyncio.Event, metrics: WorkerMetrics | None = None) -> None:
+    """Deliver events to webhooks until `stop` is set."""
+    engine = make_engine(
+        settings.model_copy(update={"lock_timeout": min(settings.lock_timeout, WEBHOOK_LOCK_TIMEOUT)}),
+        application_name="podium-webhooks",
+        pool_size=CONNECTIONS[WorkerName.WEBHOOKS],
+    )
+    async with _disposed(engine), OutboxNotifier(engine) as notifier:
+        await Deliverer(settings, engine, Sessions(engine, on_events=notifier.notify), metrics).run(stop)
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ PATH_PARAMETERS: dict[str, tuple[str, Json]] = {
     "deployment_id": ("The id of the deployment.", {"type": "string", "pattern": DEPLOYMENT_ID_PATTERN}),
     "key_id": ("The id of the key.", _UUID),
     "parked_id": ("The id of the parked message.", _UUID),
+    "webhook_id": ("The id of the webhook.", _UUID),
 }
 
 # The answers with these schemas show the agent's generation in their headers.

@@ -13,7 +13,15 @@ from api.http.preconditions import expected_generation
 from contracts.fields import AGENT_NAME_PATTERN, DEPLOYMENT_ID_PATTERN, TRACEPARENT_PATTERN, Moment
 from services.domain.caller import Caller
 from services.domain.identity import Identity
-from services.errors import AgentNotFound, DeploymentNotFound, InvalidRequest, KeyNotFound, ParkedNotFound, PodiumError
+from services.errors import (
+    AgentNotFound,
+    DeploymentNotFound,
+    InvalidRequest,
+    KeyNotFound,
+    ParkedNotFound,
+    PodiumError,
+    WebhookNotFound,
+)
 from services.storage.pages import Direction
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -55,6 +63,11 @@ def parked_uuid(text: str) -> UUID:
 def key_uuid(text: str) -> UUID:
     """The id of a key in a path. Raises `KeyNotFound` for a malformed one."""
     return _path_uuid(text, KeyNotFound)
+
+
+def webhook_uuid(text: str) -> UUID:
+    """The id of a webhook in a path. Raises `WebhookNotFound` for a malformed one."""
+    return _path_uuid(text, WebhookNotFound)
 
 
 def agent_name(text: str) -> str:

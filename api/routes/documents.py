@@ -11,6 +11,7 @@ from litestar import Response, Router, get
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityRequirement, SecurityScheme
+from pydantic import BaseModel
 
 from api.http.access import PUBLIC, rules_of
 from api.http.openapi import completed, operation_id
@@ -32,9 +33,11 @@ from api.routes.calls import CallsAnswer, CountAnswer, MinuteAnswer, VersionCall
 from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
 from api.routes.registrations import RegistrationAnswer
+from api.routes.webhooks import ANSWERS as WEBHOOK_ANSWERS
+from api.routes.webhooks import REQUESTS as WEBHOOK_REQUESTS
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 
-REQUESTS = (
+REQUESTS: tuple[type[BaseModel], ...] = (
     ChangeAgentRequest,
     NewDeploymentRequest,
     NewKeyRequest,
@@ -44,8 +47,9 @@ REQUESTS = (
     RetryRequest,
     RollbackRequest,
     RotateKeyRequest,
+    *WEBHOOK_REQUESTS,
 )
-ANSWERS = (
+ANSWERS: tuple[type[BaseModel], ...] = (
     AgentAnswer,
     AuditAnswer,
     CallsAnswer,
@@ -65,6 +69,7 @@ ANSWERS = (
     VersionCallsAnswer,
     RetriedAnswer,
     RpcErrorAnswer,
+    *WEBHOOK_ANSWERS,
 )
 
 

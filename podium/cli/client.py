@@ -207,6 +207,13 @@ def parked_segment(parked_id: str) -> str:
     return parked_id.lower()
 
 
+def webhook_segment(webhook_id: str) -> str:
+    """The webhook's id as a segment of a path. Raises `Failure` for an invalid id."""
+    if not _is_uuid(webhook_id):
+        raise Failure(f"{webhook_id!r} is not the id of a webhook: see 'podium webhooks list'.", ExitCode.USAGE)
+    return webhook_id.lower()
+
+
 def _segment(text: str, pattern: str, problem: str) -> str:
     if not re.fullmatch(pattern, text):
         raise Failure(f"{text!r} {problem}.", ExitCode.USAGE)

@@ -29,6 +29,7 @@ from podium.cli.promotions import promote, rollback
 from podium.cli.register import deregister, register
 from podium.cli.registrations import registrations
 from podium.cli.rpc import rpc
+from podium.cli.webhooks import webhooks
 from podium.printable import plain, plain_lines
 from podium.servers import Purpose, ServersError, ensure_servers
 from services.errors import PodiumError
@@ -53,6 +54,7 @@ ORDER = [
     "history",
     "calls",
     "events",
+    "webhooks",
     "registrations",
     "parked",
     "rpc",
@@ -206,7 +208,7 @@ def worker(
         _fail(str(error), ExitCode.USAGE)
 
 
-for group in (agents, deployments, parked, keys):
+for group in (agents, deployments, parked, keys, webhooks):
     app.add_typer(group)
 for operator_command in (
     registrations,

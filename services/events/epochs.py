@@ -25,6 +25,13 @@ _BEGIN = text("INSERT INTO event_epochs (epoch, system_identifier) VALUES (:epoc
 # ordered by their own id, which follows the sequence of each agent.
 _MOVE_OUTBOX = text("UPDATE outbox SET xid = '2' WHERE xid <> '2'")
 _MOVE_LOW_WATER = text("UPDATE outbox_low_water SET xid = '2' WHERE xid <> '2'")
+# Before the events are moved: from now on their ids alone order them, so a webhook goes on with the least id of those
+# that it has not got. It may get some events again.
+_MOVE_WEBHOOKS = text("""
+UPDATE webhooks AS w SET cursor_xid = '2', cursor_id = coalesce(
+    (SELECT min(o.id) - 1 FROM outbox AS o WHERE (o.xid, o.id) > (w.cursor_xid, w.cursor_id)),
+    (SELECT max(o.id) FROM outbox AS o), 0)
+""")
 
 
 async def adopt_cluster(connection: AsyncConnection) -> bool:
@@ -46,6 +53,7 @@ async def adopt_cluster(connection: AsyncConnection) -> bool:
     if not (moved or foreign):
         return False
     await connection.execute(_BEGIN, {"epoch": newest.epoch + 1 if newest is not None else 1, "identifier": identifier})
+    await connection.execute(_MOVE_WEBHOOKS)
     await connection.execute(_MOVE_OUTBOX)
     await connection.execute(_MOVE_LOW_WATER)
     return True

@@ -88,14 +88,14 @@ WITH oldest AS (
     ORDER BY id LIMIT :limit
 ), removed AS (
     DELETE FROM outbox WHERE id = ANY(ARRAY(SELECT id FROM oldest WHERE published_at < :before))
-    RETURNING outbox.agent_id, outbox.sequence, outbox.xid, outbox.id
+    RETURNING outbox.agent_id, outbox.sequence, outbox.xid, outbox.id, outbox.type
 ), marked AS (
     INSERT INTO outbox_low_water AS mark (agent_id, sequence, xid, id)
     SELECT DISTINCT ON (agent_id) agent_id, sequence, xid, id FROM removed ORDER BY agent_id, sequence DESC
     ON CONFLICT (agent_id) DO UPDATE SET sequence = excluded.sequence, xid = excluded.xid, id = excluded.id
     WHERE mark.sequence < excluded.sequence
 )
-SELECT (SELECT count(*) FROM removed) AS rows, (
+SELECT (SELECT count(*) FROM removed) AS rows, (SELECT jsonb_agg(removed)::text FROM removed) AS events, (
     SELECT last.id FROM (SELECT id, created_at FROM oldest ORDER BY id DESC LIMIT 1) AS last
     WHERE last.created_at < :before AND (SELECT count(*) FROM oldest) = :limit
 ) AS reached
@@ -147,6 +147,11 @@ def position_of(row: EventRow, agent_id: UUID | None) -> Position:
     return (row.position_xid, row.id) if agent_id is None else (row.sequence,)
 
 
+def transaction_of(position: Position) -> int:
+    """The transaction id of a position among all events, as the cluster of its epoch counts them."""
+    return position[0] % _XIDS_PER_EPOCH
+
+
 async def event_cursor(session: AsyncSession) -> str:
     """The current cursor of all events: every change that commits later has its events after it."""
     return cursor_of((await session.scalar(_READ_NOW), 0))
@@ -188,10 +193,14 @@ async def read_events_of_agents(database: Database, seen: Mapping[UUID, int], li
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How many events were removed, and the id after which to go on; None if no older events are left."""
+    """How many events were removed, and the id after which to go on; None if no older events are left.
+
+    `events` is a JSON array of what was removed: agent_id, sequence, xid, id and type of each; None if nothing was.
+    """
 
     rows: int
     reached: int | None
+    events: str | None = None
 
 
 async def remove_published(session: AsyncSession, before: datetime, limit: int, after: int = 0) -> Removed:
@@ -201,4 +210,4 @@ async def remove_published(session: AsyncSession, before: datetime, limit: int, 
     the removed events show the gap in `Events.removed`.
     """
     row = (await session.execute(_REMOVE, {"before": before, "limit": limit, "after": after})).one()
-    return Removed(row.rows, row.reached)
+    return Removed(row.rows, row.reached, row.events)

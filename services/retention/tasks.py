@@ -18,6 +18,7 @@ from services.retention.instances import forget_departed, remove_failed_instance
 from services.retention.versions import START, Cursor, StepLimits, TaskStep, delete_old_previews, purge_deleted
 from services.routing.conversations import remove_unseen
 from services.settings import Settings
+from services.webhooks.missed import count_missed
 
 # First half of the advisory lock's key; must differ from the locks of the relay and of migrations.
 _LOCKS = 0x7377_6570
@@ -87,6 +88,8 @@ async def sweep(session: AsyncSession, task: RetentionTask, settings: Settings, 
 
 async def _remove_published(session: AsyncSession, before: datetime, limit: int, cursor: Cursor) -> TaskStep:
     removed = await remove_published(session, before, limit, int(cursor.id or 0))
+    if removed.events is not None:
+        await count_missed(session, removed.events)
     reached = None if removed.reached is None else Cursor(START.since, str(removed.reached))
     return TaskStep(removed.rows, reached)
 

@@ -26,6 +26,7 @@ from contracts.events import (
     InstanceGone,
     InstanceReady,
     Serving,
+    WebhookDisabled,
     event_sequence,
     event_source,
 )
@@ -70,6 +71,14 @@ EXAMPLES: list[EventData] = [
     InstanceReady(**OF_DEPLOYMENT, instance_id="pod-1", acp_url=ADDRESS, is_production=True),
     InstanceFailed(**OF_DEPLOYMENT, instance_id="pod-1", reason="Three probes failed.", is_production=True),
     InstanceGone(**OF_DEPLOYMENT, instance_id=None, reason="it said goodbye", is_production=False),
+    WebhookDisabled(
+        **OF_AGENT,
+        webhook_id="6f0c5a0e-2b43-4f0a-9d55-0c4f4f0e5a11",
+        all_agents=True,
+        reason="failing",
+        failing_since=NOW,
+        disabled_at=NOW,
+    ),
 ]
 
 

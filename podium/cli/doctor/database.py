@@ -15,6 +15,7 @@ from services.storage.database import async_url
 from services.storage.migrate import is_current
 from services.storage.models import Base
 from services.tls import certificate_problem, database_options
+from services.webhooks.positions import webhook_states
 
 MIN_VERSION = 140_000
 CONNECT_SECONDS = 5
@@ -23,6 +24,7 @@ SKEW_FAILED = timedelta(seconds=30)
 SKEW_WARNING = timedelta(seconds=2)
 EVENTS_LATE = timedelta(seconds=30)
 PROBES_LATE = timedelta(minutes=2)
+WEBHOOKS_LATE = timedelta(minutes=2)
 
 part = Part("PostgreSQL")
 
@@ -87,6 +89,8 @@ async def _check(engine: AsyncEngine, address: str) -> AsyncIterator[Check]:
             async for check in _janitors(connection):
                 yield check
             yield await _parked(connection)
+            async for check in _webhooks(connection):
+                yield check
     except (SQLAlchemyError, OSError) as error:
         if (problem := certificate_problem(error)) is not None:
             advice = "check PODIUM_DATABASE_CA_FILE and the host in PODIUM_DATABASE_URL"
@@ -162,6 +166,29 @@ async def _janitors(connection: AsyncConnection) -> AsyncIterator[Check]:
                 f"janitor {janitor.name} cannot probe {what}: {janitor.unknown_reason}",
                 "do its PODIUM_DIAL_* settings, its resolver and its network reach the agents' pods?",
             )
+
+
+async def _webhooks(connection: AsyncConnection) -> AsyncIterator[Check]:
+    states, now = await webhook_states(connection), datetime.now(UTC)
+    unread = [each.unread_since for each in states if each.unread_since and now - each.unread_since > WEBHOOKS_LATE]
+    in_time = not unread
+    if unread:
+        late = format_duration(now - min(unread))
+        yield part.warning(f"events wait for webhooks for {late}", "is 'podium worker webhooks' running?")
+    for each in states:
+        name = f"webhook {each.id} of {each.agent_name or 'all agents'}"
+        missed = f" and has missed {each.missed} events" if each.missed else ""
+        if each.status == "disabled":
+            in_time = False
+            yield part.warning(
+                f"{name} is disabled ({each.status_reason}){missed}",
+                f"'podium webhooks resume {each.id}' starts it again",
+            )
+        elif each.waiting_since and now - each.waiting_since > WEBHOOKS_LATE:
+            in_time, late = False, format_duration(now - each.waiting_since)
+            yield part.warning(f"{name} is {late} behind{missed}", f"'podium webhooks deliveries {each.id}' shows why")
+    if in_time:
+        yield part.ok("webhooks are delivered in time")
 
 
 async def _parked(connection: AsyncConnection) -> Check:

@@ -9,6 +9,7 @@ from services.storage.models.inbox import Parked, Registration
 from services.storage.models.instances import DepartedInstance, Instance
 from services.storage.models.outbox import EventEpoch, LowWater, OutboxEvent
 from services.storage.models.probes import Janitor, Probe
+from services.storage.models.webhooks import Webhook, WebhookDelivery, WebhookPosition
 
 __all__ = [
     "Agent",
@@ -29,4 +30,7 @@ __all__ = [
     "Probe",
     "Promotion",
     "Registration",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookPosition",
 ]

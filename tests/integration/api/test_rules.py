@@ -36,12 +36,13 @@ Operation = tuple[str, str]
 
 @dataclass(frozen=True)
 class Subject:
-    """An agent with production and a preview, a parked message of it, and a key."""
+    """An agent with production and a preview, a parked message and a webhook of it, and a key."""
 
     name: str
     agent_id: str
     parked_id: str
     key_id: str
+    webhook_id: str
     pod_url: str
 
     def path(self, method: str, template: str) -> str:
@@ -52,6 +53,7 @@ class Subject:
             deployment_id=f"{self.name}-v2",
             parked_id=self.parked_id,
             key_id=self.key_id,
+            webhook_id=self.webhook_id,
         )
         is_stream = method == "GET" and filled.endswith("/events")
         return f"{filled}?follow=false&since=oldest" if is_stream else filled
@@ -76,6 +78,10 @@ BODIES: dict[Operation, Callable[[Subject], Any]] = {
     ("POST", "/agents/{agent_id}/rollback"): lambda _: {"to": "legacy"},
     ("POST", "/keys"): lambda _: {"name": f"new-{uuid4().hex[:8]}", "scopes": ["read"]},
     ("POST", "/keys/{key_id}/rotate"): lambda _: {"overlap_seconds": 60},
+    ("POST", "/webhooks"): lambda subject: {"url": f"{subject.pod_url}/hook", "agent": subject.name},
+    ("POST", "/webhooks/{webhook_id}/rotate"): lambda _: {"overlap_seconds": 60},
+    ("POST", "/webhooks/{webhook_id}/resume"): lambda _: {},
+    ("POST", "/webhooks/{webhook_id}/replay"): lambda _: {"since": "2026-01-01T00:00:00Z"},
 }
 # Last, since other operations need what they remove.
 REMOVALS = ("DELETE",)
@@ -133,7 +139,8 @@ async def a_subject(api: Api, pod: Pod, sessions: Sessions, name: str) -> Subjec
     values = {"id": parked_id, "key": str(parked_id), "name": name, "routing_key": f"agent.{name}"}
     await in_transaction(sessions, lambda session: session.execute(park, values))
     key_id = (await a_key(api, ["read"], name=f"spare-{name}"))[1]
-    return Subject(name, agent["id"], str(parked_id), key_id, pod.url)
+    hook = await api.post("/webhooks", {"url": f"{pod.url}/hook", "agent": name}, headers=ADMIN)
+    return Subject(name, agent["id"], str(parked_id), key_id, hook.json["id"], pod.url)
 
 
 async def a_key(api: Api, scopes: list[str], *, name: str, **more: Any) -> tuple[dict[str, str], str]:
@@ -257,6 +264,6 @@ async def test_the_openapi_document_names_the_scopes(keyed: Api) -> None:
 
 async def everything(sessions: Sessions) -> list[Any]:
     """What is stored, without the times of last use."""
-    tables = ("agents", "deployments", "promotions", "registrations", "parked", "audit", "instances")
+    tables = ("agents", "deployments", "promotions", "registrations", "parked", "audit", "instances", "webhooks")
     found: list[Any] = [await rows(sessions, f"SELECT to_jsonb({table}) FROM {table} ORDER BY 1") for table in tables]
     return [*found, await rows(sessions, "SELECT id, secret_sha256, revoked_at FROM keys ORDER BY id")]

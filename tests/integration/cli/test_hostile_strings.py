@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from uuid import UUID
 
 import pytest
 import pytest_asyncio
@@ -10,6 +11,7 @@ import typer.main
 from aio_pika.abc import AbstractConnection
 from aiohttp import web
 from pydantic_core import to_json
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from podium.cli.main import app
@@ -53,6 +55,16 @@ COMMANDS = (
     "keys list",
     "keys rotate ci",
     "keys revoke ci",
+    "webhooks create {pod} --agent bot --description {owner} --owner {owner}",
+    "webhooks list",
+    "webhooks show {webhook}",
+    "webhooks deliveries {webhook}",
+    "webhooks test {webhook}",
+    "webhooks pause {webhook}",
+    "webhooks resume {webhook}",
+    "webhooks replay {webhook} --since 1h",
+    "webhooks rotate {webhook}",
+    "webhooks delete {webhook}",
     "audit",
     "audit --agent bot",
     "doctor",
@@ -62,6 +74,8 @@ COMMANDS = (
     "parked show {hostile}",
     "promote bot {hostile}",
     "keys revoke {hostile}",
+    "webhooks show {hostile}",
+    "webhooks create {hostile}",
 )
 # Their JSON contains the text.
 WHOLE = {"agents list", "history bot", "events", "parked show {parked}", "deployments show v1", "keys list"}
@@ -115,7 +129,14 @@ async def places(api: Api, pod: str, sessions: Sessions, broker: AbstractConnect
     for envelope in envelopes:
         await in_transaction(sessions, partial(register_batch, batch=[read_message(envelope)]))
     parked = (await api.get("/parked")).json
+    webhook = (await api.post("/webhooks", {"url": pod, "description": OWNER, "owner": OWNER})).json["id"]
+    attempt = text(
+        "INSERT INTO webhook_deliveries (webhook_id, event_id, event_type, agent_id, agent_name, sequence, attempt, "
+        "outcome, status, detail, seconds) VALUES (:id, :id, 't', :id, 'bot', 1, 1, 'refused', 500, :detail, 1)"
+    )
+    await in_transaction(sessions, lambda session: session.execute(attempt, {"id": UUID(webhook), "detail": OWNER}))
     return {
+        "webhook": webhook,
         "hostile": HOSTILE,
         "owner": OWNER,
         "pod": pod,
@@ -125,9 +146,9 @@ async def places(api: Api, pod: str, sessions: Sessions, broker: AbstractConnect
 
 def assert_harmless(ran: Ran, command: str) -> None:
     """The output has no character that acts on a terminal, and no line that the text has begun."""
-    for text in (ran.out, ran.err):
-        assert not harmful(text), f"{command}: {harmful(text)}"
-        assert not forged_lines(text), command
+    for printed in (ran.out, ran.err):
+        assert not harmful(printed), f"{command}: {harmful(printed)}"
+        assert not forged_lines(printed), command
 
 
 async def run(terminal: Terminal, command: str, places: dict[str, str], *more: str, at_terminal: bool = False) -> Ran:

@@ -36,7 +36,12 @@ INSERT INTO janitors (id, name) VALUES ('{A}', 'host:1');
 INSERT INTO keys (id, name, scopes, secret_sha256, previous_sha256, previous_until, hint, created_by)
     VALUES ('{A}', 'ci', '{{read}}', sha256('one'), sha256('zero'), now(), 'abcd', 'amy');
 INSERT INTO audit (actor, action, subject) VALUES ('amy', 'key.created', 'ci');
-INSERT INTO call_counts VALUES ('{A}', now(), 'a1', '{A}', 3, 1, 1, 2, 0.5, 0.4)
+INSERT INTO call_counts VALUES ('{A}', now(), 'a1', '{A}', 3, 1, 1, 2, 0.5, 0.4);
+INSERT INTO webhooks (id, url, agent_id, agent_name, secret, previous_secret, previous_until, cursor_xid, cursor_id,
+    created_by) VALUES ('{A}', 'https://h', '{A}', 'a', sha256('one'), sha256('zero'), now(), '3', 0, 'amy');
+INSERT INTO webhook_positions (webhook_id, agent_id, sequence, last_sequence) VALUES ('{A}', '{A}', 0, 1);
+INSERT INTO webhook_deliveries (webhook_id, event_id, event_type, agent_id, agent_name, sequence, attempt, outcome,
+    status, detail, seconds) VALUES ('{A}', '{A}', 't', '{A}', 'a', 1, 1, 'accepted', 200, 'ok', 0.1)
 """
 
 NEW_DEPLOYMENT = "INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at) VALUES"
@@ -201,6 +206,35 @@ BAD_STATES = [
     Bad("audit_append_only", "DELETE FROM audit"),
     Bad("audit_append_only", "TRUNCATE audit"),
     Bad("parked_attempts_positive", "UPDATE parked SET attempts = 0"),
+    Bad("webhooks_pkey", "INSERT INTO webhooks SELECT * FROM webhooks"),
+    Bad("webhooks_url_http", "UPDATE webhooks SET url = 'ftp://h'"),
+    Bad("webhooks_agent_named", "UPDATE webhooks SET agent_name = NULL"),
+    Bad("webhooks_event_types_not_empty", "UPDATE webhooks SET event_types = '{}'"),
+    *[
+        Bad("webhooks_secrets_complete", f"UPDATE webhooks SET {name} = 'short'")
+        for name in ("secret", "previous_secret")
+    ],
+    Bad("webhooks_previous_ends", "UPDATE webhooks SET previous_until = NULL"),
+    Bad("webhooks_status_known", "UPDATE webhooks SET status = 'fine'"),
+    Bad("webhooks_disabled_has_reason", "UPDATE webhooks SET status = 'disabled'"),
+    Bad("webhooks_disabled_has_reason", "UPDATE webhooks SET status_reason = 'gone'"),
+    Bad("webhooks_missed_counted", "UPDATE webhooks SET missed = -1"),
+    Bad("webhook_positions_pkey", "INSERT INTO webhook_positions SELECT * FROM webhook_positions"),
+    Bad("webhook_positions_webhook_id_fkey", f"UPDATE webhook_positions SET webhook_id = '{B}'"),
+    *[
+        Bad("webhook_positions_something_waits", f"UPDATE webhook_positions SET sequence = {sequence}")
+        for sequence in (-1, 1)
+    ],
+    Bad("webhook_positions_attempts_counted", "UPDATE webhook_positions SET attempts = -1"),
+    Bad(
+        "webhook_deliveries_pkey",
+        "INSERT INTO webhook_deliveries OVERRIDING SYSTEM VALUE SELECT * FROM webhook_deliveries",
+    ),
+    Bad("webhook_deliveries_webhook_id_fkey", f"UPDATE webhook_deliveries SET webhook_id = '{B}'"),
+    Bad("webhook_deliveries_outcome_known", "UPDATE webhook_deliveries SET outcome = 'fine', status = NULL"),
+    Bad("webhook_deliveries_answered_has_status", "UPDATE webhook_deliveries SET status = NULL"),
+    Bad("webhook_deliveries_answered_has_status", "UPDATE webhook_deliveries SET outcome = 'failed'"),
+    Bad("webhook_deliveries_detail_short", "UPDATE webhook_deliveries SET detail = repeat('a', 201)"),
 ]
 
 # The target of the composite foreign key; the primary key refuses its violations first.

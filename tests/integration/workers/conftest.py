@@ -1,7 +1,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from ipaddress import IPv4Network
 
+import pytest
 import pytest_asyncio
 
 from services.settings import Settings
@@ -37,3 +40,17 @@ async def relay(settings: Settings, broker: object) -> AsyncIterator[None]:  # n
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(working(run_relay, settings))
         yield
+
+
+@pytest.fixture
+def quick(settings: Settings) -> Settings:
+    """Settings that allow local receivers, with short times."""
+    return settings.model_copy(
+        update={
+            "webhook_dial_networks": (IPv4Network("127.0.0.0/8"),),
+            "webhook_timeout": timedelta(seconds=1),
+            "webhook_first_retry": timedelta(milliseconds=50),
+            "webhook_longest_retry": timedelta(milliseconds=200),
+            "webhook_poll": timedelta(milliseconds=50),
+        }
+    )

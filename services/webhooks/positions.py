@@ -1,0 +1,147 @@
+"""How far webhooks have got: handing out events to the positions of their agents, and cursors.
+
+A webhook's cursor moves over all events in their order, below the snapshot's xmin, so a slow transaction's events come
+after it (`services.events.log`). An agent whose events it passes gets a position, which waits for the receiver; the
+cursor does not. So an agent that is stuck delays no other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from services.errors import InvalidRequest
+from services.events.log import EventsRemoved, Position, origin, read_events, transaction_of
+from services.webhooks.filters import WANTED
+
+Database = AsyncSession | AsyncConnection
+
+# Of one statement. Webhooks that are far behind take turns.
+PAGE_EVENTS = 200
+PAGE_WEBHOOKS = 50
+
+NOW = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid, 0 AS id")
+
+# A position that exists keeps what waits. It goes back only for a replay; then a delivery under way does not count.
+_HAND_OUT = text(f"""
+WITH behind AS MATERIALIZED (
+    SELECT w.id, w.agent_id, w.event_types, w.cursor_xid, w.cursor_id FROM webhooks AS w
+    WHERE w.status = 'active' AND EXISTS (
+        SELECT FROM outbox AS o WHERE (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
+            AND o.xid < pg_snapshot_xmin(pg_current_snapshot()))
+    ORDER BY w.cursor_xid, w.cursor_id LIMIT :webhooks
+    FOR NO KEY UPDATE SKIP LOCKED
+), page AS MATERIALIZED (
+    SELECT w.id AS webhook_id, o.* FROM behind AS w CROSS JOIN LATERAL (
+        SELECT o.xid, o.id, o.agent_id, o.sequence, {WANTED} AS wanted FROM outbox AS o
+        WHERE (o.xid, o.id) > (w.cursor_xid, w.cursor_id) AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
+        ORDER BY o.xid, o.id LIMIT :events
+    ) AS o
+), moved AS (
+    UPDATE webhooks AS w SET cursor_xid = last.xid, cursor_id = last.id FROM (
+        SELECT DISTINCT ON (webhook_id) webhook_id, xid, id FROM page ORDER BY webhook_id, xid DESC, id DESC
+    ) AS last WHERE w.id = last.webhook_id
+), placed AS (
+    INSERT INTO webhook_positions AS p (webhook_id, agent_id, sequence, last_sequence)
+    SELECT webhook_id, agent_id, min(sequence) - 1, max(sequence) FROM page WHERE wanted
+    GROUP BY webhook_id, agent_id ORDER BY webhook_id, agent_id
+    ON CONFLICT (webhook_id, agent_id) DO UPDATE SET
+        sequence = least(p.sequence, excluded.sequence),
+        last_sequence = greatest(p.last_sequence, excluded.last_sequence),
+        claim = CASE WHEN excluded.sequence < p.sequence THEN NULL ELSE p.claim END,
+        due_at = CASE WHEN excluded.sequence < p.sequence THEN excluded.due_at ELSE p.due_at END
+)
+SELECT (SELECT count(*) FROM behind) = :webhooks
+        OR EXISTS (SELECT FROM page GROUP BY webhook_id HAVING count(*) = :events) AS has_more,
+    EXISTS (SELECT FROM webhooks AS w WHERE w.status = 'active') AS has_webhooks
+""")  # noqa: S608 - built from constants only
+
+_LAG = text("""
+SELECT p.webhook_id, count(*) AS agents, min(next.created_at) AS since
+FROM webhook_positions AS p LEFT JOIN LATERAL (
+    SELECT o.created_at FROM outbox AS o WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence
+    ORDER BY o.sequence LIMIT 1
+) AS next ON true
+WHERE p.webhook_id = ANY(CAST(:ids AS uuid[]))
+GROUP BY p.webhook_id
+""")
+
+_STATES = text("""
+SELECT w.id, w.agent_name, w.status, w.status_reason, w.missed, w.failing_since, (
+    SELECT min(o.created_at) FROM webhook_positions AS p CROSS JOIN LATERAL (
+        SELECT o.created_at FROM outbox AS o WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence
+        ORDER BY o.sequence LIMIT 1
+    ) AS o WHERE p.webhook_id = w.id AND w.status = 'active'
+) AS waiting_since, (
+    SELECT o.created_at FROM outbox AS o WHERE w.status = 'active' AND (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
+        AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
+    ORDER BY o.xid, o.id LIMIT 1
+) AS unread_since
+FROM webhooks AS w ORDER BY w.created_at, w.id
+""")
+
+_AT = text("SELECT xid::text::bigint AS xid, id FROM outbox WHERE created_at >= :since ORDER BY outbox.xid, id LIMIT 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookState:
+    """A webhook for operators: since when the oldest event waits that it has not accepted, or that no worker read."""
+
+    id: UUID
+    agent_name: str | None
+    status: str
+    status_reason: str | None
+    missed: int
+    failing_since: datetime | None
+    waiting_since: datetime | None
+    unread_since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOut:
+    """Whether there is an active webhook, and whether there may be more events to hand out."""
+
+    has_webhooks: bool
+    has_more: bool
+
+
+async def hand_out(connection: AsyncConnection) -> HandedOut:
+    """Move the cursors of active webhooks over some events, and place the agents of those that they want.
+
+    One statement, so in autocommit mode others see all of its effects at once. Waits for the lock of a position.
+    """
+    row = (await connection.execute(_HAND_OUT, {"webhooks": PAGE_WEBHOOKS, "events": PAGE_EVENTS})).one()
+    return HandedOut(bool(row.has_webhooks), bool(row.has_more))
+
+
+async def lag_of(database: Database, webhook_ids: Sequence[UUID]) -> dict[UUID, tuple[int, datetime | None]]:
+    """By webhook: of how many agents events wait, and since when the oldest; those without such agents are left out."""
+    if not webhook_ids:
+        return {}
+    found = await database.execute(_LAG, {"ids": list(webhook_ids)})
+    return {row.webhook_id: (row.agents, row.since) for row in found.all()}
+
+
+async def webhook_states(database: Database) -> list[WebhookState]:
+    """All webhooks, oldest first."""
+    return [WebhookState(**row) for row in (await database.execute(_STATES)).mappings().all()]
+
+
+async def cursor_at(session: AsyncSession, since: datetime) -> Position | None:
+    """The position before the first stored event of that time or later; None if there is none yet."""
+    row = (await session.execute(_AT, {"since": since})).one_or_none()
+    return None if row is None else (row.xid, row.id - 1)
+
+
+async def raw_position(session: AsyncSession, position: Position) -> Position:
+    """The position as the outbox stores it, without its epoch. Raises `EventsRemoved` and `InvalidRequest`."""
+    log = await read_events(session, None, origin(None), limit=0)
+    if position > log.now:
+        message = "The cursor is after the newest event: it comes from another installation or from before a restore."
+        raise InvalidRequest(message, field="cursor")
+    if position < log.removed:
+        raise EventsRemoved
+    return transaction_of(position), position[1]
