@@ -16,8 +16,8 @@ from api.gateway.spans import Tracing
 from api.gateway.telemetry import RpcMetrics
 from api.gateway.upstream import upstream_session
 from contracts.fields import ErrorStyle
-from services.calls.counts import CallCounts, open_call_counts
 from services.agents.metrics import LabelledAgents
+from services.calls.counts import CallCounts, open_call_counts
 from services.domain.state import ConversationKeys
 from services.errors import MessageTooLarge, PodiumError, Unavailable
 from services.health.answered_calls import AnsweredCalls, open_answered_calls
