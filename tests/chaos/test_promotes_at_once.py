@@ -23,7 +23,7 @@ from services.domain.caller import Caller
 from services.errors import Busy, PodiumError, Unavailable
 from services.promotion.promote import promote
 from services.promotion.rollback import roll_back
-from services.promotion.together import Promote, Promoted, PromotesTogether
+from services.promotion.together import Promote, Promoted, CutoversTogether
 from services.registration.batch import register_batch
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
@@ -139,7 +139,7 @@ async def a_process(
     settings: Settings, failures: list[Exception]
 ) -> AsyncIterator[Batches[Promote, Promoted | PodiumError]]:
     """The promotes of an API process; a batch that fails adds to `failures`, unless it gave way to a lock."""
-    together = PromotesTogether(impatient(settings), application_name="together", on_events=lambda: None)
+    together = CutoversTogether(impatient(settings), application_name="together", on_events=lambda: None)
 
     async def make(promotes: Sequence[Promote]) -> list[Promoted | PodiumError | None]:
         try:

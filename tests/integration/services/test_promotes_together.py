@@ -27,7 +27,7 @@ from services.errors import (
 )
 from services.promotion.history import PERIODS_SHOWN
 from services.promotion.promote import promote
-from services.promotion.together import Promote, Promoted, PromotesTogether
+from services.promotion.together import Promote, Promoted, CutoversTogether
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.services.test_draining import begin
@@ -58,16 +58,16 @@ Way = Callable[[str, str, Caller], Awaitable[object]]
 
 
 @asynccontextmanager
-async def opened(settings: Settings, events: list[None] | None = None) -> AsyncIterator[PromotesTogether]:
+async def opened(settings: Settings, events: list[None] | None = None) -> AsyncIterator[CutoversTogether]:
     """Promotes on a connection of their own; each commit with events adds to `events`."""
     noted: list[None] = [] if events is None else events
-    together = PromotesTogether(impatient(settings), application_name="together", on_events=lambda: noted.append(None))
+    together = CutoversTogether(impatient(settings), application_name="together", on_events=lambda: noted.append(None))
     yield together
     together.close()
 
 
 @pytest_asyncio.fixture
-async def together(settings: Settings) -> AsyncIterator[PromotesTogether]:
+async def together(settings: Settings) -> AsyncIterator[CutoversTogether]:
     """Promotes on a connection of their own."""
     async with opened(settings) as together:
         yield together
@@ -150,7 +150,7 @@ async def history(world: World, way: Way) -> list[object]:
 
 
 async def test_they_write_the_rows_of_promotes_under_the_lock(
-    world: World, together: PromotesTogether, engine: AsyncEngine
+    world: World, together: CutoversTogether, engine: AsyncEngine
 ) -> None:
     """G88: column by column in every table, after the same changes; and callers get the same answers and errors."""
 
@@ -201,7 +201,7 @@ def _answered(state: AgentSnapshot, view: DeploymentView) -> object:
     )
 
 
-async def test_several_of_one_agent_keep_their_order_and_conditions(world: World, together: PromotesTogether) -> None:
+async def test_several_of_one_agent_keep_their_order_and_conditions(world: World, together: CutoversTogether) -> None:
     """G88: each is decided on what the one before it left; each change has its ledger row and event."""
     for number in range(1, 4):
         await world.arrive(deployment_id=f"v{number}")
@@ -250,7 +250,7 @@ CHANGES: dict[str, Callable[[World], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 async def test_nothing_is_written_if_something_has_changed(
-    world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch, name: str
+    world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """G88: neither about the agent that another transaction changed after it was read, nor a refusal; others pass."""
     for number in range(1, 4):
@@ -301,7 +301,7 @@ LOCKS = {
 
 
 @pytest.mark.parametrize("name", LOCKS)
-async def test_what_is_locked_is_left_at_once(world: World, together: PromotesTogether, name: str) -> None:
+async def test_what_is_locked_is_left_at_once(world: World, together: CutoversTogether, name: str) -> None:
     """G88: without a wait; promotes of other agents pass."""
     await world.two_versions()
     await world.two_versions("other")
@@ -315,7 +315,7 @@ async def test_what_is_locked_is_left_at_once(world: World, together: PromotesTo
 
 
 async def test_a_decision_is_not_written_late(
-    world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch
+    world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G88: the time of a change in the ledger is never much earlier than the change."""
     await world.two_versions()
@@ -333,7 +333,7 @@ async def test_a_decision_is_not_written_late(
     assert [type(each) for each in await together.make([wanted])] == [Promoted]
 
 
-async def test_agents_that_do_not_exist_are_left_to_the_locked_way(world: World, together: PromotesTogether) -> None:
+async def test_agents_that_do_not_exist_are_left_to_the_locked_way(world: World, together: CutoversTogether) -> None:
     """It raises the error."""
     await world.two_versions()
     nobody = Promote(an_id(), "v1", Caller(actor="amy"))
@@ -353,7 +353,7 @@ async def test_the_relay_is_woken_only_after_events(world: World, settings: Sett
         assert len(events) == 1
 
 
-async def test_a_lost_connection(world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_connection(world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle one is replaced; one lost after the change was sent is an error, since its outcome is unknown."""
     await world.two_versions()
     wanted = [await request(world, f"{NAME}.v2"), await request(world, f"{NAME}.v1")]
@@ -394,7 +394,7 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
     world = World(Sessions(filled))
     async with opened(own) as together:
         assert await together.make([Promote(an_id(), "v1", Caller(actor="amy"))]) == [None]
-        for number, parameters in enumerate(("'{}', '{}'", "'[]', '[]', '[]', '[]'")):
+        for number, parameters in enumerate(("'{}', '{}', '{}', '{}'", "'[]', '[]', '[]', '[]'")):
             plan = await explained(together._connection, number, parameters)
             assert "Seq Scan" not in plan
             assert "Hash Join" not in plan
@@ -405,7 +405,7 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
         for _ in range(40):
             wanted = [await request(world, f"{NAME}.v{version}") for version in (2, 1)]
             assert None not in await together.make(wanted * 20)
-        parameters = f"'{{{agent_id}}}', '{{{NAME}.v2}}'"
+        parameters = f"'{{{agent_id}}}', '{{{NAME}.v2}}', '{{promote}}', '{{}}'"
         plan = await explained(together._connection, 0, parameters, "ANALYZE, TIMING false, COSTS false")
         assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", plan)) <= PERIODS_SHOWN, plan
         assert "Rows Removed" not in plan
