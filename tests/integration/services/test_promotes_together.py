@@ -27,7 +27,7 @@ from services.errors import (
 )
 from services.promotion.history import PERIODS_SHOWN
 from services.promotion.promote import promote
-from services.promotion.together import Promote, Promoted, CutoversTogether
+from services.promotion.together import CutoversTogether, Promote, Promoted
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.services.test_draining import begin
