@@ -1,9 +1,11 @@
 """G88: promotes that share a commit write what they would write one by one under the lock, or nothing."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -47,8 +49,14 @@ TABLES = {
     "probes": "deployment_id, instance_id",
     "conversations": "key_sha256",
 }
-# What a sequence or a transaction id gives; and the clock, whose times of several rows of one statement can be equal.
-INCIDENTAL = {"outbox": {"id", "xid", "created_at"}}
+# What a sequence or a transaction id gives; and defaults from the clock: two of one statement can be equal.
+INCIDENTAL = {
+    "agents": {"created_at"},
+    "deployments": {"probe_due_at"},
+    "outbox": {"id", "xid", "created_at"},
+    "probes": {"due_at"},
+    "conversations": {"last_seen_at", "started_at"},
+}
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'together'")
@@ -170,6 +178,7 @@ async def test_they_write_the_rows_of_promotes_under_the_lock(
         assert made is not None
         if isinstance(made, PodiumError):
             return type(made)
+        assert isinstance(made, Promoted)
         view = DeploymentView(made.deployment, made.periods, made.state.agent.generation)
         stored = await world.do(lambda session: get_deployment(session, made.state.agent.id, deployment_id))
         assert (view.deployment, view.production_periods) == (stored.deployment, stored.production_periods)
@@ -269,6 +278,7 @@ async def test_nothing_is_written_if_something_has_changed(
         if number == 1:
             await CHANGES[name](world)
             after.append(await about(world, NAME))
+            values = in_time(values)
         return await fetch(number, *values)
 
     monkeypatch.setattr(together._connection, "fetch", late)
@@ -276,6 +286,12 @@ async def test_nothing_is_written_if_something_has_changed(
     assert [type(each) for each in made] == [type(None), Promoted, type(None)]
     assert await about(world, NAME) == after[0]
     assert await world.production("other") == "other.v2"
+
+
+def in_time(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The parameters of the write as if the read was just now, however slow the machine is."""
+    agents = [{**each, "read_at": datetime.now(UTC).isoformat()} for each in json.loads(values[0])]
+    return json.dumps(agents), *values[1:]
 
 
 async def about(world: World, name: str) -> list[Any]:
