@@ -30,10 +30,10 @@ _ELSEWHERE = {"agent_name": "agents.name", "probe_streak": "0"}
 _AGENT = names(f"agents.{name}" for name in AGENT_FIELDS)
 _DEPLOYMENT = names(_ELSEWHERE.get(name, f"deployments.{name}") for name in DEPLOYMENT_FIELDS)
 
-# $1, $2 and $3: agents, their deployments (or null), and for what each is read. `further` adds rows of these columns and
-# a number, and `value` is what is read for each of them besides, as JSON; both may read `pair`. One row for each whose
-# agent exists, and one for each agent's deployment in production. With a condition on a deployment's agent, a plan might
-# read all deployments of an agent.
+# $1, $2 and $3: agents, their deployments (or null), and for what each is read. `further` adds rows of these columns
+# and a number; `value` is JSON that is read for each row besides, and may read `pair`. One row for each whose agent exists,
+# and one for each agent's deployment in production. With a condition on a deployment's agent, a plan might read all
+# deployments of an agent.
 READ = f"""
 SELECT {_AGENT}, agents.xmin::text, clock_timestamp(),
     (SELECT at FROM promotions WHERE agent_id = agents.id ORDER BY generation DESC LIMIT 1),
