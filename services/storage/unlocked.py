@@ -6,7 +6,8 @@ was decided about those agents of which every row is as it was. It writes nothin
 
 So a decision is as good as one under the lock, since nothing has changed between the two. Whatever a decision can
 depend on changes one of the rows: a deployment that appears, disappears or changes its status is an event, which
-changes its agent's row. A pod that announces a new address without an event changes the row of its deployment.
+changes its agent's row. A pod that announces a new address without an event changes the row of its deployment. The
+ledger grows only with the generation in its agent's row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,9 +32,9 @@ _AGENT = names(f"agents.{name}" for name in AGENT_FIELDS)
 _DEPLOYMENT = names(_ELSEWHERE.get(name, f"deployments.{name}") for name in DEPLOYMENT_FIELDS)
 
 # $1, $2 and $3: agents, their deployments (or null), and for what each is read. `further` adds rows of these columns
-# and a number; `value` is JSON that is read for each row besides, and may read `pair`. One row for each whose agent exists,
-# and one for each agent's deployment in production. With a condition on a deployment's agent, a plan might read all
-# deployments of an agent.
+# and a number; `value` is JSON that is read for each row besides, and may read `pair`. One row for each whose agent
+# exists, and one for each agent's deployment in production. With a condition on a deployment's agent, a plan might read
+# all deployments of an agent.
 READ = f"""
 SELECT {_AGENT}, agents.xmin::text, clock_timestamp(),
     (SELECT at FROM promotions WHERE agent_id = agents.id ORDER BY generation DESC LIMIT 1),
