@@ -53,10 +53,20 @@ class Batches(Generic[T, R]):
     """Makes one kind of changes of one process in batches, one batch at a time."""
 
     def __init__(
-        self, settings: Settings, work: Work[T, R], *, on_made: Callable[[Sequence[R | None]], None] | None = None
+        self,
+        settings: Settings,
+        work: Work[T, R],
+        *,
+        must_be_first: Callable[[T], bool] | None = None,
+        on_made: Callable[[Sequence[R | None]], None] | None = None,
     ) -> None:
-        """`work` must not wait for a lock for longer than `LOCK_TIMEOUT`; `on_made` gets the results of each commit."""
+        """`work` must not wait for a lock for longer than `LOCK_TIMEOUT`; `on_made` gets the results of each commit.
+
+        A change that `must_be_first` waits for the next batch if there is another one of its agent before it; so do
+        those that follow it, so each agent's changes keep their order.
+        """
         self._work = work
+        self._must_be_first = must_be_first
         self._on_made = on_made
         self._size = settings.batch_size
         self._seconds = settings.database_timeout.total_seconds()
@@ -104,7 +114,7 @@ class Batches(Generic[T, R]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                batch, self._waiting = self._next()
                 for each in batch:
                     if self._alone[each.agent]:
                         _settle(each, None)
@@ -113,6 +123,24 @@ class Batches(Generic[T, R]):
                     await self._make(batch)
         finally:
             self._runner = None
+
+    def _next(self) -> tuple[list[_Waiting[T, R]], list[_Waiting[T, R]]]:
+        """The changes of the next batch, and those that wait for a later one."""
+        first, later = self._waiting[: self._size], self._waiting[self._size :]
+        if self._must_be_first is None:
+            return first, later
+        batch: list[_Waiting[T, R]] = []
+        put_off: list[_Waiting[T, R]] = []
+        taken: set[Hashable] = set()
+        waiting: set[Hashable] = set()
+        for each in first:
+            if each.agent in waiting or (each.agent in taken and self._must_be_first(each.change)):
+                waiting.add(each.agent)
+                put_off.append(each)
+            else:
+                taken.add(each.agent)
+                batch.append(each)
+        return batch, put_off + later
 
     def _release(self, agent: Hashable) -> None:
         self._alone[agent] -= 1

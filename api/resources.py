@@ -29,7 +29,7 @@ from services.agents.shared_reads import AgentReads
 from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
 from services.health.prober import Prober, open_prober
-from services.promotion.together import Promote, Promoted, PromotesTogether
+from services.promotion.together import Change, CutoversTogether, Made, Promoted, RolledBack, must_be_first
 from services.registration.batch import Decided, Incoming, Terms, register_unlocked
 from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
@@ -57,7 +57,7 @@ class Resources:
     agents: AgentReads
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
-    promotes: Batches[Promote, Promoted | PodiumError]
+    cutovers: Batches[Change, Made | PodiumError]
     message_ids: OrderedIds
     database: DatabaseCheck
     gateway: Gateway
@@ -124,7 +124,7 @@ async def open_resources(
                 on_made=changes.registered,
                 application_name=APPLICATION_NAME,
             ) as registrations,
-            _open_promotes(settings, notifier, changes) as promotes,
+            _open_cutovers(settings, notifier, changes) as cutovers,
         ):
             sessions = Sessions(engine, timeout=timeout, on_events=notifier.notify)
             yield Resources(
@@ -135,7 +135,7 @@ async def open_resources(
                 agents=agents,
                 changes=ChangeQueues(settings),
                 registrations=registrations,
-                promotes=promotes,
+                cutovers=cutovers,
                 message_ids=OrderedIds(),
                 database=DatabaseCheck(check_engine),
                 gateway=gateway,
@@ -153,15 +153,17 @@ async def open_resources(
 
 
 @asynccontextmanager
-async def _open_promotes(
+async def _open_cutovers(
     settings: Settings, notifier: OutboxNotifier, changes: AgentChanges
-) -> AsyncGenerator[Batches[Promote, Promoted | PodiumError], None]:
-    together = PromotesTogether(impatient(settings), application_name=APPLICATION_NAME, on_events=notifier.notify)
+) -> AsyncGenerator[Batches[Change, Made | PodiumError], None]:
+    together = CutoversTogether(impatient(settings), application_name=APPLICATION_NAME, on_events=notifier.notify)
 
-    def count(made: Sequence[Promoted | PodiumError | None]) -> None:
-        changes.changed([each.state for each in made if isinstance(each, Promoted)])
+    def count(made: Sequence[Made | PodiumError | None]) -> None:
+        changes.changed([each.state for each in made if isinstance(each, Promoted | RolledBack)])
 
-    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make, on_made=count)
+    batches: Batches[Change, Made | PodiumError] = Batches(
+        settings, together.make, must_be_first=must_be_first, on_made=count
+    )
     try:
         yield batches
     finally:

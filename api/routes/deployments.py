@@ -147,17 +147,17 @@ async def promote_deployment(
     change = caller(request, data.reason if data else None)
     uuid, key = agent_uuid(agent_id), deployment_key(deployment_id)
 
-    made = await resources.promotes.make(uuid, Promote(uuid, key, change))
+    made = await resources.cutovers.make(uuid, Promote(uuid, key, change))
     if isinstance(made, PodiumError):
         raise made
-    if made is not None:
+    if isinstance(made, Promoted):
         return _answer(await _view(resources, made))
 
     async def work(session: AsyncSession) -> tuple[AgentSnapshot, DeploymentView]:
         state = await promote(session, uuid, key, change)
         return state, await get_deployment(session, uuid, key, resources.terms)
 
-    with resources.promotes.alone(uuid):
+    with resources.cutovers.alone(uuid):
         state, view = await resources.change(uuid, work)
     resources.agent_changes.changed([state])
     return _answer(view)

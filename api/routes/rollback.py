@@ -16,9 +16,11 @@ from api.resources import Injected, Resources
 from services.domain.caller import Caller
 from services.domain.health_policy import ProbePolicy, probe_policy_of
 from services.domain.state import AgentSnapshot
-from services.errors import TargetDoesNotAnswer, TargetMoved
-from services.promotion.rollback import Plan, plan_rollback, roll_back
-from services.promotion.rollback_targets import Target
+from services.errors import PodiumError, TargetDoesNotAnswer, TargetMoved
+from services.promotion.rollback import ALTERNATIVES, Plan, plan_rollback, roll_back
+from services.promotion.rollback_targets import Target, rollback_targets
+from services.promotion.together import PlanRollback, RollBack, RolledBack
+from services.storage.database import in_transaction
 
 # An attempt fails if the agent changes while the target is probed.
 ATTEMPTS = 3
@@ -54,34 +56,65 @@ async def rolled_back(resources: Resources, agent_id: UUID, change: Caller, body
     for attempt in range(1, ATTEMPTS + 1):
         proven = None if body.force else await _probed_target(resources, agent_id, change, body)
         try:
-            state = await resources.change(
-                agent_id,
-                lambda session, proven=proven: roll_back(session, agent_id, change, to=body.to, probed=proven),  # type: ignore[misc]
-            )
+            return await _made(resources, RollBack(agent_id, body.to, change, proven))
         except TargetMoved:
             if attempt == ATTEMPTS:
                 raise
-        else:
-            resources.agent_changes.changed([state])
-            return state
     raise TargetMoved
+
+
+async def _made(resources: Resources, wanted: RollBack) -> AgentSnapshot:
+    agent_id = wanted.agent_id
+    made = await resources.cutovers.make(agent_id, wanted)
+    if isinstance(made, PodiumError):
+        raise made
+    if isinstance(made, RolledBack):
+        return made.state
+    with resources.cutovers.alone(agent_id):
+        state = await resources.change(
+            agent_id,
+            lambda session: roll_back(session, agent_id, wanted.caller, to=wanted.to, probed=wanted.probed),
+        )
+    resources.agent_changes.changed([state])
+    return state
 
 
 async def _probed_target(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> Target | None:
     """The target, which has answered a probe; None if it already serves. Raises `TargetDoesNotAnswer`."""
-    plan = await resources.change(agent_id, lambda session: plan_rollback(session, agent_id, change, to=body.to))
+    plan = await _plan(resources, PlanRollback(agent_id, body.to, change))
     if plan.target is None:
         return None
     policy = probe_policy_of(plan.agent, resources.settings)
     failure = await _failure(resources, plan, plan.target, policy)
     if failure is None:
         return plan.target
-    failures = await asyncio.gather(*(_failure(resources, plan, other, policy) for other in plan.others))
-    living = [other for other, why in zip(plan.others, failures, strict=True) if why is None]
+    others = await _others(resources, agent_id, plan.target)
+    failures = await asyncio.gather(*(_failure(resources, plan, other, policy) for other in others))
+    living = [other for other, why in zip(others, failures, strict=True) if why is None]
     nearest = f"The nearest that does is {_named(living[0])}" if living else "No earlier one does"
     raise TargetDoesNotAnswer(
         f"{_named(plan.target)} does not answer: {failure}. {nearest}: name a deployment, or send force."
     )
+
+
+async def _plan(resources: Resources, wanted: PlanRollback) -> Plan:
+    agent_id = wanted.agent_id
+    made = await resources.cutovers.make(agent_id, wanted)
+    if isinstance(made, PodiumError):
+        raise made
+    if isinstance(made, Plan):
+        return made
+    return await resources.change(
+        agent_id, lambda session: plan_rollback(session, agent_id, wanted.caller, to=wanted.to)
+    )
+
+
+async def _others(resources: Resources, agent_id: UUID, target: Target) -> list[Target]:
+    """The other targets that there are now, the newest first."""
+    found = await in_transaction(
+        resources.reads, lambda session: rollback_targets(session, agent_id, limit=ALTERNATIVES)
+    )
+    return [other for other in found if not other.matches(target)]
 
 
 async def _failure(resources: Resources, plan: Plan, target: Target, policy: ProbePolicy) -> str | None:

@@ -1,7 +1,7 @@
 """Rollback: to what served before, to a named target, or automatically away from a failed deployment.
 
 The target is probed between two transactions, without a lock: the first one plans the rollback, and the second one
-makes it only if, under the lock, the target is still the one that was probed.
+makes it only if the target is still the one that was probed.
 """
 
 from dataclasses import dataclass, replace
@@ -25,19 +25,26 @@ ALTERNATIVES = 10
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The target of a rollback now, None if it serves already, and the other targets, the newest first."""
+    """What a rollback would go to now; `target` is None if it serves already."""
 
     agent: AgentState
     target: Target | None
-    others: list[Target]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the ledger says: the newest thing that can serve again, and when a named target last began to serve."""
+
+    newest: Target | None = None
+    """Read only if no target is named."""
+    restored: int | None = None
+    """The generation that last put the named target into service; None if it never served, or none is named."""
 
 
 async def plan_rollback(session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None) -> Plan:
     """What `roll_back` would do now; changes nothing. Raises the same errors."""
-    before = await _locked(session, agent_id, to)
-    target = await _target(session, before, to, caller)
-    others = await rollback_targets(session, agent_id, limit=ALTERNATIVES)
-    return Plan(before.agent, target, [other for other in others if target is None or not other.matches(target)])
+    before, past = await _locked(session, agent_id, to)
+    return planned(before, to, caller, past)
 
 
 async def roll_back(
@@ -49,14 +56,27 @@ async def roll_back(
     `TargetMoved` if the target is not the `probed` one (None allows any). Others see the effect once the transaction is
     committed.
     """
-    before = await _locked(session, agent_id, to)
-    target = await _target(session, before, to, caller)
-    if target is not None and probed is not None and not target.matches(probed):
-        raise TargetMoved
-    before, state = await _restore(session, before, target, caller)
-    after = replace(state, agent=replace(state.agent, auto_promote_paused=True))
+    before, past = await _locked(session, agent_id, to)
+    after = rolled_back(before, to, caller, past, probed)
     await save_state(session, before, after)
     return after
+
+
+def planned(state: AgentSnapshot, to: str | None, caller: Caller, past: Past) -> Plan:
+    """The plan for this state: the decision alone. Raises the errors of `roll_back`."""
+    return Plan(state.agent, _target(state, to, caller, past))
+
+
+def rolled_back(
+    state: AgentSnapshot, to: str | None, caller: Caller, past: Past, probed: Target | None
+) -> AgentSnapshot:
+    """The state after `roll_back`: the decision alone. Raises its errors."""
+    target = _target(state, to, caller, past)
+    if target is not None:
+        if probed is not None and not target.matches(probed):
+            raise TargetMoved
+        state = _restored(state, target, caller)
+    return _paused(state)
 
 
 async def rollback_candidates(session: AsyncSession, agent_id: UUID, failed_id: str) -> list[Target]:
@@ -82,8 +102,8 @@ async def roll_back_failed(session: AsyncSession, agent_id: UUID, failed_id: str
     if target is None:
         return before
     caller = Caller(actor=AUTOMATION, reason=f"Deployment {failed_id} is Failed: {before.agent.status_reason}")
-    before, state = await _restore(session, before, target, caller)
-    after = replace(state, agent=replace(state.agent, auto_promote_paused=True))
+    before = await _with_deployment(session, before, target)
+    after = _paused(_restored(before, target, caller))
     await save_state(session, before, after)
     return after
 
@@ -95,78 +115,75 @@ def _must_roll_back(state: AgentSnapshot, failed_id: str) -> bool:
     return state.agent.on_failure == "rollback"
 
 
-async def _locked(session: AsyncSession, agent_id: UUID, to: str | None) -> AgentSnapshot:
-    return await lock_state(session, agent_id, *(() if to is None or to == LEGACY else (to,)))
+async def _locked(session: AsyncSession, agent_id: UUID, to: str | None) -> tuple[AgentSnapshot, Past]:
+    """The agent, locked, with its target, and what the ledger says of it."""
+    named = None if to == LEGACY else to
+    state = await lock_state(session, agent_id, *([] if named is None else [named]))
+    if to is not None:
+        return state, Past(restored=await last_served(session, agent_id, named))
+    targets = await rollback_targets(session, agent_id, limit=1)
+    if not targets:
+        return state, Past()
+    return await _with_deployment(session, state, targets[0]), Past(newest=targets[0])
 
 
-async def _target(session: AsyncSession, before: AgentSnapshot, to: str | None, caller: Caller) -> Target | None:
+async def _with_deployment(session: AsyncSession, state: AgentSnapshot, target: Target) -> AgentSnapshot:
+    """The state with the deployment that is the target."""
+    if target.deployment_id is None or target.deployment_id in state.deployments:
+        return state
+    loaded = await load_deployments(session, [target.deployment_id])
+    return replace(state, deployments={**state.deployments, **loaded})
+
+
+def _target(state: AgentSnapshot, to: str | None, caller: Caller, past: Past) -> Target | None:
     """The target; None if it serves already. Raises the reason if there is none or it cannot serve."""
     if to is None:
-        return await _what_served_before(session, before, caller)
+        return _what_served_before(state, caller, past)
     if to == LEGACY:
-        return await _legacy_address(session, before, caller)
-    return await _named(session, before, to, caller)
+        return _legacy_address(state, caller, past)
+    return _named(state, to, caller, past)
 
 
-async def _what_served_before(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target:
-    _require_not_deleted(before)
-    require_generation(before, caller.if_generation)
-    targets = await rollback_targets(session, before.agent.id, limit=1)
-    if not targets:
+def _what_served_before(state: AgentSnapshot, caller: Caller, past: Past) -> Target:
+    _require_not_deleted(state)
+    require_generation(state, caller.if_generation)
+    if past.newest is None:
         raise NothingToRollBackTo
-    return targets[0]
+    return past.newest
 
 
-async def _legacy_address(session: AsyncSession, before: AgentSnapshot, caller: Caller) -> Target | None:
-    agent = before.agent
-    _require_not_deleted(before)
-    if agent.legacy_acp_url is not None and before.production is None:
+def _legacy_address(state: AgentSnapshot, caller: Caller, past: Past) -> Target | None:
+    agent = state.agent
+    _require_not_deleted(state)
+    if agent.legacy_acp_url is not None and state.production is None:
         return None
-    require_generation(before, caller.if_generation)
+    require_generation(state, caller.if_generation)
     if agent.legacy_acp_url is None:
         raise NothingToRollBackTo("This agent has no legacy address: name a deployment instead.")
-    return Target(
-        deployment_id=None,
-        acp_url=agent.legacy_acp_url,
-        health_path=agent.legacy_health_path,
-        registered_at=agent.registered_at,
-        restored=await last_served(session, agent.id, None),
-    )
+    return Target.legacy(agent, past.restored)
 
 
-async def _named(session: AsyncSession, before: AgentSnapshot, to: str, caller: Caller) -> Target | None:
-    deployment = own_deployment(before, to)
+def _named(state: AgentSnapshot, to: str, caller: Caller, past: Past) -> Target | None:
+    deployment = own_deployment(state, to)
     if deployment.is_production:
         return None
-    require_ready(before, deployment, caller)
-    return Target(
-        deployment_id=deployment.id,
-        acp_url=deployment.acp_url or "",
-        health_path=deployment.health_path,
-        registered_at=deployment.registered_at,
-        restored=await last_served(session, before.agent.id, deployment.id),
-    )
+    require_ready(state, deployment, caller)
+    return Target.of(deployment, past.restored)
 
 
-async def _restore(
-    session: AsyncSession, before: AgentSnapshot, target: Target | None, caller: Caller
-) -> tuple[AgentSnapshot, AgentSnapshot]:
-    """The state before, with the target loaded, and the state after the rollback."""
-    if target is None:
-        return before, before
-    if target.deployment_id is not None and target.deployment_id not in before.deployments:
-        loaded = await load_deployments(session, [target.deployment_id])
-        before = replace(before, deployments={**before.deployments, **loaded})
-    state = caller.decides(before)
-    restored = cutover(
-        state,
+def _restored(state: AgentSnapshot, target: Target, caller: Caller) -> AgentSnapshot:
+    return cutover(
+        caller.decides(state),
         target.deployment_id,
         cause="rollback",
         actor=caller.actor,
         reason=caller.reason,
         restored=target.restored,
     )
-    return before, restored
+
+
+def _paused(state: AgentSnapshot) -> AgentSnapshot:
+    return replace(state, agent=replace(state.agent, auto_promote_paused=True))
 
 
 def _require_not_deleted(state: AgentSnapshot) -> None:

@@ -6,7 +6,8 @@ was decided about those agents of which every row is as it was. It writes nothin
 
 So a decision is as good as one under the lock, since nothing has changed between the two. Whatever a decision can
 depend on changes one of the rows: a deployment that appears, disappears or changes its status is an event, which
-changes its agent's row. A pod that announces a new address without an event changes the row of its deployment.
+changes its agent's row. A pod that announces a new address without an event changes the row of its deployment. The
+ledger grows only with the generation in its agent's row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,16 +31,21 @@ _ELSEWHERE = {"agent_name": "agents.name", "probe_streak": "0"}
 _AGENT = names(f"agents.{name}" for name in AGENT_FIELDS)
 _DEPLOYMENT = names(_ELSEWHERE.get(name, f"deployments.{name}") for name in DEPLOYMENT_FIELDS)
 
-# $1 and $2: pairs of agent and deployment ids. One row for each pair whose agent exists, and one for each agent's
-# deployment in production. With a condition on a deployment's agent, a plan might read all deployments of an agent.
+# $1, $2 and $3: agents, their deployments (or null), and for what each is read. `further` adds rows of these columns
+# and a number; `value` is JSON that is read for each row besides, and may read `pair`. One row for each whose agent
+# exists, and one for each agent's deployment in production. With a condition on a deployment's agent, a plan might read
+# all deployments of an agent.
 READ = f"""
 SELECT {_AGENT}, agents.xmin::text, clock_timestamp(),
     (SELECT at FROM promotions WHERE agent_id = agents.id ORDER BY generation DESC LIMIT 1),
-    {_DEPLOYMENT}, deployments.xmin::text, {{extra}}
+    {_DEPLOYMENT}, deployments.xmin::text, pair.deployment_id, pair.purpose, {{value}}
 FROM (
-    SELECT agent_id, deployment_id FROM unnest($1::uuid[], $2::text[]) AS wanted(agent_id, deployment_id)
+    SELECT agent_id, deployment_id, purpose, NULL::bigint AS number
+    FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted(agent_id, deployment_id, purpose)
     UNION
-    SELECT id, production_deployment_id FROM agents WHERE id = ANY($1::uuid[])
+    SELECT id, production_deployment_id, 'serves', NULL FROM agents WHERE id = ANY($1::uuid[])
+    UNION ALL
+    {{further}}
 ) AS pair
 JOIN agents ON agents.id = pair.agent_id
 LEFT JOIN deployments ON deployments.id = pair.deployment_id
@@ -121,8 +127,8 @@ class Unlocked:
     version: str
     versions: dict[str, str]
     """By deployment id."""
-    extra: dict[str, Any]
-    """By deployment id: the extra column of `READ`."""
+    values: dict[str, list[tuple[str | None, Any]]]
+    """By purpose: the id of each deployment that was read for it, and the value."""
 
 
 def unlocked(rows: Iterable[Row]) -> dict[UUID, Unlocked]:
@@ -138,11 +144,13 @@ def unlocked(rows: Iterable[Row]) -> dict[UUID, Unlocked]:
             state = AgentSnapshot(agent=agent, now=now, last_cutover_at=last_cutover_at, deployments={})
             known = found[agent.id] = Unlocked(state, version, {}, {})
         own = values[agents + 3 :]
-        if own[1] == values[0]:  # a deployment of this agent
+        if own[1] == values[0] and own[0] not in known.versions:  # a deployment of this agent
             deployment = DeploymentState(**dict(zip(DEPLOYMENT_FIELDS, own, strict=False)))
             assert isinstance(known.state.deployments, dict)
             known.state.deployments[deployment.id] = deployment
-            known.versions[deployment.id], known.extra[deployment.id] = own[deployments:]
+            known.versions[deployment.id] = own[deployments]
+        wanted_id, purpose, value = own[deployments + 1 :]
+        known.values.setdefault(purpose, []).append((wanted_id, value))
     return found
 
 

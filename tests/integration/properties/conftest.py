@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from pydantic import SecretStr
 
 from api.batches import Batches, impatient
-from services.promotion.together import PromotesTogether
+from services.promotion.together import CutoversTogether, must_be_first
 from services.settings import Settings
 from services.storage.database import make_engine
 from tests.conftest import TestServers
@@ -43,9 +43,9 @@ def stage(servers: TestServers, template: str) -> Iterator[tuple[Stage, asyncio.
         database = Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
         engine = make_engine(database, application_name="tests", pool_size=10)
         stack.push_async_callback(engine.dispose)
-        together = PromotesTogether(impatient(database), application_name="together", on_events=lambda: None)
-        stage = Stage(engine, Batches(database, together.make))
+        together = CutoversTogether(impatient(database), application_name="together", on_events=lambda: None)
+        stage = Stage(engine, Batches(database, together.make, must_be_first=must_be_first))
         yield stage, runner
-        assert stage.made_together, "no promote was made without the lock"
+        assert stage.made_together, "nothing was made without the lock"
         together.close()
         runner.run(stack.aclose())

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.domain.announcement import Rejected
-from services.promotion.together import Promote
+from services.promotion.together import Promote, RollBack
 from services.registration.batch import Incoming, register_batch
 from tests.support.reference_model.model import Model
 from tests.support.reference_model.state import Message, Moment
@@ -21,8 +21,8 @@ class Call:
     sentence: str
     on_the_model: Callable[[Model, Moment], str]
     on_the_database: Callable[[AsyncSession], Awaitable[str]]
-    promote: Promote | None = None
-    """The promote that this is, if it is to be made without the agent's lock where that is possible."""
+    cutover: Promote | RollBack | None = None
+    """The promote or rollback that this is, if it is to be made without the agent's lock where that is possible."""
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,12 @@ class Promote(ReprAsCall):
 
 @dataclass(frozen=True, repr=False)
 class RollBack(ReprAsCall):
-    """A rollback: to what served before, to a version, or to `legacy`."""
+    """A rollback: to what served before, to a version, or to `legacy`. As over HTTP, unless it is `locked`."""
 
     agent: str
     to: str | None = None
     if_generation: str | None = None
+    locked: bool = False
 
     def bind(self, scene: Scene) -> Call:
         """The call, with the generation that is current now."""
@@ -63,6 +64,7 @@ class RollBack(ReprAsCall):
             f"{label} is rolled back{f' to {to}' if to else ''}{_condition(caller)}",
             lambda model, now: model.roll_back(label, to, caller.if_generation, now),
             _generation(lambda session: rollback.roll_back(session, agent_id, caller, to=to)),
+            None if self.locked else together.RollBack(agent_id, to, caller),
         )
 
 

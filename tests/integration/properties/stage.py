@@ -1,6 +1,7 @@
 """The stage of a run: a real database, the model, and the messages written so far."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +13,8 @@ from api.batches import Batches
 from contracts.messages import RegisterBuildRequest
 from services.domain.announcement import Announcement
 from services.errors import PodiumError
-from services.promotion.together import Promote, Promoted
+from services.promotion.rollback import Plan
+from services.promotion.together import Change, Made
 from services.registration.batch import Incoming
 from services.storage.database import Sessions, in_transaction
 from tests.integration.properties.interleaving import Interleaving
@@ -44,10 +46,10 @@ WITHIN: Moment = 0.5  # the operations of a step come after its messages
 class Stage:
     """One run at a time."""
 
-    def __init__(self, engine: AsyncEngine, promotes: Batches[Promote, Promoted | PodiumError]) -> None:
+    def __init__(self, engine: AsyncEngine, cutovers: Batches[Change, Made | PodiumError]) -> None:
         self._engine = engine
-        self._promotes = promotes
-        self.made_together = 0
+        self._cutovers = cutovers
+        self.made_together: Counter[str] = Counter()
         self._sessions = Sessions(engine)
         self._interleaving = Interleaving(engine)
 
@@ -153,10 +155,10 @@ class Stage:
 
     async def _outcome_of(self, call: Call) -> str:
         try:
-            made = await self._promotes.make(call.promote.agent_id, call.promote) if call.promote else None
-            if made is None:
+            made = await self._cutovers.make(call.cutover.agent_id, call.cutover) if call.cutover else None
+            if made is None or isinstance(made, Plan):
                 return await in_transaction(self._sessions, call.on_the_database)
-            self.made_together += 1
+            self.made_together[type(call.cutover).__name__] += 1
             return _refused(made) if isinstance(made, PodiumError) else f"generation {made.state.agent.generation}"
         except PodiumError as error:
             return _refused(error)

@@ -85,8 +85,10 @@ PROMOTE = instances(
     if_generation=IF_GENERATION,
     locked=LOCKED,
 )
-ROLL_BACK = instances(RollBack, agent=ANY_AGENT, if_generation=IF_GENERATION)
-ROLL_BACK_TO = instances(RollBack, agent=ANY_AGENT, to=st.just(LEGACY) | VERSIONS, if_generation=IF_GENERATION)
+ROLL_BACK = instances(RollBack, agent=ANY_AGENT, if_generation=IF_GENERATION, locked=LOCKED)
+ROLL_BACK_TO = instances(
+    RollBack, agent=ANY_AGENT, to=st.just(LEGACY) | VERSIONS, if_generation=IF_GENERATION, locked=LOCKED
+)
 CREATE = instances(Create, version=VERSIONS, image=IMAGES, through=THROUGH)
 DELETE = instances(Delete, version=VERSIONS, through=THROUGH)
 DELETE_AGENT = instances(DeleteAgent, agent=ANY_AGENT)

@@ -1,9 +1,11 @@
 """G88: promotes that share a commit write what they would write one by one under the lock, or nothing."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from services.errors import (
 )
 from services.promotion.history import PERIODS_SHOWN
 from services.promotion.promote import promote
-from services.promotion.together import Promote, Promoted, PromotesTogether
+from services.promotion.together import CutoversTogether, Promote, Promoted
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.services.test_draining import begin
@@ -47,8 +49,14 @@ TABLES = {
     "probes": "deployment_id, instance_id",
     "conversations": "key_sha256",
 }
-# What a sequence or a transaction id gives; and the clock, whose times of several rows of one statement can be equal.
-INCIDENTAL = {"outbox": {"id", "xid", "created_at"}}
+# What a sequence or a transaction id gives; and defaults from the clock: two of one statement can be equal.
+INCIDENTAL = {
+    "agents": {"created_at"},
+    "deployments": {"probe_due_at"},
+    "outbox": {"id", "xid", "created_at"},
+    "probes": {"due_at"},
+    "conversations": {"last_seen_at", "started_at"},
+}
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'together'")
@@ -58,16 +66,16 @@ Way = Callable[[str, str, Caller], Awaitable[object]]
 
 
 @asynccontextmanager
-async def opened(settings: Settings, events: list[None] | None = None) -> AsyncIterator[PromotesTogether]:
+async def opened(settings: Settings, events: list[None] | None = None) -> AsyncIterator[CutoversTogether]:
     """Promotes on a connection of their own; each commit with events adds to `events`."""
     noted: list[None] = [] if events is None else events
-    together = PromotesTogether(impatient(settings), application_name="together", on_events=lambda: noted.append(None))
+    together = CutoversTogether(impatient(settings), application_name="together", on_events=lambda: noted.append(None))
     yield together
     together.close()
 
 
 @pytest_asyncio.fixture
-async def together(settings: Settings) -> AsyncIterator[PromotesTogether]:
+async def together(settings: Settings) -> AsyncIterator[CutoversTogether]:
     """Promotes on a connection of their own."""
     async with opened(settings) as together:
         yield together
@@ -150,7 +158,7 @@ async def history(world: World, way: Way) -> list[object]:
 
 
 async def test_they_write_the_rows_of_promotes_under_the_lock(
-    world: World, together: PromotesTogether, engine: AsyncEngine
+    world: World, together: CutoversTogether, engine: AsyncEngine
 ) -> None:
     """G88: column by column in every table, after the same changes; and callers get the same answers and errors."""
 
@@ -170,6 +178,7 @@ async def test_they_write_the_rows_of_promotes_under_the_lock(
         assert made is not None
         if isinstance(made, PodiumError):
             return type(made)
+        assert isinstance(made, Promoted)
         view = DeploymentView(made.deployment, made.periods, made.state.agent.generation)
         stored = await world.do(lambda session: get_deployment(session, made.state.agent.id, deployment_id))
         assert (view.deployment, view.production_periods) == (stored.deployment, stored.production_periods)
@@ -201,7 +210,7 @@ def _answered(state: AgentSnapshot, view: DeploymentView) -> object:
     )
 
 
-async def test_several_of_one_agent_keep_their_order_and_conditions(world: World, together: PromotesTogether) -> None:
+async def test_several_of_one_agent_keep_their_order_and_conditions(world: World, together: CutoversTogether) -> None:
     """G88: each is decided on what the one before it left; each change has its ledger row and event."""
     for number in range(1, 4):
         await world.arrive(deployment_id=f"v{number}")
@@ -250,7 +259,7 @@ CHANGES: dict[str, Callable[[World], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 async def test_nothing_is_written_if_something_has_changed(
-    world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch, name: str
+    world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """G88: neither about the agent that another transaction changed after it was read, nor a refusal; others pass."""
     for number in range(1, 4):
@@ -269,6 +278,7 @@ async def test_nothing_is_written_if_something_has_changed(
         if number == 1:
             await CHANGES[name](world)
             after.append(await about(world, NAME))
+            values = in_time(values)
         return await fetch(number, *values)
 
     monkeypatch.setattr(together._connection, "fetch", late)
@@ -276,6 +286,12 @@ async def test_nothing_is_written_if_something_has_changed(
     assert [type(each) for each in made] == [type(None), Promoted, type(None)]
     assert await about(world, NAME) == after[0]
     assert await world.production("other") == "other.v2"
+
+
+def in_time(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The parameters of the write as if the read was just now, however slow the machine is."""
+    agents = [{**each, "read_at": datetime.now(UTC).isoformat()} for each in json.loads(values[0])]
+    return json.dumps(agents), *values[1:]
 
 
 async def about(world: World, name: str) -> list[Any]:
@@ -301,7 +317,7 @@ LOCKS = {
 
 
 @pytest.mark.parametrize("name", LOCKS)
-async def test_what_is_locked_is_left_at_once(world: World, together: PromotesTogether, name: str) -> None:
+async def test_what_is_locked_is_left_at_once(world: World, together: CutoversTogether, name: str) -> None:
     """G88: without a wait; promotes of other agents pass."""
     await world.two_versions()
     await world.two_versions("other")
@@ -315,7 +331,7 @@ async def test_what_is_locked_is_left_at_once(world: World, together: PromotesTo
 
 
 async def test_a_decision_is_not_written_late(
-    world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch
+    world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G88: the time of a change in the ledger is never much earlier than the change."""
     await world.two_versions()
@@ -333,7 +349,7 @@ async def test_a_decision_is_not_written_late(
     assert [type(each) for each in await together.make([wanted])] == [Promoted]
 
 
-async def test_agents_that_do_not_exist_are_left_to_the_locked_way(world: World, together: PromotesTogether) -> None:
+async def test_agents_that_do_not_exist_are_left_to_the_locked_way(world: World, together: CutoversTogether) -> None:
     """It raises the error."""
     await world.two_versions()
     nobody = Promote(an_id(), "v1", Caller(actor="amy"))
@@ -353,7 +369,7 @@ async def test_the_relay_is_woken_only_after_events(world: World, settings: Sett
         assert len(events) == 1
 
 
-async def test_a_lost_connection(world: World, together: PromotesTogether, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_connection(world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle one is replaced; one lost after the change was sent is an error, since its outcome is unknown."""
     await world.two_versions()
     wanted = [await request(world, f"{NAME}.v2"), await request(world, f"{NAME}.v1")]
@@ -394,7 +410,7 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
     world = World(Sessions(filled))
     async with opened(own) as together:
         assert await together.make([Promote(an_id(), "v1", Caller(actor="amy"))]) == [None]
-        for number, parameters in enumerate(("'{}', '{}'", "'[]', '[]', '[]', '[]'")):
+        for number, parameters in enumerate(("'{}', '{}', '{}', '{}'", "'[]', '[]', '[]', '[]'")):
             plan = await explained(together._connection, number, parameters)
             assert "Seq Scan" not in plan
             assert "Hash Join" not in plan
@@ -405,7 +421,7 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
         for _ in range(40):
             wanted = [await request(world, f"{NAME}.v{version}") for version in (2, 1)]
             assert None not in await together.make(wanted * 20)
-        parameters = f"'{{{agent_id}}}', '{{{NAME}.v2}}'"
+        parameters = f"'{{{agent_id}}}', '{{{NAME}.v2}}', '{{promote}}', '{{}}'"
         plan = await explained(together._connection, 0, parameters, "ANALYZE, TIMING false, COSTS false")
         assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", plan)) <= PERIODS_SHOWN, plan
         assert "Rows Removed" not in plan
