@@ -13,7 +13,8 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-capacity bench-scale lint format contracts lock sbom audit environment servers-for-tests
+.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-capacity bench-scale bench-console \
+	lint format contracts lock sbom audit environment servers-for-tests
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +42,9 @@ bench-capacity: setup ## Measure what work costs, and two processes beside one, 
 
 bench-scale: setup ## Measure reads and promotes on a million deployments: some minutes
 	@$(BIN)/python -m tests.benchmarks.scale
+
+bench-console: setup ## Measure the console with 10,000 agents, and with 500 open pages: some minutes
+	@$(BIN)/python -m tests.benchmarks.console
 
 chaos: servers-for-tests ## Kill, stop and starve everything, at length: a quarter of an hour
 	@CHAOS=long $(BIN)/pytest -n 0 -s -v tests/chaos tests/integration/api/test_generated_with_keys.py

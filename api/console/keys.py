@@ -158,7 +158,7 @@ def _of_rotate(page: Page, key: Key) -> Preview:
     now = datetime.now(UTC)
     effects = [
         "You get a new secret. It is shown once.",
-        f"The secret of now, which ends with {key.hint}, stays valid for the time that you choose.",
+        f"The current secret, which ends with {key.hint}, stays valid for the time that you choose.",
         "Programs that send it need the new one before then.",
         "Name, scopes, agents and limits stay as they are.",
     ]
@@ -200,7 +200,7 @@ def _version(key: Key) -> str:
 def _overlap(form: dict[str, str]) -> timedelta:
     chosen = form.get("overlap", "")
     if chosen not in OVERLAPS:
-        raise InvalidRequest("Choose how long the secret of now stays valid.", field="overlap")
+        raise InvalidRequest("Choose how long the current secret stays valid.", field="overlap")
     return timedelta(seconds=int(chosen))
 
 

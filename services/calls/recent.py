@@ -90,36 +90,34 @@ class RecentCalls:
     until: datetime
     is_complete: bool
     """Whether every call is counted for its agent. Else a process had too many agents and versions to keep apart."""
-    counts: dict[tuple[UUID, str, int], Count]
+    counts: dict[UUID, dict[tuple[str, int], Count]]
 
     def of_agent(self, agent_id: UUID) -> CallHour:
         """The calls of all versions of an agent, and of its legacy address."""
-        return self._hour((ago, count) for (of, _, ago), count in self.counts.items() if of == agent_id)
+        return self._hour((ago, count) for (_, ago), count in self.counts.get(agent_id, {}).items())
 
     def of_version(self, agent_id: UUID, deployment_id: str) -> CallHour:
         """The calls of one version; of the legacy address if the id is empty."""
-        wanted = (agent_id, deployment_id)
-        return self._hour((key[2], count) for key, count in self.counts.items() if key[:2] == wanted)
+        of_agent = self.counts.get(agent_id, {})
+        return self._hour((ago, count) for (version, ago), count in of_agent.items() if version == deployment_id)
 
     def versions_of(self, agent_id: UUID) -> list[str]:
         """The ids of the versions with calls, the empty id for the legacy address."""
-        return sorted({deployment_id for of, deployment_id, _ in self.counts if of == agent_id})
+        return sorted({deployment_id for deployment_id, _ in self.counts.get(agent_id, {})})
 
     def _hour(self, counts: Iterable[tuple[int, Count]]) -> CallHour:
         minutes = [NO_CALLS] * MINUTES
         for ago, count in counts:
-            minutes[MINUTES - 1 - ago] += count
+            before = minutes[MINUTES - 1 - ago]
+            minutes[MINUTES - 1 - ago] = before + count if before.calls else count
         return CallHour(self.until, tuple(minutes))
 
 
 async def recent_calls(session: AsyncSession, agent_ids: Collection[UUID]) -> RecentCalls:
     """The calls of these agents within the last hour. Those of the last ten seconds may not be stored yet."""
     rows = (await session.execute(_RECENT, {"agent_ids": [*agent_ids, OTHERS], "minutes": MINUTES})).all()
-    counts = {
-        (row.agent_id, row.deployment_id, row.minutes_ago): Count(
-            row.calls, row.agent_failures, row.gateway_failures, row.answered, row.answer_seconds, row.longest_seconds
-        )
-        for row in rows
-        if row.agent_id is not None
-    }
-    return RecentCalls(rows[0].until, all(agent_id != OTHERS for agent_id, _, _ in counts), counts)
+    counts: dict[UUID, dict[tuple[str, int], Count]] = {}
+    for _, agent_id, deployment_id, ago, *numbers in rows:
+        if agent_id is not None:
+            counts.setdefault(agent_id, {})[deployment_id, ago] = Count(*numbers)
+    return RecentCalls(rows[0].until, OTHERS not in counts, counts)

@@ -17,7 +17,7 @@ from contracts import topology
 from services.domain.caller import Caller
 from services.errors import PodiumError
 from services.promotion.promote import promote
-from services.promotion.together import Promote, Promoted, PromotesTogether
+from services.promotion.together import Change, CutoversTogether, Made, Promote, must_be_first
 from services.registration.batch import Incoming, read_message, register_batch
 from services.registration.parked import Envelope
 from services.settings import Settings
@@ -76,8 +76,8 @@ async def _make(make: Promoting, agents: dict[UUID, str], each: int) -> None:
 @asynccontextmanager
 async def _together(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Promoting]:
     """As `POST .../promote` does."""
-    together = PromotesTogether(impatient(settings), application_name="bench", on_events=lambda: None)
-    batches: Batches[Promote, Promoted | PodiumError] = Batches(settings, together.make)
+    together = CutoversTogether(impatient(settings), application_name="bench", on_events=lambda: None)
+    batches: Batches[Change, Made | PodiumError] = Batches(settings, together.make, must_be_first=must_be_first)
 
     try:
         async with _under_the_lock(settings, engine) as make_alone:

@@ -4,12 +4,10 @@ The long size is the promise: one process probes 5,000 deployments within 30 sec
 """
 
 import asyncio
-import os
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from pathlib import Path
 from time import monotonic
 
 from aiohttp import web
@@ -20,13 +18,13 @@ from services.storage.database import in_transaction
 from tests.chaos.size import SIZE
 from tests.chaos.system import System
 from tests.support.factories import incoming
+from tests.support.processes import cpu_seconds
 from tests.support.waiting import eventually, rows
 
 VERSIONS = 20
 BATCH = 500
 # Tolerance beyond the interval, for a machine that runs other programs too.
 SLACK_SECONDS = 5 + SIZE.probe_interval / 2
-TICKS = os.sysconf("SC_CLK_TCK")
 WORK = "SELECT xact_commit, tup_updated, tup_fetched FROM pg_stat_database WHERE datname = current_database()"
 BACKENDS = """
     SELECT pid FROM pg_stat_activity WHERE application_name = 'podium-janitor' AND datname = current_database()"""
@@ -137,9 +135,3 @@ class Cost:
             f"janitor {rates[0]:.0%} of a core, its sessions {rates[1]:.0%}, "
             f"{rates[2]:.0f} commits/s, {rates[3]:.0f} rows updated/s"
         )
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process has used, from proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS

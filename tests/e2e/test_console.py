@@ -200,7 +200,7 @@ async def test_the_story_of_a_key(console: str, browser: Browser) -> None:
         # The browser has not kept the answer of the form.
         with pytest.raises(BrowserError, match="ERR_CACHE_MISS"):
             await page.go_back()
-        assert secret not in await page.content()
+        await expect(page.locator("body")).not_to_contain_text(secret)
         await window.go("/console/keys")
         await page.locator("#rotate-ci-deploy").click()
         await page.get_by_role("button", name="Rotate").click()

@@ -61,9 +61,7 @@ async def opened(browser: Browser, url: str, *, also: str = "", **options: Any) 
     known = {urlsplit(each).netloc for each in (url, also)}
 
     def requested(target: str) -> None:
-        if urlsplit(target).netloc not in {urlsplit(url).netloc, urlsplit(also).netloc} and not target.startswith(
-            "data:"
-        ):
+        if urlsplit(target).netloc not in known and not target.startswith("data:"):
             found.wrong.append(f"request: {target}")
 
     context.on("request", lambda request: requested(request.url))

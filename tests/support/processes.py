@@ -15,6 +15,8 @@ from podium.servers.process import Command, GuardedProcess, Launch, ProcessConte
 from services.settings import Settings
 from tests.support.waiting import eventually
 
+# Of the clock that counts CPU time.
+TICKS = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -74,6 +76,12 @@ def megabytes(pid: int, field: str) -> float:
     found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process has used, from proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 async def _status(url: str) -> int | None:
