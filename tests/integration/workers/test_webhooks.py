@@ -23,6 +23,8 @@ from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from services.storage.models import Webhook
 from services.webhooks import deliveries, registry
+from services.webhooks.positions import hand_out
+from services.webhooks.sender import Attempt
 from services.webhooks.signing import shown
 from tests.integration.workers.conftest import working
 from tests.integration.workers.receiving import AMY, a_webhook, happen, nothing_waits
@@ -382,3 +384,38 @@ async def test_data_from_another_cluster(quick: Settings, sessions: Sessions, en
             await happen(sessions, "bot", "v3")
             await receiver.until("bot", 8)
     assert receiver.sequences("bot") == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_a_result_under_an_old_claim_changes_nothing(sessions: Sessions, engine: AsyncEngine) -> None:
+    """G100: neither an acceptance nor a failure, after another sender has the claim or a replay took it back."""
+    webhook = await a_webhook(sessions, "https://receiver.example/")
+    await happen(sessions, "bot", "v1")
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        await hand_out(connection)
+
+        async def claimed(lease: timedelta) -> deliveries.Claim:
+            (one,) = await deliveries.claim(connection, {webhook.id: 4}, total=4, retries=False, lease=lease)
+            return one
+
+        first, second = await claimed(timedelta(0)), await claimed(timedelta(hours=1))
+        assert (first.sequence, second.sequence, first.delivery) == (1, 1, second.delivery)
+        assert await deliveries.claim(connection, {webhook.id: 4}, total=4, retries=False, lease=timedelta(0)) == []
+        accepted, failed = Attempt("accepted", "", 0.1, 200), Attempt("failed", "", 0.1)
+        for old, current in ((first, True), (second, False)):
+            if not current:
+                await replay(sessions, webhook.id, (0, 0))
+            stored = [
+                (
+                    await in_transaction(sessions, partial(deliveries.settle_accepted, claimed=old, attempt=accepted))
+                ).stored,
+                (
+                    await in_transaction(
+                        sessions,
+                        partial(deliveries.settle_failed, claimed=old, attempt=failed, wait=timedelta(hours=1)),
+                    )
+                ).stored,
+            ]
+            assert stored == [False, False]
+        assert (await claimed(timedelta(hours=1))).sequence == 1
+    assert await rows(sessions, "SELECT 1 FROM webhook_deliveries") == []
