@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-capacity bench-scale bench-console \
+.PHONY: help setup demo up test chaos bench bench-check bench-capacity bench-scale bench-console \
 	lint format contracts lock sbom audit environment servers-for-tests
 
 help: ## List the targets

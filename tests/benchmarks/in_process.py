@@ -17,7 +17,7 @@ from contracts import topology
 from services.domain.caller import Caller
 from services.errors import PodiumError
 from services.promotion.promote import promote
-from services.promotion.together import Change, CutoversTogether, Made, Promote, must_be_first
+from services.promotion.together import Change, CutoversTogether, Made, Promote, Promoted, must_be_first
 from services.registration.batch import Incoming, read_message, register_batch
 from services.registration.parked import Envelope
 from services.settings import Settings
