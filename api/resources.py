@@ -22,6 +22,7 @@ from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
+from api.http.lists import EMPTY
 from services.agents.shared_reads import AgentReads
 from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
@@ -32,6 +33,8 @@ from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
+from services.storage.driver import Row
+from services.storage.shared_lists import Question, SharedLists
 
 T = TypeVar("T")
 
@@ -42,7 +45,7 @@ APPLICATION_NAME = "podium-api"
 class Resources:
     """Open from start to stop of the process. `reads` runs each statement in autocommit mode.
 
-    `agents` reads together the agents that several requests ask for at the same time. A commit in `sessions` that wrote
+    `agents` and `lists` read together what several requests ask for at the same time. A commit in `sessions` that wrote
     events wakes the relay.
     """
 
@@ -51,6 +54,7 @@ class Resources:
     reads: Sessions
     callers: Authenticator
     agents: AgentReads
+    lists: SharedLists
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
     promotes: Batches[Promote, Promoted | PodiumError]
@@ -65,6 +69,13 @@ class Resources:
     def terms(self) -> ConversationTerms:
         """How long conversations stay open, where their agent does not say."""
         return ConversationTerms.of(self.settings)
+
+    async def list_of(self, agent_id: UUID, question: Question, render: Callable[[Sequence[Row]], bytes]) -> bytes:
+        """A list of what belongs to an agent, as JSON. Raises `AgentNotFound`, `Unavailable`."""
+        answer: bytes = await self.lists.read(question, render)
+        if answer == EMPTY:
+            await self.agents.by_id(agent_id)
+        return answer
 
     async def change(self, agent: UUID | str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn.
@@ -99,6 +110,7 @@ async def open_resources(
             open_watch(reads, events) as watch,
             open_prober(settings, (settings.host, settings.port)) as prober,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
+            SharedLists(settings, application_name=APPLICATION_NAME) as lists,
             open_batches(
                 settings,
                 partial(register_unlocked, terms=Terms.of(settings)),
@@ -114,6 +126,7 @@ async def open_resources(
                 reads=reads,
                 callers=callers,
                 agents=agents,
+                lists=lists,
                 changes=ChangeQueues(settings),
                 registrations=registrations,
                 promotes=promotes,

@@ -25,12 +25,12 @@ from api.http.responses import (
     PromotionAnswer,
     Readiness,
     RegisteredAgentAnswer,
+    RegistrationAnswer,
     RpcErrorAnswer,
 )
 from api.routes.audit import AuditAnswer
 from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
-from api.routes.registrations import RegistrationAnswer
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest
 
 REQUESTS = (
@@ -57,6 +57,7 @@ ANSWERS = (
     PromotionAnswer,
     Readiness,
     RegisteredAgentAnswer,
+    RegistrationAnswer,
     RegistrationAnswer,
     RetriedAnswer,
     RpcErrorAnswer,
