@@ -25,6 +25,7 @@ from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
 from services.agents.metrics import AgentChanges, LabelledAgents
+from api.http.lists import EMPTY
 from services.agents.shared_reads import AgentReads
 from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
@@ -36,6 +37,8 @@ from services.routing.conversations import ConversationTerms
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
 from services.webhooks.sender import WebhookSender, open_webhook_sender
+from services.storage.driver import Row
+from services.storage.shared_lists import Question, SharedLists
 
 T = TypeVar("T")
 
@@ -46,7 +49,7 @@ APPLICATION_NAME = "podium-api"
 class Resources:
     """Open from start to stop of the process. `reads` runs each statement in autocommit mode.
 
-    `agents` reads together the agents that several requests ask for at the same time. A commit in `sessions` that wrote
+    `agents` and `lists` read together what several requests ask for at the same time. A commit in `sessions` that wrote
     events wakes the relay.
     """
 
@@ -55,6 +58,7 @@ class Resources:
     reads: Sessions
     callers: Authenticator
     agents: AgentReads
+    lists: SharedLists
     changes: ChangeQueues
     registrations: Batches[Incoming, Decided]
     cutovers: Batches[Change, Made | PodiumError]
@@ -74,6 +78,13 @@ class Resources:
     def terms(self) -> ConversationTerms:
         """How long conversations stay open, where their agent does not say."""
         return ConversationTerms.of(self.settings)
+
+    async def list_of(self, agent_id: UUID, question: Question, render: Callable[[Sequence[Row]], bytes]) -> bytes:
+        """A list of what belongs to an agent, as JSON. Raises `AgentNotFound`, `Unavailable`."""
+        answer: bytes = await self.lists.read(question, render)
+        if answer == EMPTY:
+            await self.agents.by_id(agent_id)
+        return answer
 
     async def change(self, agent: UUID | str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Like `in_transaction`, for a change of one agent, given by id or name, when it is its turn.
@@ -117,6 +128,7 @@ async def open_resources(
             open_prober(settings, (settings.host, settings.port)) as prober,
             open_webhook_sender(settings, (settings.host, settings.port)) as webhooks,
             AgentReads(settings, application_name=APPLICATION_NAME) as agents,
+            SharedLists(settings, application_name=APPLICATION_NAME) as lists,
             open_batches(
                 settings,
                 partial(register_unlocked, terms=Terms.of(settings)),
@@ -133,6 +145,7 @@ async def open_resources(
                 reads=reads,
                 callers=callers,
                 agents=agents,
+                lists=lists,
                 changes=ChangeQueues(settings),
                 registrations=registrations,
                 cutovers=cutovers,

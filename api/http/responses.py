@@ -290,6 +290,23 @@ class PromotionAnswer(BaseModel):
         return cls.model_validate({**row, **ends})
 
 
+class RegistrationAnswer(BaseModel):
+    """One registration and its outcome."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message_id: UUID | None = Field(description="Null if the message had no readable id.")
+    agent_name: str | None
+    deployment_id: str | None
+    registered_at: datetime | None = Field(description="The time that the pod sent, as stored.")
+    received_at: datetime
+    instance_id: str | None = Field(description="The pod of the deployment; null if it names none.")
+    outcome: Literal["Registered", "Stale", "Shadowed", "Departed", "Rejected", "Parked"]
+    reason: str | None = Field(description="Why it was rejected.")
+    parked_id: UUID | None = Field(description="The id of the parked message, if only that is stored.")
+    attempts: int = Field(description="How many messages were parked for this reason.")
+
+
 class DeletedAnswer(BaseModel):
     """The resource that was deleted."""
 

@@ -8,6 +8,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.access import READ, needs
+from api.http.lists import agents_page, json_response, promotions_list
 from api.http.parameters import (
     AnyRequest,
     Limit,
@@ -26,9 +27,8 @@ from api.http.requests import ChangeAgentRequest, ConditionalChange, JsonBody
 from api.http.responses import AgentAnswer, DeletedAnswer, PromotionAnswer
 from api.resources import Injected
 from services.agents.commands import change_agent, delete_agent
-from services.agents.queries import AGENT_ORDER, AgentView, get_agent, get_agent_by_name, list_agents
-from services.events.log import event_cursor
-from services.promotion.history import Change, history, served_at
+from services.agents.queries import AGENT_ORDER, agents_question, get_agent, get_agent_by_name
+from services.promotion.history import Change, history_question, served_at
 from services.storage.database import in_transaction
 from services.storage.pages import Page
 
@@ -64,12 +64,8 @@ async def read_agents(
 ) -> Response[list[AgentAnswer]]:
     """Living agents, newest first. Every change that is not in this page has an event after `x-podium-cursor`."""
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction, after=after_uuid(after))
-
-    async def work(session: AsyncSession) -> tuple[str, list[AgentView]]:
-        return await event_cursor(session), await list_agents(session, page, identity_of(request))
-
-    cursor, views = await in_transaction(resources.reads, work)
-    return Response([AgentAnswer.of_view(view) for view in views], headers={CURSOR_HEADER: cursor})
+    cursor, answer = await resources.lists.read(agents_question(page, identity_of(request)), agents_page)
+    return json_response(answer, {CURSOR_HEADER: cursor})
 
 
 @get("/agents/{agent_id:str}", opt=READ, operation_id="get_agent", responses=documented(404))
@@ -162,18 +158,19 @@ async def read_promotions(
             schema_extra={"format": "date-time"},
         ),
     ] = None,
-) -> list[PromotionAnswer]:
+) -> Response[list[PromotionAnswer]]:
     """The ledger of what served, newest first: each change with its actor, time, reason, before, after and duration."""
     uuid, served_when = agent_uuid(agent_id), moment(at, field="at")
-    offset = Page(limit=limit, number=page_number).offset
+    if served_when is not None:
 
-    async def work(session: AsyncSession) -> list[Change]:
-        await get_agent(session, uuid)
-        if served_when is not None:
-            return [await served_at(session, uuid, served_when)]
-        return await history(session, uuid, limit=limit, offset=offset)
+        async def work(session: AsyncSession) -> Change:
+            await get_agent(session, uuid)
+            return await served_at(session, uuid, served_when)
 
-    return [PromotionAnswer.of(row) for row in await in_transaction(resources.reads, work)]
+        return Response([PromotionAnswer.of(await in_transaction(resources.reads, work))])
+    page = Page(limit=limit, number=page_number)
+    question = history_question(uuid, limit=limit, offset=page.offset)
+    return json_response(await resources.list_of(uuid, question, promotions_list))
 
 
 def _answer(agent: AgentAnswer) -> Response[AgentAnswer]:

@@ -7,6 +7,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.access import READ, needs
+from api.http.lists import deployments_list, json_response
 from api.http.parameters import (
     AnyRequest,
     Limit,
@@ -32,9 +33,9 @@ from services.agents.commands import create_deployment, delete_deployment
 from services.agents.queries import (
     DEPLOYMENT_ORDER,
     DeploymentView,
+    deployments_question,
     find_deployment,
     get_deployment,
-    list_deployments,
     with_instances,
 )
 from services.domain.state import AgentSnapshot
@@ -86,14 +87,12 @@ async def read_deployments(
     page_number: PageNumber = 1,
     order_by: Order = "created_at",
     order_direction: OrderDirection = "desc",
-) -> list[DeploymentAnswer]:
+) -> Response[list[DeploymentAnswer]]:
     """The agent's deployments that are not deleted, newest first."""
     uuid = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number, order_by=order_by, direction=order_direction)
-    views = await in_transaction(
-        resources.reads, lambda session: list_deployments(session, uuid, page, resources.terms)
-    )
-    return [DeploymentAnswer.of(view, in_list=True) for view in views]
+    question = deployments_question(uuid, page, resources.terms)
+    return json_response(await resources.list_of(uuid, question, deployments_list))
 
 
 @get(ITEM, opt=READ, operation_id="get_deployment", responses=documented(404))

@@ -26,13 +26,13 @@ from api.http.responses import (
     PromotionAnswer,
     Readiness,
     RegisteredAgentAnswer,
+    RegistrationAnswer,
     RpcErrorAnswer,
 )
 from api.routes.audit import AuditAnswer
 from api.routes.calls import CallsAnswer, CountAnswer, MinuteAnswer, VersionCallsAnswer
 from api.routes.keys import IssuedKeyAnswer, KeyAnswer, NewKeyRequest, RotateKeyRequest
 from api.routes.parked import ParkedAnswer, ParkedMessageAnswer, RetriedAnswer
-from api.routes.registrations import RegistrationAnswer
 from api.routes.webhooks import ANSWERS as WEBHOOK_ANSWERS
 from api.routes.webhooks import REQUESTS as WEBHOOK_REQUESTS
 from contracts.messages import RegisterAgentRequest, RegisterBuildRequest

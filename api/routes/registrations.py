@@ -1,15 +1,11 @@
 """Registrations: registering a pod or a build over HTTP, and reading the outcomes of past registrations."""
 
-from datetime import datetime
-from typing import Literal, Self
-from uuid import UUID
-
 from litestar import Response, get, post
 from litestar.params import FromPath, JSONBody
-from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.ext.asyncio import AsyncSession
+from pydantic import BaseModel, ConfigDict
 
 from api.http.access import READ, needs
+from api.http.lists import json_response, registrations_list
 from api.http.parameters import (
     AgentFilter,
     AnyRequest,
@@ -23,40 +19,16 @@ from api.http.parameters import (
 from api.http.preconditions import generation_headers
 from api.http.problems import documented
 from api.http.requests import JsonBody
-from api.http.responses import AgentAnswer, RegisteredAgentAnswer
+from api.http.responses import AgentAnswer, RegisteredAgentAnswer, RegistrationAnswer
 from api.resources import Injected, Resources
 from contracts.messages import DeregisterInstanceRequest, RegisterAgentRequest, RegisterBuildRequest
-from services.agents.queries import get_agent
 from services.api_keys import agent_api_key
 from services.domain.announcement import Announcement, Rejected
 from services.domain.state import AgentSnapshot
 from services.errors import AgentNotFound
 from services.registration.batch import Decided, Incoming, Terms, register_batch
-from services.registration.inbox import InboxRow, Lifetime, recent_registrations
-from services.storage.database import in_transaction
+from services.registration.inbox import Lifetime, registrations_question
 from services.storage.pages import Page
-
-
-class RegistrationAnswer(BaseModel):
-    """One registration and its outcome."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
-    message_id: UUID | None = Field(description="Null if the message had no readable id.")
-    agent_name: str | None
-    deployment_id: str | None
-    registered_at: datetime | None = Field(description="The time that the pod sent, as stored.")
-    received_at: datetime
-    instance_id: str | None = Field(description="The pod of the deployment; null if it names none.")
-    outcome: Literal["Registered", "Stale", "Shadowed", "Departed", "Rejected", "Parked"]
-    reason: str | None = Field(description="Why it was rejected.")
-    parked_id: UUID | None = Field(description="The id of the parked message, if only that is stored.")
-    attempts: int = Field(description="How many messages were parked for this reason.")
-
-    @classmethod
-    def of(cls, row: InboxRow) -> Self:
-        """The answer for a row of the inbox."""
-        return cls.model_validate(row)
 
 
 class DeregisteredAnswer(BaseModel):
@@ -140,12 +112,11 @@ async def read_registrations(
     agent: AgentFilter = None,
     limit: Limit = 50,
     page_number: PageNumber = 1,
-) -> list[RegistrationAnswer]:
+) -> Response[list[RegistrationAnswer]]:
     """Recent registrations and their outcomes, newest first; of one agent name, or of all."""
     lifetime = Lifetime(agent_filter(agent), identity=identity_of(request))
     page = Page(limit=limit, number=page_number)
-    rows = await in_transaction(resources.reads, lambda session: recent_registrations(session, lifetime, page))
-    return [RegistrationAnswer.of(row) for row in rows]
+    return json_response(await resources.lists.read(registrations_question(lifetime, page), registrations_list))
 
 
 @get(
@@ -156,16 +127,12 @@ async def read_registrations(
 )
 async def read_registrations_of_agent(
     agent_id: FromPath[str], resources: Injected, limit: Limit = 50, page_number: PageNumber = 1
-) -> list[RegistrationAnswer]:
+) -> Response[list[RegistrationAnswer]]:
     """Recent registrations of one agent, newest first; those of other agents with the same name are left out."""
     uuid = agent_uuid(agent_id)
     page = Page(limit=limit, number=page_number)
-
-    async def work(session: AsyncSession) -> list[InboxRow]:
-        lifetime = Lifetime.of((await get_agent(session, uuid)).agent)
-        return await recent_registrations(session, lifetime, page)
-
-    return [RegistrationAnswer.of(row) for row in await in_transaction(resources.reads, work)]
+    lifetime = Lifetime.of((await resources.agents.by_id(uuid)).agent)
+    return json_response(await resources.lists.read(registrations_question(lifetime, page), registrations_list))
 
 
 REGISTER_ROUTES = [register, deregister, register_build]

@@ -32,7 +32,7 @@ from services.errors import (
 from services.identities.audit import record
 from services.promotion.promote import require_generation
 from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
-from services.routing.draining import open_conversations_of
+from services.routing.draining import open_conversations
 from services.storage.store import lock_state, save_state
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ async def delete_deployment(
     if deployment.is_production:
         raise ProductionCannotBeDeleted
     if deployment.draining_since is not None and not force:
-        still_open = (await open_conversations_of(session, [deployment_id], terms)).get(deployment_id)
+        still_open = await open_conversations(session, deployment_id, terms)
         if still_open is not None and still_open.number:
             raise ConversationsOpen(
                 f"{still_open.number} conversations are open, until {still_open.until:%Y-%m-%dT%H:%M:%SZ} at most: "

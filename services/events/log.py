@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, Text, literal_column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from services.errors import AgentNotFound, PodiumError
@@ -104,7 +104,10 @@ SELECT (SELECT count(*) FROM removed) AS rows, (SELECT jsonb_agg(removed)::text 
 # JIT takes 200 ms to compile the query for 400 agents, which then runs for 2 ms.
 _DISABLE_JIT = text("SET jit = off")
 
-_READ_NOW, _READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = text(_NOW), text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
+# The current cursor of all events, as a column: every change that the statement does not see has its events after it.
+CURSOR = literal_column(f"(({_NOW})::text || '.0')", Text)
+
+_READ_NOW, _READ_ALL, _READ_OF_AGENT, _READ_OF_AGENTS = select(CURSOR), text(_ALL), text(_OF_AGENT), text(_OF_AGENTS)
 
 
 class EventsRemoved(PodiumError):
@@ -154,7 +157,7 @@ def transaction_of(position: Position) -> int:
 
 async def event_cursor(session: AsyncSession) -> str:
     """The current cursor of all events: every change that commits later has its events after it."""
-    return cursor_of((await session.scalar(_READ_NOW), 0))
+    return str(await session.scalar(_READ_NOW))
 
 
 async def read_events(database: Database, agent_id: UUID | None, after: Position, limit: int) -> Events:

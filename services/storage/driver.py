@@ -18,17 +18,19 @@ AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientErr
 
 # One generic plan, made once, that looks up each key in an index. It fits tables of any size, even if they were empty
 # when it was made. Disabled plan nodes get a high cost, which would trigger JIT compilation, so JIT is off.
-_PLANNING = {
+_PLANNED_ONCE = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
 }
+# A plan for a list, made once while its tables were small, would read them whole when they have grown.
+_PLANNED_EACH_TIME = {"plan_cache_mode": "force_custom_plan", "jit": "off"}
 
 
 class PreparedConnection:
-    """A connection of its own, whose statements are prepared once. It opens at the first `fetch`.
+    """A connection of its own, whose statements are prepared once. It opens at the first of them.
 
     Each statement is a transaction. It must be used by one caller at a time.
     """
@@ -40,11 +42,19 @@ class PreparedConnection:
         *,
         application_name: str,
         options: Mapping[str, str],
+        planned_once: bool = True,
     ) -> None:
-        """`options` are settings of the session; JSON parameters are given as text."""
+        """`options` are settings of the session; JSON parameters are given as text.
+
+        With `planned_once`, the statements look up single keys; else each is planned for its parameters, each time.
+        """
         self._settings = settings
         self._sql = sql
-        self._options = {"application_name": application_name, **options, **_PLANNING}
+        self._options = {
+            "application_name": application_name,
+            **options,
+            **(_PLANNED_ONCE if planned_once else _PLANNED_EACH_TIME),
+        }
         self._connection: Any = None
         self._statements: tuple[Any, ...] | None = None
 
@@ -55,6 +65,18 @@ class PreparedConnection:
                 return await self.fetch(number, *values)
             self.drop()
         return await self.fetch(number, *values)
+
+    async def ask(self, sql: str, *values: object) -> list[Row]:
+        """Like `read`, for any statement; the driver prepares each text when it is first asked for."""
+        if self._connection is not None:
+            try:
+                return list(await self._connection.fetch(sql, *values))
+            except asyncpg.QueryCanceledError:  # it took too long, and would again
+                raise
+            except AWAY:
+                self.drop()
+        await self._connect()
+        return list(await self._connection.fetch(sql, *values))
 
     async def fetch(self, number: int, *values: object) -> list[Row]:
         """The rows of the statement with this number. Raises one of `AWAY`."""

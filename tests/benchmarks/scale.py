@@ -25,7 +25,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from podium.servers import private_servers
-from services.agents.queries import get_agent, get_agent_by_name, get_deployment, list_agents
+from services.agents.queries import get_agent, get_agent_by_name, get_deployment
 from services.agents.queries import list_deployments as deployments_of
 from services.domain.caller import Caller
 from services.events.log import event_cursor, read_events
@@ -39,6 +39,7 @@ from services.storage.database import Sessions, in_transaction, make_engine
 from services.storage.pages import Page
 from tests.benchmarks.measure import Bench
 from tests.support.factories import incoming
+from tests.support.lists import list_agents
 
 PER_AGENT = 10
 SMALL = 1_000

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -9,13 +10,16 @@ from uuid import UUID
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from services.agents.queries import get_agent_by_name, list_agents, list_deployments
+from services.agents.queries import deployments_question, get_agent_by_name, list_deployments
+from services.domain.identity import EVERYBODY
 from services.events.log import read_events
-from services.promotion.history import history, served_at
-from services.registration.inbox import Lifetime, recent_registrations
+from services.promotion.history import history, history_question, served_at
+from services.registration.inbox import Lifetime, recent_registrations, registrations_question
 from services.registration.parked import list_parked
+from services.routing.conversations import DEFAULT_TERMS
 from services.storage.database import Sessions, in_transaction
 from services.storage.pages import Page
+from tests.support.lists import asked, list_agents
 
 AGENTS = 2_000
 # Newer than all that lives, and first in the order of ids.
@@ -27,6 +31,9 @@ INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at)
     SELECT name || '-' || v, id, 'Pending', now(), now() - v * interval '1 s' FROM agents, generate_series(1, 5) v;
 INSERT INTO promotions (agent_id, generation, cause, actor, at)
     SELECT id, g, 'manual', 'x', now() + g * interval '1 s' FROM agents, generate_series(1, 3) g;
+INSERT INTO promotions (agent_id, generation, cause, actor, at)
+    SELECT id, g, 'manual', 'x', now() + g * interval '1 s' FROM agents, generate_series(4, 3000) g
+    WHERE name = 'agent-7';
 INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload)
     SELECT gen_random_uuid(), 't', id, name, name, s, 1, '{{}}' FROM agents, generate_series(1, 3) s;
 INSERT INTO registrations (message_id, agent_name, outcome)
@@ -40,6 +47,7 @@ INSERT INTO deployments (id, agent_id, status, status_changed_at, created_at, ex
     SELECT 'gone-' || n, id, 'Pending', now(), now() + n * interval '1 s', now()
     FROM agents, generate_series(1, {TOMBSTONES}) n WHERE name = 'agent-7'
 """
+SOME = replace(EVERYBODY, agents=("agent-*", "other"))
 Read = Callable[[AsyncSession, Any], Awaitable[object]]
 READS: dict[str, Read] = {
     "agents, newest first": lambda session, _: list_agents(session, Page()),
@@ -48,6 +56,15 @@ READS: dict[str, Read] = {
     "agents by id": lambda session, _: list_agents(session, Page(order_by="id", direction="asc")),
     "agents behind no id": lambda session, _: list_agents(session, Page(after=UUID(int=0))),
     "agents behind an id": lambda session, agent: list_agents(session, Page(after=agent)),
+    "agents of some names": lambda session, _: list_agents(session, Page(), SOME),
+    "deployments, as the API asks": lambda session, agent: asked(
+        session, deployments_question(agent, Page(), DEFAULT_TERMS)
+    ),
+    "the ledger, as the API asks": lambda session, agent: asked(session, history_question(agent, limit=50)),
+    "announcements, as the API asks": lambda session, _: asked(session, registrations_question(Lifetime(), Page())),
+    "announcements of some names": lambda session, _: asked(
+        session, registrations_question(Lifetime(identity=SOME), Page())
+    ),
     "an agent of a name": lambda session, _: get_agent_by_name(session, "agent-7"),
     "deployments of an agent, oldest first": lambda session, agent: list_deployments(
         session, agent, Page(direction="asc")

@@ -19,6 +19,7 @@ from services.routing.routes import RouteKey
 from services.storage.pages import Page
 from tests.integration.services.world import AMY, NAME, World, read_route
 from tests.support.factories import a_build, an_id, incoming
+from tests.support.lists import list_agents
 
 
 async def test_a_deleted_agent_can_be_read_but_not_changed(world: World) -> None:
@@ -29,7 +30,7 @@ async def test_a_deleted_agent_can_be_read_but_not_changed(world: World) -> None
     view = await world.do(lambda session: queries.get_agent(session, agent_id))
     assert (view.agent.status, view.acp_url) == ("Deleted", None)
     assert (await world.do(lambda session: queries.get_deployment(session, agent_id, "v1"))).deployment.expires_at
-    assert await world.do(lambda session: queries.list_agents(session, Page())) == []
+    assert await world.do(lambda session: list_agents(session, Page())) == []
     with pytest.raises(AgentNotFound):
         await world.do(lambda session: queries.get_agent_by_name(session, NAME))
     with pytest.raises(AgentNotFound):
@@ -94,7 +95,7 @@ async def test_lists_are_paged_newest_first(world: World) -> None:
         await world.arrive(name, deployment_id=f"{name}.1")
 
     async def read(page: Page) -> list[AgentView]:
-        return await world.do(lambda session: queries.list_agents(session, page))
+        return await world.do(lambda session: list_agents(session, page))
 
     newest_first = [await read(Page(limit=2, number=number)) for number in (1, 2, 3, 4)]
     assert [view.agent.name for page in newest_first for view in page] == names[::-1]
@@ -115,7 +116,7 @@ async def test_an_order_that_does_not_exist_is_refused_with_its_field(world: Wor
     agent_id = await world.agent_id()
     page = Page(order_by=order_by)
     for refused in (
-        lambda session: queries.list_agents(session, page),
+        lambda session: list_agents(session, page),
         lambda session: queries.list_deployments(session, agent_id, page),
     ):
         with pytest.raises(InvalidRequest, match="order_by must be one of") as error:
