@@ -24,8 +24,8 @@ from api.console.watch import Watch, open_watch
 from api.database_check import DatabaseCheck
 from api.events.fanout import FanOut, open_fan_out
 from api.gateway.gateway import Gateway, open_gateway
-from services.agents.metrics import AgentChanges, LabelledAgents
 from api.http.lists import EMPTY
+from services.agents.metrics import AgentChanges, LabelledAgents
 from services.agents.shared_reads import AgentReads
 from services.errors import Busy, PodiumError, Unavailable
 from services.events.notifier import OutboxNotifier
@@ -36,9 +36,9 @@ from services.registration.ordered_ids import OrderedIds
 from services.routing.conversations import ConversationTerms
 from services.settings import Settings
 from services.storage.database import Sessions, close_engine, in_transaction, make_engine
-from services.webhooks.sender import WebhookSender, open_webhook_sender
 from services.storage.driver import Row
 from services.storage.shared_lists import Question, SharedLists
+from services.webhooks.sender import WebhookSender, open_webhook_sender
 
 T = TypeVar("T")
 
