@@ -27,16 +27,14 @@ _NO_FAILURES = frozenset({"answered", "caller-left"})
 AGENT_ERROR = "agent-error"
 """The reason of an answer with a status of 500 or more."""
 _SERVER_ERROR = 500
+# The agent of an announcement with another outcome may not exist.
+_APPLIED = (Registered, Shadowed, Departed)
 # How often deleted agents are looked for, at most.
 CHECK_SECONDS = 30.0
 
 _LIVING = text("SELECT name FROM agents WHERE name = ANY(:names) AND deleted_at IS NULL")
 
 M = TypeVar("M", Counter, Gauge, Histogram)
-
-
-# An agent that is announced otherwise may not exist.
-_APPLIED = (Registered, Shadowed, Departed)
 
 
 class DecidedMessage(Protocol):

@@ -1,5 +1,6 @@
 """Calls of the last hour, as the gateway counts them and the API and the console show them."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -8,7 +9,9 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from api.console import call_watch
 from services.calls import counts
+from services.cancellation import background_task
 from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
@@ -134,3 +137,31 @@ async def test_a_call_without_the_key_counts_for_nobody(serve: Serve, sessions: 
         assert (await api.post(RPC, CALL, headers=other)).status == 404
         assert (await api.post(RPC, CALL, headers=key)).status == 200
     await counted(api, agent, 1, headers=key)
+
+
+async def test_an_open_page_hears_of_calls(serve: Serve, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G104: a page of the agent is told to read its counts again after a call, and nothing before."""
+    assert sessions
+    monkeypatch.setattr(call_watch, "EVERY", timedelta(milliseconds=50))
+    api = await serve(sse_heartbeat=timedelta(milliseconds=100))
+    async with running_pod() as pod:
+        agent = await api.register("bot", "v1", acp_url=pod.url)
+        since = (await api.get(f"/agents/{agent['id']}")).json["sequence"]
+        heard = bytearray()
+        async with api.session.get(f"{api.url}/console/live?agent={agent['id']}&since={since}") as stream:
+
+            async def listen() -> None:
+                async for part in stream.content.iter_any():
+                    heard.extend(part)
+
+            async def hears(wanted: bytes, times: int = 1) -> None:
+                async def has_heard() -> bool:
+                    return heard.count(wanted) >= times
+
+                await eventually(has_heard, f"{wanted!r}")
+
+            async with background_task(listen(), name="page"):
+                await hears(b"heartbeat", 5)
+                assert b"event: change" not in heard
+                assert (await api.post(RPC, CALL)).status == 200
+                await hears(b"event: change")

@@ -1,7 +1,8 @@
 """The console over the real API and a real database, without a browser."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic_core import to_json
 from api.app import make_server
 from api.console import cards as cards_page
 from api.http.access import rules_of
+from services.cancellation import background_task
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
@@ -334,38 +336,42 @@ async def test_a_bound_key_hears_of_its_own_agents_only(serve: Serve, pod: Pod) 
     await visitor.sign_in((await api.post("/keys", new, headers=root)).json["secret"])
     page = (await visitor.read("/console/agents")).body.decode()
     [since] = re.findall(r"/console/live\?since=([^\"]+)", page)
-    headers = {"cookie": visitor.cookie}
-    seen: dict[str, bytearray] = {"agents": bytearray(), "messages": bytearray()}
-    async with (
-        api.session.get(f"{api.url}/console/live?since={since}", headers=headers) as agents,
-        api.session.get(f"{api.url}/console/live?watch=messages", headers=headers) as messages,
-    ):
-        streams = {"agents": agents, "messages": messages}
+    seen: dict[str, bytearray] = {}
 
-        async def reads(which: str, wanted: bytes, times: int = 1) -> None:
-            async def found() -> bool:
-                seen[which].extend(await streams[which].content.readany())
-                return seen[which].count(wanted) >= times
+    @asynccontextmanager
+    async def following(which: str, query: str) -> AsyncIterator[None]:
+        heard = seen[which] = bytearray()
+        headers = {"cookie": visitor.cookie}
+        async with api.session.get(f"{api.url}/console/live?{query}", headers=headers) as stream:
 
-            await eventually(found, f"{which} have {wanted!r}")
+            async def listen() -> None:
+                async for part in stream.content.iter_any():
+                    heard.extend(part)
 
+            async with background_task(listen(), name=which):
+                yield
+
+    async def hears(which: str, wanted: bytes, times: int = 1) -> None:
+        async def has_heard() -> bool:
+            return seen[which].count(wanted) >= times
+
+        await eventually(has_heard, f"{which}: {wanted!r}")
+
+    async with following("agents", f"since={since}"), following("messages", "watch=messages"):
         # The first word of this one says that it is connected.
-        await reads("messages", b"event: change")
-        await reads("messages", b"heartbeat")
+        await hears("messages", b"event: change")
         seen["messages"].clear()
         await registers("other", "v1")
-        await reads("agents", b"heartbeat", 3)
         # As long as the state is looked at twice.
-        await reads("messages", b"heartbeat", 45)
+        await hears("messages", b"heartbeat", 45)
+        await hears("agents", b"heartbeat", 45)
         assert b"event: change" not in seen["agents"] + seen["messages"]
         await registers("mine", "v2")
-        await reads("agents", b"event: change")
-        await reads("messages", b"event: change")
+        await hears("agents", b"event: change")
+        await hears("messages", b"event: change")
     # What is no longer in memory is read from the database, with the same eyes.
-    async with api.session.get(f"{api.url}/console/live?since={since}", headers=headers) as again:
-        seen["agents"].clear()
-        streams["agents"] = again
-        await reads("agents", b"event: change")
+    async with following("agents", f"since={since}"):
+        await hears("agents", b"event: change")
 
 
 async def test_cards_are_compared_when_a_page_asks(api: Api) -> None:

@@ -132,8 +132,9 @@ async def test_calls_are_counted_by_outcome(api: Api, pod: Pod) -> None:
         "podium_rpc_breakers_open 0.0",
     ):
         assert line in text, line
-    for stranger in ("some-bot", "nobody", agent["id"], "v1"):
+    for stranger in ("nobody", agent["id"], "v1"):
         assert stranger not in text
+    assert {line.split("{")[0][:13] for line in text.splitlines() if "some-bot" in line} == {"podium_agent_"}
 
 
 async def test_a_call_without_a_valid_trace_starts_one(serve: Serve, pod: Pod) -> None:

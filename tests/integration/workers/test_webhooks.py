@@ -419,3 +419,19 @@ async def test_a_result_under_an_old_claim_changes_nothing(sessions: Sessions, e
             assert stored == [False, False]
         assert (await claimed(timedelta(hours=1))).sequence == 1
     assert await rows(sessions, "SELECT 1 FROM webhook_deliveries") == []
+
+
+async def test_a_replay_for_an_agent_that_waits(quick: Settings, sessions: Sessions) -> None:
+    """Its earlier events come again before the one that was refused, and nothing is skipped."""
+    async with running_receiver(lambda received: 500 if received.sequence == 5 else 200) as receiver:
+        webhook = await a_webhook(sessions, receiver.url)
+        async with working(run_webhooks, quick):
+            await happen(sessions, "bot", "v1", "v2")
+            await receiver.until_seen(5)
+            await replay(sessions, webhook.id, (0, 0))
+            await eventually(
+                lambda: _true(receiver.sequences("bot") == [1, 2, 3, 4, 1, 2, 3, 4]), "the first ones again"
+            )
+            receiver.answer = lambda _: 200
+            await receiver.until("bot", 6)
+    assert receiver.sequences("bot")[8:] == [5, 6]
