@@ -105,7 +105,7 @@ class Crowd:
                 await work(name, version, who)
             except PodiumError as refusal:
                 self.counts[type(refusal).__name__] += 1
-                # On a busy machine, the database may not respond in time: the outcome is unknown, unless a lock was busy.
+                # On a busy machine, the database may not respond in time: then the outcome is unknown.
                 is_unknown = isinstance(refusal, Unavailable) and not isinstance(refusal, Busy)
                 if who in self.asked and not is_unknown:
                     self.refused[who] = name, type(refusal).__name__
