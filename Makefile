@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --pyt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos bench bench-check bench-costs bench-capacity bench-scale lint format contracts lock sbom audit environment servers-for-tests
+.PHONY: help setup demo up test chaos bench bench-check bench-capacity bench-scale lint format contracts lock sbom audit environment servers-for-tests
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
