@@ -121,7 +121,7 @@ def markdown(found: Capacity) -> str:
     """The tables of docs/capacity.md."""
     tables = (_costs(found.costs), _scaled(found.scaled), _example(needs(found.costs, EXAMPLE)))
     lines = [f"Measured on {described(found.machine)}."]
-    for title, table in zip(("What one costs", "Two processes", "The example"), tables, strict=True):
+    for title, table in zip(("What one costs", "Two processes", "What the example needs"), tables, strict=True):
         lines += ["", f"### {title}", "", *table]
     return "\n".join([*lines, ""])
 

@@ -12,12 +12,10 @@ from tests.benchmarks.contenders import unpacked
 from tests.benchmarks.in_process import promotes
 from tests.benchmarks.measure import Bench
 from tests.benchmarks.over_http import Plan, figures, over_http, rounds
-from tests.benchmarks.results import Results, Run, machine
+from tests.benchmarks.results import QUIET, Results, Run, machine
 from tests.benchmarks.rows import RELEASE, Figures, Length, console
 
 SESSIONS = 64
-# The load of the last minute. Other programs make every figure worse, and not all by the same factor.
-QUIET = 0.5
 
 Report = Callable[[Figures, str], None]
 
