@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
+from time import time
 from typing import Any
 
 from httptools import HttpParserError, HttpRequestParser
@@ -50,11 +52,16 @@ class Exchange:
             cycle.chunked_encoding = False
             cycle.expected_content_length = sys.maxsize
         if b"date" not in names:
-            message = {**message, "headers": [*message.get("headers", ()), (b"date", formatdate(usegmt=True).encode())]}
+            message = {**message, "headers": [*message.get("headers", ()), (b"date", _date(int(time())))]}
         await cycle.send(message)
         if not has_body:
             # The length is that of the answer to a GET, not of this one.
             cycle.expected_content_length = 0
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
 
 
 def body_parser(protocol: HttpToolsProtocol) -> HttpRequestParser | None:

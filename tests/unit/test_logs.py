@@ -1,9 +1,14 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
+from podium.logs import harmless, without_colours
 from tests.support.hostile_text import FORGED, HOSTILE, harmful
 
 # Logs through structlog and through the standard library, with hostile text in each place that takes any text.
@@ -53,3 +58,23 @@ def test_each_line_of_a_json_log_is_a_document() -> None:
 def test_a_traceback_on_the_console_is_indented() -> None:
     """G91: each line of it differs from the beginning of a log line, which is its time."""
     assert {line[:2] for line in logged("console").splitlines()} == {"  ", "20"}
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=2))
+LINES = st.fixed_dictionaries(
+    {"timestamp": st.just("2026-11-26T12:00:00.000000Z"), "level": st.sampled_from(["info", "critical"])},
+    optional={"exception": st.text(min_size=1), "action": VALUES, "ms": VALUES, "agent_id": VALUES, "x": VALUES},
+)
+
+
+@given(
+    LINES,
+    st.one_of(st.text(), st.sampled_from(["A call was forwarded.", "A", "A sentence of more than 30 characters."])),
+)
+def test_a_line_without_colours_is_that_of_structlog(fields: dict[str, Any], event: str) -> None:
+    """Character by character; only the time that it takes is another one."""
+    line = {**fields, "event": event}
+    of_structlog = structlog.dev.ConsoleRenderer(colors=False)
+    assert without_colours(None, "", dict(harmless(None, "", dict(line)))) == of_structlog(
+        None, "", harmless(None, "", dict(line))
+    )
