@@ -126,21 +126,23 @@ class Batches(Generic[T, R]):
 
     def _next(self) -> tuple[list[_Waiting[T, R]], list[_Waiting[T, R]]]:
         """The changes of the next batch, and those that wait for a later one."""
-        first, later = self._waiting[: self._size], self._waiting[self._size :]
         if self._must_be_first is None:
-            return first, later
+            return self._waiting[: self._size], self._waiting[self._size :]
         batch: list[_Waiting[T, R]] = []
         put_off: list[_Waiting[T, R]] = []
         taken: set[Hashable] = set()
         waiting: set[Hashable] = set()
-        for each in first:
+        # All that wait, so that many changes of one agent delay no other.
+        for position, each in enumerate(self._waiting):
+            if len(batch) == self._size:
+                return batch, put_off + self._waiting[position:]
             if each.agent in waiting or (each.agent in taken and self._must_be_first(each.change)):
                 waiting.add(each.agent)
                 put_off.append(each)
             else:
                 taken.add(each.agent)
                 batch.append(each)
-        return batch, put_off + later
+        return batch, put_off
 
     def _release(self, agent: Hashable) -> None:
         self._alone[agent] -= 1

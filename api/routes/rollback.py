@@ -54,7 +54,7 @@ async def roll_agent_back(
 async def rolled_back(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> AgentSnapshot:
     """The agent after the rollback. Raises `TargetDoesNotAnswer`, `TargetMoved`, and what `roll_back` raises."""
     for attempt in range(1, ATTEMPTS + 1):
-        proven = None if body.force else await _probed_target(resources, agent_id, change, body)
+        proven = None if body.force else await _probed_targets(resources, agent_id, change, body)
         try:
             return await _made(resources, RollBack(agent_id, body.to, change, proven))
         except TargetMoved:
@@ -79,15 +79,17 @@ async def _made(resources: Resources, wanted: RollBack) -> AgentSnapshot:
     return state
 
 
-async def _probed_target(resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest) -> Target | None:
-    """The target, which has answered a probe; None if it already serves. Raises `TargetDoesNotAnswer`."""
+async def _probed_targets(
+    resources: Resources, agent_id: UUID, change: Caller, body: RollbackRequest
+) -> tuple[Target, ...]:
+    """The target, which has answered a probe; none if it already serves. Raises `TargetDoesNotAnswer`."""
     plan = await _plan(resources, PlanRollback(agent_id, body.to, change))
     if plan.target is None:
-        return None
+        return ()
     policy = probe_policy_of(plan.agent, resources.settings)
     failure = await _failure(resources, plan, plan.target, policy)
     if failure is None:
-        return plan.target
+        return (plan.target,)
     others = await _others(resources, agent_id, plan.target)
     failures = await asyncio.gather(*(_failure(resources, plan, other, policy) for other in others))
     living = [other for other, why in zip(others, failures, strict=True) if why is None]

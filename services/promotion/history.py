@@ -111,7 +111,8 @@ async def history(
 
 def history_question(agent_id: UUID, *, limit: int, offset: int = 0) -> Question:
     """Asks for the same page; no row if the agent does not exist."""
-    return _HISTORY_STATEMENT.question({"agent_id": agent_id, "limit": limit, "offset": offset})
+    parameters = {"agent_id": agent_id, "limit": limit, "offset": offset, "before": NO_GENERATION}
+    return _HISTORY_STATEMENT.question(parameters)
 
 
 async def served_at(session: AsyncSession, agent_id: UUID, at: datetime) -> Change:

@@ -4,6 +4,7 @@ The target is probed between two transactions, without a lock: the first one pla
 makes it only if the target is still the one that was probed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -48,12 +49,17 @@ async def plan_rollback(session: AsyncSession, agent_id: UUID, caller: Caller, *
 
 
 async def roll_back(
-    session: AsyncSession, agent_id: UUID, caller: Caller, *, to: str | None = None, probed: Target | None = None
+    session: AsyncSession,
+    agent_id: UUID,
+    caller: Caller,
+    *,
+    to: str | None = None,
+    probed: Sequence[Target] | None = None,
 ) -> AgentSnapshot:
     """Go back to what served before, or to `to`: a deployment id or `legacy`. Pauses automatic promotion.
 
     Returns the agent. Rolling back twice goes back twice. Raises the errors of `promote`, `NothingToRollBackTo`, and
-    `TargetMoved` if the target is not the `probed` one (None allows any). Others see the effect once the transaction is
+    `TargetMoved` if the target is none of the `probed` ones (None allows any). Others see the effect once the transaction is
     committed.
     """
     before, past = await _locked(session, agent_id, to)
@@ -68,12 +74,12 @@ def planned(state: AgentSnapshot, to: str | None, caller: Caller, past: Past) ->
 
 
 def rolled_back(
-    state: AgentSnapshot, to: str | None, caller: Caller, past: Past, probed: Target | None
+    state: AgentSnapshot, to: str | None, caller: Caller, past: Past, probed: Sequence[Target] | None
 ) -> AgentSnapshot:
     """The state after `roll_back`: the decision alone. Raises its errors."""
     target = _target(state, to, caller, past)
     if target is not None:
-        if probed is not None and not target.matches(probed):
+        if probed is not None and not any(target.matches(each) for each in probed):
             raise TargetMoved
         state = _restored(state, target, caller)
     return _paused(state)

@@ -113,12 +113,12 @@ class _ToATarget:
 
 @dataclass(frozen=True, slots=True)
 class RollBack(_ToATarget):
-    """One request to roll an agent back, to the `probed` target only, if there is one.
+    """One request to roll an agent back, to one of the `probed` targets; None allows any.
 
     In a group, it can only be decided before all other changes of its agent: it reads the ledger, which they extend.
     """
 
-    probed: Target | None = None
+    probed: Sequence[Target] | None = None
 
     def decided(self, before: Unlocked, state: AgentSnapshot) -> tuple[AgentSnapshot, RolledBack]:
         """As of a promote. Raises `Undecided` as well."""

@@ -42,13 +42,27 @@ class ListStatement:
         compiled = query.compile(dialect=postgresql.asyncpg.dialect())  # type: ignore[no-untyped-call]
         self._sql = str(compiled)
         self._parameters = [(name, compiled.params[name]) for name in compiled.positiontup or ()]
+        self._required = {each.key for each in compiled.bind_names if each.required}
 
     def question(self, parameters: Mapping[str, Hashable]) -> Question:
-        """The question with these parameters; the query's own values stand for those that are missing."""
+        """The question with these parameters; the query's own values stand for those that have one.
+
+        Raises `KeyError` if another one is missing.
+        """
+        if missing := self._required - parameters.keys():
+            raise KeyError(*missing)
         return Question(self._sql, tuple(parameters.get(name, value) for name, value in self._parameters))
 
 
 _Key = tuple[Question, Render]
+
+
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """What the callers of one read wait for."""
+
+    rows: asyncio.Future[Any]
+    callers: int = 0
 
 
 class SharedLists:
@@ -58,7 +72,7 @@ class SharedLists:
     """
 
     def __init__(self, settings: Settings, *, application_name: str) -> None:
-        # A caller waits for two reads at most.
+        # A caller waits for the time of two reads at most: for one under way, and for its own.
         self._seconds = settings.database_timeout.total_seconds() / 2
         options = {
             "statement_timeout": str(int(self._seconds * 1000)),
@@ -68,7 +82,7 @@ class SharedLists:
             PreparedConnection(settings, tuple, application_name=application_name, options=options, planned_once=False)
             for _ in range(CONNECTIONS)
         ]
-        self._waiting: dict[_Key, asyncio.Future[Any]] = {}
+        self._waiting: dict[_Key, _Answer] = {}
         self._reading: dict[_Key, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
@@ -81,7 +95,7 @@ class SharedLists:
         """Close the connections. Callers that still wait get `Unavailable`."""
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():
-            answer.set_exception(Unavailable())
+            answer.rows.set_exception(Unavailable())
         for task in (tasks := list(self._reading.values())):
             task.cancel()
         if tasks:
@@ -97,12 +111,20 @@ class SharedLists:
         key = question, render
         answer = self._waiting.get(key)
         if answer is None:
-            answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+            answer = self._waiting[key] = _Answer(asyncio.get_running_loop().create_future())
             self._start()
+        answer.callers += 1
         try:
-            return await asyncio.shield(answer)  # a caller that leaves must not take the answer from the others
+            async with asyncio.timeout(2 * self._seconds):
+                return await asyncio.shield(
+                    answer.rows
+                )  # a caller that leaves must not take the answer from the others
         except (*AWAY, Unavailable) as exc:
             raise _error(exc) from exc
+        finally:
+            answer.callers -= 1
+            if not answer.callers and self._waiting.get(key) is answer:
+                del self._waiting[key]
 
     def _start(self) -> None:
         """Begin the reads that wait, as far as there are connections; each list is read by one at a time."""
@@ -112,7 +134,7 @@ class SharedLists:
                 return
             # Taken before the statement is sent. Callers that ask from here on wait for the next read.
             answer = self._waiting.pop(key)
-            self._reading[key] = asyncio.create_task(self._read(key, answer, self._idle.pop()))
+            self._reading[key] = asyncio.create_task(self._read(key, answer.rows, self._idle.pop()))
 
     async def _read(self, key: _Key, answer: asyncio.Future[Any], connection: PreparedConnection) -> None:
         question, render = key

@@ -165,12 +165,14 @@ class Crowd:
     def _somewhere(self, version: str) -> str | None:
         return self.random.choices((None, LEGACY, version), (6, 1, 3))[0]
 
-    async def _planned(self, name: str, to: str | None, caller: Caller) -> Target | None:
+    async def _planned(self, name: str, to: str | None, caller: Caller) -> Sequence[Target] | None:
         process = self.random.choice(self.processes)
         made = await process.make(self.ids[name], PlanRollback(self.ids[name], to, caller))
         if isinstance(made, PodiumError):
             raise made
-        return made.target if isinstance(made, Plan) else None
+        if not isinstance(made, Plan):
+            return None
+        return () if made.target is None else (made.target,)
 
     async def _together(
         self, name: str, change: Promote | RollBack, alone: Callable[[AsyncSession], Awaitable[AgentSnapshot]]

@@ -23,3 +23,20 @@ async def test_a_change_that_must_be_first_waits_for_the_next_batch() -> None:
     go_on.set()
     assert await asyncio.gather(*tasks) == changes
     assert made == [["a first", "b promote", "back c", "c after"], ["back b 1", "b again"], ["back b 2"]]
+
+
+async def test_many_changes_of_one_agent_delay_no_other() -> None:
+    """G95: more of them wait than a batch takes, and each must be the first of its agent."""
+    made: list[list[str]] = []
+
+    async def work(changes: Sequence[str]) -> list[str | None]:
+        made.append(list(changes))
+        await asyncio.sleep(0)
+        return list(changes)
+
+    batches: Batches[str, str] = Batches(Settings(batch_size=5), work, must_be_first=lambda _: True)
+    of_one = [asyncio.create_task(batches.make("a", f"a {number}")) for number in range(20)]
+    await batches.make("b", "b")
+    assert sum(map(len, made)) <= 3
+    await asyncio.gather(*of_one)
+    assert [change for batch in made for change in batch if change != "b"] == [f"a {number}" for number in range(20)]

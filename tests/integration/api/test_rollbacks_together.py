@@ -10,6 +10,7 @@ from aiohttp import web
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from api.routes import rollback
 from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
@@ -189,6 +190,29 @@ async def test_a_target_that_changes_while_it_is_probed(api: Api, sessions: Sess
     assert len(second.seen) == 1
     [row] = await rows(sessions, "SELECT to_acp_url FROM promotions WHERE cause = 'rollback'")
     assert row.to_acp_url == second.url
+
+
+async def test_a_target_that_served_when_it_was_planned(
+    api: Api, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G96: another version serves a moment later, so the target is probed after all."""
+    agents = await promoted_fleet(api, 1)
+    async with running_pod() as pod:
+        await api.register("bot-0", "bot-0.2", acp_url=pod.url)
+        plan = rollback._plan
+        moved: list[str] = []
+
+        async def and_promoted(*arguments: Any) -> Any:
+            planned = await plan(*arguments)
+            if not moved:
+                moved.append("bot-0.1")
+                await api.promote(agents[0], "bot-0.1")
+            return planned
+
+        monkeypatch.setattr(rollback, "_plan", and_promoted)
+        answer = await rolling_back(api, agents[0], {"to": "bot-0.2", "force": False})
+    assert answer.status == 200
+    assert len(pod.seen) == 1
 
 
 async def test_probed_ones_share_commits_as_well(api: Api, sessions: Sessions, pod: Pod) -> None:

@@ -1,7 +1,7 @@
 """G95: rollbacks that share a commit write what they would write one by one under the lock, or nothing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,9 @@ async def history(world: World, way: Way) -> list[object]:
     await world.delete("gone")
     got: list[object] = []
 
-    async def back(to: str | None = None, name: str = NAME, probed: Target | None = None, **caller: Any) -> None:
+    async def back(
+        to: str | None = None, name: str = NAME, probed: Sequence[Target] | None = None, **caller: Any
+    ) -> None:
         got.append(await way(name, to, replace(AMY, **caller), probed))
 
     for other in ("legacy", None, "v1", "nowhere"):
@@ -71,7 +73,8 @@ async def history(world: World, way: Way) -> list[object]:
     for to in ("pending", "gone", "foreign", "nowhere"):
         await back(to)
     elsewhere = Target(deployment_id="v3", acp_url="http://else", health_path="/", registered_at=None, restored=None)
-    await back(probed=elsewhere)
+    await back(probed=[elsewhere])
+    await back("v3", probed=[])  # it served when it was planned
     await back(if_generation=5)  # to v3
     await back()  # back twice: to v2
     await world.promote("v4")
@@ -110,13 +113,13 @@ async def test_they_write_the_rows_of_rollbacks_under_the_lock(
 ) -> None:
     """G95: column by column in every table, after the same changes; callers get the same answers, errors and plans."""
 
-    async def under_the_lock(name: str, to: str | None, caller: Caller, probed: Target | None) -> object:
+    async def under_the_lock(name: str, to: str | None, caller: Caller, probed: Sequence[Target] | None) -> object:
         agent_id = await world.agent_id(name)
         plan = await settled(world.do(lambda session: plan_rollback(session, agent_id, caller, to=to)))
         found = await settled(world.do(lambda session: roll_back(session, agent_id, caller, to=to, probed=probed)))
         return of(plan), type(found) if isinstance(found, PodiumError) else answered(found)
 
-    async def with_others(name: str, to: str | None, caller: Caller, probed: Target | None) -> object:
+    async def with_others(name: str, to: str | None, caller: Caller, probed: Sequence[Target] | None) -> object:
         agent_id = await world.agent_id(name)
         plan, made = await together.make([PlanRollback(agent_id, to, caller), RollBack(agent_id, to, caller, probed)])
         if isinstance(made, PodiumError):

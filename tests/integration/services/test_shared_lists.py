@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import bindparam, select, text
 
 from services.agents.queries import agents_question
 from services.domain.identity import EVERYBODY, Identity
 from services.errors import Unavailable
 from services.settings import Settings
 from services.storage.driver import PreparedConnection, Row
+from services.storage.models import Agent
 from services.storage.pages import Page
-from services.storage.shared_lists import Question, SharedLists
+from services.storage.shared_lists import ListStatement, Question, SharedLists
 from tests.integration.services.world import NAME, World
 
 ALL = agents_question(Page(), EVERYBODY)
@@ -150,6 +151,34 @@ async def test_a_database_that_cannot_be_reached(settings: Settings) -> None:
         found = await asyncio.gather(*(lists.read(ALL, names) for _ in range(5)), return_exceptions=True)
     assert {type(each) for each in found} == {Unavailable}
     assert len({id(each) for each in found}) == len(found)
+
+
+async def test_many_lists_wait_no_longer_than_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database answers nothing, each caller waits for the time limit at most, and leaves nothing to be read."""
+    asked: list[str] = []
+
+    async def hang(_: PreparedConnection, sql: str, *_values: object) -> list[Row]:
+        asked.append(sql)
+        await asyncio.sleep(60)
+        return []
+
+    monkeypatch.setattr(PreparedConnection, "ask", hang)
+    short = settings.model_copy(update={"database_timeout": timedelta(seconds=0.5)})
+    async with SharedLists(short, application_name="lists") as lists:
+        waiting = [lists.read(replace(SLOW, values=(number,)), names) for number in range(40)]
+        async with asyncio.timeout(2):
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in found} == {Unavailable}
+        await asyncio.sleep(0.5)
+        assert len(asked) < 20
+
+
+def test_a_question_without_a_value_is_refused() -> None:
+    """It would find nothing, and nobody would notice."""
+    statement = ListStatement(select(Agent.id).where(Agent.name == bindparam("name"), Agent.generation > 3))
+    assert statement.question({"name": "a"}).values == ("a", 3)
+    with pytest.raises(KeyError):
+        statement.question({})
 
 
 async def test_a_defect_fails_its_list_only(world: World, lists: SharedLists) -> None:
