@@ -59,8 +59,8 @@ async def roll_back(
     """Go back to what served before, or to `to`: a deployment id or `legacy`. Pauses automatic promotion.
 
     Returns the agent. Rolling back twice goes back twice. Raises the errors of `promote`, `NothingToRollBackTo`, and
-    `TargetMoved` if the target is none of the `probed` ones (None allows any). Others see the effect once the transaction is
-    committed.
+    `TargetMoved` if the target is none of the `probed` ones (None allows any). Others see the effect once the
+    transaction is committed.
     """
     before, past = await _locked(session, agent_id, to)
     after = rolled_back(before, to, caller, past, probed)

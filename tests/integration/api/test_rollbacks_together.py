@@ -192,9 +192,7 @@ async def test_a_target_that_changes_while_it_is_probed(api: Api, sessions: Sess
     assert row.to_acp_url == second.url
 
 
-async def test_a_target_that_served_when_it_was_planned(
-    api: Api, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_target_that_served_when_it_was_planned(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """G96: another version serves a moment later, so the target is probed after all."""
     agents = await promoted_fleet(api, 1)
     async with running_pod() as pod:

@@ -43,7 +43,7 @@ from tests.support.databases import empty
 from tests.support.instances import Instances
 
 AMY = Caller(actor="amy", reason="It is rude.", traceparent=TRACEPARENT, request_id="r-1", on_behalf_of="bob")
-Way = Callable[[str, str | None, Caller, Target | None], Awaitable[object]]
+Way = Callable[[str, str | None, Caller, Sequence[Target] | None], Awaitable[object]]
 
 
 async def history(world: World, way: Way) -> list[object]:

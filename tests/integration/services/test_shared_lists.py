@@ -154,7 +154,7 @@ async def test_a_database_that_cannot_be_reached(settings: Settings) -> None:
 
 
 async def test_many_lists_wait_no_longer_than_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the database answers nothing, each caller waits for the time limit at most, and leaves nothing to be read."""
+    """While the database answers nothing, each caller waits no longer than the limit, and leaves nothing to be read."""
     asked: list[str] = []
 
     async def hang(_: PreparedConnection, sql: str, *_values: object) -> list[Row]:
