@@ -1,7 +1,8 @@
 """The spans of registrations from the queue.
 
 Each message has a span in the trace of its pod, and below it one for the transaction that decided it. Attempts that
-decide nothing have no spans: while an agent is locked or the database is away there are many. A batch of several has a span of its own, to which those of its messages link, and which links to what published them
+decide nothing have no spans: while an agent is locked or the database is away there are many. A batch of several has a
+span of its own, to which those of its messages link, and which links to what published them
 (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/).
 """
 
