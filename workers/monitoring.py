@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
 import structlog
 from aio_pika.exceptions import AMQPError
@@ -111,8 +110,8 @@ class Monitor:
                 states = await webhook_states(session)
                 await forget_deleted(session, self._metrics.labelled)
             webhooks = {status: sum(each.status == status for each in states) for status in WEBHOOK_STATUSES}
-            since = [at for each in states for at in (each.waiting_since, each.unread_since) if at is not None]
-            lag = max((datetime.now(UTC) - min(since)).total_seconds(), 0.0) if since else 0.0
+            ages = [age for each in states for age in (each.waiting_for, each.unread_for) if age is not None]
+            lag = max([0.0, *(age.total_seconds() for age in ages)])
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.debug("Could not read the database.", action="monitoring.no_database", error=str(error)[:300])
         for gauge, value in zip(gauges, values, strict=True):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Row
 
 from contracts.topology import EVENTS_EXCHANGE, event_key
+from services.tracing.attributes import agent_attributes
 
 if TYPE_CHECKING:
     from services.tracing.tracer import Tracer
@@ -33,8 +34,7 @@ def publish_span(tracer: "Tracer | None", event: Row[*tuple[Any, ...]]) -> Itera
             "messaging.destination.template": EVENTS_EXCHANGE,
             "messaging.rabbitmq.destination.routing_key": key,
             "messaging.message.id": str(event.event_id),
-            "gen_ai.agent.name": event.agent_name,
-            "gen_ai.agent.id": str(event.agent_id),
+            **agent_attributes(event.agent_name, event.agent_id),
             "podium.event.type": event.type,
             "podium.event.sequence": event.sequence,
             "podium.generation": event.generation,

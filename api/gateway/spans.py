@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 
 from api.gateway.protocols import BoundedNames, Protocol, protocol_of
 from services.routing.routes import Route
+from services.tracing.attributes import agent_attributes
 
 if TYPE_CHECKING:
     from api.gateway.telemetry import CallRecord
@@ -92,10 +93,7 @@ class CallSpans:
 
 
 def _of_agent(route: Route) -> dict[str, str | int | bool]:
-    found: dict[str, str | int | bool] = {"gen_ai.agent.name": route.agent_name, "gen_ai.agent.id": str(route.agent_id)}
-    if route.deployment_id is not None:
-        found["gen_ai.agent.version"] = route.deployment_id
-    return found
+    return agent_attributes(route.agent_name, route.agent_id, route.deployment_id)
 
 
 def _address(route: Route) -> dict[str, str | int | None]:

@@ -14,6 +14,8 @@ COLUMNS = [
     Column("LONGEST", drop_order=2),
 ]
 ALL = "all"
+# The API has the same row for calls of the legacy address and for those that came while nothing served.
+NO_VERSION = "legacy address or nothing"
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -28,7 +30,7 @@ async def calls(context: CommandContext, agent: AgentArgument) -> None:
         owner = await context.api.agent(agent)
         found = await context.api.get(f"/agents/{owner['id']}/calls")
     versions = found["deployments"]
-    names = [each["deployment_id"] or "legacy address" for each in versions]
+    names = [each["deployment_id"] or NO_VERSION for each in versions]
     if output.as_json:
         output.json(found)
         return

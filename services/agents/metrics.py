@@ -176,7 +176,7 @@ class AgentCalls:
 
     def _count_failure(self, label: str, reason: str) -> None:
         # Looked up anew, since the agent's series may have been removed while the call was in flight.
-        self._failures.labels(self._agents.label(label), reason).inc()
+        self._failures.labels(self._agents.label(label, is_there=False), reason).inc()
 
 
 class AgentChanges:

@@ -5,7 +5,7 @@ what it has counted since its last write. While the database is away, the proces
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from time import monotonic, time
@@ -24,6 +24,8 @@ STORE_EVERY = timedelta(seconds=10)
 LAST_STORE_SECONDS = 2.0
 # Of how many agents, versions and minutes one process keeps apart, some 20 MB; further ones are counted together.
 MOST_BUCKETS = 50_000
+# Of one statement, so that it fits into PODIUM_DATABASE_TIMEOUT also after an outage.
+MOST_ROWS = 5_000
 # The agent of the calls that are counted together.
 OTHERS = UUID(int=0)
 SECONDS_PER_MINUTE = 60
@@ -101,26 +103,36 @@ class CallCounts:
         self._changed.add(key)
 
     async def store(self, sessions: Sessions, *, seconds: float | None = None) -> None:
-        """Store what has changed since the last write, in one statement. If that fails, the next write has it too."""
+        """Store what has changed since the last write, in several transactions if it is much.
+
+        What could not be stored is part of the next write. `seconds` limits the whole write, not only each transaction.
+        """
         self._forget(self._minute() - self._kept_minutes)
-        changed, self._changed = self._changed, set()
-        if not changed:
-            return
-        rows = to_json(self._rows(changed)).decode()
+        ends_at = None if seconds is None else monotonic() + seconds
+        keys = sorted(self._changed)
+        for first in range(0, len(keys), MOST_ROWS):
+            left = None if ends_at is None else max(ends_at - monotonic(), 0.0)
+            await self._store(sessions, keys[first : first + MOST_ROWS], left)
+        if keys:
+            self._forget(self._minute() - KEPT_MINUTES, unless_changed=True)
+
+    async def _store(self, sessions: Sessions, keys: Sequence[Key], seconds: float | None) -> None:
+        rows = to_json(self._rows(keys)).decode()
+        # A call that ends during the write changes its count again.
+        self._changed.difference_update(keys)
         try:
             now = await in_transaction(
                 sessions, lambda session: _stored(session, self.process_id, rows), seconds=seconds
             )
         except BaseException:
-            self._changed |= changed
+            self._changed.update(keys)
             raise
         self._offset = now - monotonic()
-        self._forget(self._minute() - KEPT_MINUTES, unless_changed=True)
 
     def _minute(self) -> int:
         return int((monotonic() + self._offset) // SECONDS_PER_MINUTE)
 
-    def _rows(self, keys: Iterable[Key]) -> list[dict[str, object]]:
+    def _rows(self, keys: Sequence[Key]) -> list[dict[str, object]]:
         return [
             {
                 "agent_id": str(agent_id),
@@ -128,7 +140,7 @@ class CallCounts:
                 "deployment_id": deployment_id,
                 **{name: getattr(self._buckets[agent_id, deployment_id, minute], name) for name in Bucket.__slots__},
             }
-            for agent_id, deployment_id, minute in sorted(keys)
+            for agent_id, deployment_id, minute in keys
         ]
 
     def _forget(self, before: int, *, unless_changed: bool = False) -> None:

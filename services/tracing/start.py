@@ -20,12 +20,15 @@ def refusal(settings: Settings) -> str | None:
     if not _is_on(settings):
         return None
     try:
-        import services.tracing.tracer  # noqa: F401, PLC0415 - only with traces on
+        from services.tracing.tracer import refused_variable  # noqa: PLC0415 - only with traces on
     except ImportError as missing:
         return (
             f"PODIUM_TRACES is set to {settings.traces}, and {missing.name} is not installed: run "
             f"pip install '{EXTRA}', or set PODIUM_TRACES=off."
         )
+    if (why := refused_variable()) is not None:
+        reason = why.rstrip(".")
+        return f"Traces cannot be sent with these OTEL_* variables: {reason}. Correct them, or set PODIUM_TRACES=off."
     return None
 
 

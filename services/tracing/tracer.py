@@ -83,13 +83,8 @@ class Tracer:
     def __init__(self, service: str) -> None:
         """`service` is the name of the service, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES name it."""
         own = {"service.name": service, "service.version": version("podium"), "service.instance.id": str(uuid4())}
-        self._provider = TracerProvider(
-            resource=Resource.create().merge(Resource(own)).merge(OTELResourceDetector().detect()),
-            span_limits=_limits(),
-            shutdown_on_exit=False,
-        )
         _report_losses()
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider = _provider(Resource.create().merge(Resource(own)).merge(OTELResourceDetector().detect()))
         tracer = self._provider.get_tracer("podium", own["service.version"])
         assert isinstance(tracer, SdkTracer)
         self._tracer = tracer
@@ -124,6 +119,25 @@ class Tracer:
         await asyncio.to_thread(closed.wait, seconds)
 
 
+def refused_variable() -> str | None:
+    """What the SDK does not accept about the standard variables; None if it can work with them.
+
+    It says of some values that it ignores them, in the log, and raises an error for others.
+    """
+    _report_losses()
+    try:
+        _provider(Resource.get_empty()).shutdown()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _provider(resource: Resource) -> TracerProvider:
+    provider = TracerProvider(resource=resource, span_limits=_limits(), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
 def _context(of: "str | Span") -> SpanContext:
     if isinstance(of, Span):
         return of.context
@@ -153,7 +167,10 @@ class _Losses(logging.Handler):
         log.warning("Traces are not sent.", action="traces.lost", why=record.getMessage()[:300])
 
 
+_LOSSES = _Losses()
+
+
 def _report_losses() -> None:
     sdk = logging.getLogger("opentelemetry")
-    sdk.handlers = [_Losses()]
+    sdk.handlers = [_LOSSES]
     sdk.propagate = False

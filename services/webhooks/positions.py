@@ -7,7 +7,7 @@ cursor does not. So an agent that is stuck delays no other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import text
@@ -70,16 +70,16 @@ GROUP BY p.webhook_id
 """)
 
 _STATES = text("""
-SELECT w.id, w.agent_name, w.status, w.status_reason, w.missed, w.failing_since, (
+SELECT w.id, w.agent_name, w.status, w.status_reason, w.missed, w.failing_since, clock_timestamp() - (
     SELECT min(o.created_at) FROM webhook_positions AS p CROSS JOIN LATERAL (
         SELECT o.created_at FROM outbox AS o WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence
         ORDER BY o.sequence LIMIT 1
     ) AS o WHERE p.webhook_id = w.id AND w.status = 'active'
-) AS waiting_since, (
+) AS waiting_for, clock_timestamp() - (
     SELECT o.created_at FROM outbox AS o WHERE w.status = 'active' AND (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
         AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY o.xid, o.id LIMIT 1
-) AS unread_since
+) AS unread_for
 FROM webhooks AS w ORDER BY w.created_at, w.id
 """)
 
@@ -88,7 +88,10 @@ _AT = text("SELECT xid::text::bigint AS xid, id FROM outbox WHERE created_at >= 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookState:
-    """A webhook for operators: since when the oldest event waits that it has not accepted, or that no worker read."""
+    """A webhook for operators: for how long the oldest event waits that it has not accepted, or that no worker read.
+
+    Both by the database's clock.
+    """
 
     id: UUID
     agent_name: str | None
@@ -96,8 +99,8 @@ class WebhookState:
     status_reason: str | None
     missed: int
     failing_since: datetime | None
-    waiting_since: datetime | None
-    unread_since: datetime | None
+    waiting_for: timedelta | None
+    unread_for: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)

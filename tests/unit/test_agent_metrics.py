@@ -97,6 +97,18 @@ def test_the_series_of_a_deleted_agent_go_away() -> None:
     assert metrics.samples()["podium_agent_failures_total", OTHER, "broken"] == 2
 
 
+def test_a_call_that_fails_after_its_agent_was_deleted_takes_no_place() -> None:
+    """G99: its failure is counted with the others; the place is free for an agent that is there."""
+    metrics = Metrics(most=1)
+    deleted = metrics.calls.of("deleted")
+    assert deleted is not None
+    metrics.agents.forget(["deleted"])
+    deleted.ended("broken", None, None)
+    metrics.call("bot")
+    assert metrics.labels() == {"bot", OTHER}
+    assert metrics.samples()["podium_agent_failures_total", OTHER, "broken"] == 1
+
+
 def test_no_name_that_is_none_becomes_a_label() -> None:
     """G99: neither a hostile one nor that of an announcement that was refused, whose agent may not exist."""
     metrics = Metrics()

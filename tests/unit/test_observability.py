@@ -65,9 +65,10 @@ def panels() -> list[dict[str, Any]]:
     return [*DASHBOARD["panels"], *(inner for row in DASHBOARD["panels"] for inner in row.get("panels", []))]
 
 
-def expressions() -> Iterator[str]:
-    """Every query of the dashboard and of the alerts; Grafana's own variables are replaced."""
-    yield from (rule.expr for rule in RULES)
+def expressions(*, with_alerts: bool = True) -> Iterator[str]:
+    """Every query of the dashboard, and of the alerts; Grafana's own variables are replaced."""
+    if with_alerts:
+        yield from (rule.expr for rule in RULES)
     for panel in panels():
         for target in panel.get("targets", []):
             yield target["expr"].replace("$__rate_interval", "5m").replace("$agent", ".*")
@@ -109,6 +110,15 @@ def test_every_query_reads_metrics_that_are_exported(exported: dict[str, set[str
     for query in queries:
         assert metrics_in(query), query
         assert metrics_in(query) <= series, query
+
+
+def test_webhooks_are_watched() -> None:
+    """An alert fires for those that are disabled and for those that are behind, and the dashboard shows their metrics."""
+    alerts = {rule.alert: metrics_in(rule.expr) for rule in RULES}
+    assert alerts["PodiumWebhookDisabled"] == {"podium_webhooks"}
+    assert alerts["PodiumWebhookLags"] == {"podium_webhook_oldest_seconds"}
+    shown = set().union(*(metrics_in(query) for query in expressions(with_alerts=False)))
+    assert {"podium_webhooks", "podium_webhook_oldest_seconds", "podium_webhook_deliveries_total"} <= shown
 
 
 def test_a_wrong_query_is_found() -> None:

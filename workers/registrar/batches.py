@@ -1,7 +1,7 @@
 """Deciding a batch, also while the database is unavailable, or if it refuses or locks out one of the messages."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import compress
@@ -15,7 +15,7 @@ from services.errors import Busy, Unprocessable
 from services.registration.batch import Decided, Incoming, Terms, Unreadable, register_batch, register_unlocked
 from services.storage.database import Sessions, in_transaction
 from workers.fault import Fault, cannot_park, fault_of, has_no_schema
-from workers.registrar.spans import transaction_spans
+from workers.registrar.spans import TransactionSpans
 from workers.retry import Outage, pause
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ ATTEMPTS_IN_DOUBT = 6
 
 # The outcome of each message; None: its agent is locked.
 Outcomes = list[Decided | None]
+# `register_batch` or `register_unlocked`.
+Register = Callable[..., Awaitable[Sequence[Decided | None]]]
 
 log = structlog.get_logger(__name__)
 
@@ -81,13 +83,16 @@ class Decider:
     async def _register(self, batch: list[Incoming]) -> Sequence[Decided | None]:
         """Decide all messages, or those whose agents are not locked. Raises `Busy` if another lock is not free."""
         try:
-            work = partial(register_batch, batch=batch, terms=self._terms)
-            with transaction_spans(self._tracer, batch):
-                return await in_transaction(self._sessions, work)
+            return await self._attempt(batch, register_batch)
         except Busy:
-            without_locked = partial(register_unlocked, batch=batch, terms=self._terms)
-            with transaction_spans(self._tracer, batch):
-                return await in_transaction(self._sessions, without_locked)
+            return await self._attempt(batch, register_unlocked)
+
+    async def _attempt(self, batch: list[Incoming], register: Register) -> Sequence[Decided | None]:
+        spans = None if self._tracer is None else TransactionSpans(self._tracer, batch)
+        decided = await in_transaction(self._sessions, partial(register, batch=batch, terms=self._terms))
+        if spans is not None:
+            spans.end(decided)
+        return decided
 
     async def _halve(self, batch: list[Incoming], stop: asyncio.Event) -> Outcomes | None:
         """Decide each half separately, recursively, so that only the message at fault is left undecided.

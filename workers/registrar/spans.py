@@ -1,13 +1,13 @@
 """The spans of registrations from the queue.
 
-Each message has a span in the trace of its pod, and below it one for each transaction that decided it. A batch of
-several has a span of its own, to which those of its messages link, and which links to what published them
+Each message has a span in the trace of its pod, and below it one for the transaction that decided it. Attempts that
+decide nothing have no spans: while an agent is locked or the database is away there are many. A batch of several has a
+span of its own, to which those of its messages link, and which links to what published them
 (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/).
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -15,8 +15,8 @@ from aio_pika.abc import AbstractIncomingMessage
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.topology import REGISTRATIONS_EXCHANGE, REGISTRATIONS_QUEUE
 from services.domain.announcement import Announcement, Rejected
-from services.errors import PodiumError
 from services.registration.batch import Decided, Incoming
+from services.tracing.attributes import agent_attributes
 
 if TYPE_CHECKING:
     from services.tracing.tracer import Span, Tracer
@@ -58,7 +58,7 @@ class BatchSpans:
             if each is not None:
                 rejected = each.outcome.error.reason if isinstance(each.outcome, Rejected) else None
                 span.end({"podium.outcome": type(each.outcome).__name__, **_of_agent(incoming, each)}, error=rejected)
-        if self._batch is not None:
+        if self._batch is not None and any(each is not None for each in decided):
             self._batch.end({})
 
     def _start(self, tracer: "Tracer", message: AbstractIncomingMessage) -> "Span":
@@ -75,35 +75,36 @@ class BatchSpans:
         return tracer.start(_NAME, "consumer", attributes, parent=traceparent_of(message), links=links)
 
 
-@contextmanager
-def transaction_spans(tracer: "Tracer | None", batch: Sequence[Incoming]) -> Iterator[None]:
-    """While inside, a transaction decides these messages."""
-    if tracer is None:
-        yield
-        return
-    attributes: dict[str, str | int | bool] = {"db.system.name": "postgresql", "db.operation.name": "register_batch"}
-    if len(batch) > 1:
-        attributes["db.operation.batch.size"] = len(batch)
-    parents = [each.content.traceparent for each in batch if isinstance(each.content, Announcement)]
-    spans = [tracer.start("register_batch", "client", attributes, parent=parent) for parent in parents]
-    error: str | None = None
-    try:
-        yield
-    except BaseException as failure:
-        error = failure.reason if isinstance(failure, PodiumError) else type(failure).__name__
-        raise
-    finally:
-        for span in spans:
-            span.end({}, error=error)
+class TransactionSpans:
+    """The spans of one transaction, one in the trace of each announcement. What is not ended is not sent."""
+
+    def __init__(self, tracer: "Tracer", batch: Sequence[Incoming]) -> None:
+        """The transaction begins now."""
+        attributes: dict[str, str | int | bool] = {
+            "db.system.name": "postgresql",
+            "db.operation.name": "register_batch",
+        }
+        if len(batch) > 1:
+            attributes["db.operation.batch.size"] = len(batch)
+        self._spans = [
+            tracer.start("register_batch", "client", attributes, parent=each.content.traceparent)
+            if isinstance(each.content, Announcement)
+            else None
+            for each in batch
+        ]
+
+    def end(self, decided: Sequence[Decided | None]) -> None:
+        """The transaction is committed: end the spans of the announcements that it decided."""
+        for span, each in zip(self._spans, decided, strict=True):
+            if span is not None and each is not None:
+                span.end({})
 
 
-def _of_agent(incoming: Incoming, decided: Decided) -> dict[str, str | int | bool | None]:
+def _of_agent(incoming: Incoming, decided: Decided) -> dict[str, str | int | bool]:
     if decided.state is None:
         return {}
     agent = decided.state.agent
     return {
-        "gen_ai.agent.name": agent.name,
-        "gen_ai.agent.id": str(agent.id),
-        "gen_ai.agent.version": incoming.content.deployment_id,
+        **agent_attributes(agent.name, agent.id, incoming.content.deployment_id),
         "podium.generation": agent.generation,
     }

@@ -169,11 +169,11 @@ async def _janitors(connection: AsyncConnection) -> AsyncIterator[Check]:
 
 
 async def _webhooks(connection: AsyncConnection) -> AsyncIterator[Check]:
-    states, now = await webhook_states(connection), datetime.now(UTC)
-    unread = [each.unread_since for each in states if each.unread_since and now - each.unread_since > WEBHOOKS_LATE]
+    states = await webhook_states(connection)
+    unread = [each.unread_for for each in states if each.unread_for and each.unread_for > WEBHOOKS_LATE]
     in_time = not unread
     if unread:
-        late = format_duration(now - min(unread))
+        late = format_duration(max(unread))
         yield part.warning(f"events wait for webhooks for {late}", "is 'podium worker webhooks' running?")
     for each in states:
         name = f"webhook {each.id} of {each.agent_name or 'all agents'}"
@@ -184,8 +184,8 @@ async def _webhooks(connection: AsyncConnection) -> AsyncIterator[Check]:
                 f"{name} is disabled ({each.status_reason}){missed}",
                 f"'podium webhooks resume {each.id}' starts it again",
             )
-        elif each.waiting_since and now - each.waiting_since > WEBHOOKS_LATE:
-            in_time, late = False, format_duration(now - each.waiting_since)
+        elif each.waiting_for and each.waiting_for > WEBHOOKS_LATE:
+            in_time, late = False, format_duration(each.waiting_for)
             yield part.warning(f"{name} is {late} behind{missed}", f"'podium webhooks deliveries {each.id}' shows why")
     if in_time:
         yield part.ok("webhooks are delivered in time")

@@ -1,7 +1,7 @@
 """Webhooks, how far each has got, and their last attempts.
 
 Revision ID: 0012
-Revises: 0010
+Revises: 0011
 """
 
 from alembic import op

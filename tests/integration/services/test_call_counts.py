@@ -6,7 +6,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import SecretStr
+from pydantic_core import from_json
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.calls import counts
 from services.calls.counts import CallCounts, open_call_counts
@@ -96,6 +98,37 @@ async def test_counting_goes_on_while_the_database_is_away(
     assert not recent.is_complete
     async with world.sessions() as session:
         assert await session.scalar(text("SELECT sum(calls) FROM call_counts")) == 12
+
+
+async def test_many_counts_are_stored_in_slices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G104: a statement has a bounded number of rows; what one has stored is not written again when a later one fails.
+
+    The time limit of a stop is that of all statements together.
+    """
+    monkeypatch.setattr(counts, "MOST_ROWS", 2)
+    process, stored = CallCounts(KEPT), counts._stored
+    for _ in range(5):
+        called(process, uuid4())
+    writes: list[int] = []
+
+    async def second_fails(session: AsyncSession, process_id: UUID, rows: str) -> float:
+        writes.append(len(from_json(rows)))
+        if len(writes) == 2:
+            raise ConnectionError
+        return await stored(session, process_id, rows)
+
+    monkeypatch.setattr(counts, "_stored", second_fails)
+    with pytest.raises(Unavailable):
+        await process.store(world.sessions)
+    assert len(process._changed) == 3
+    await process.store(world.sessions)
+    assert writes == [2, 2, 2, 1]
+    async with world.sessions() as session:
+        assert await session.scalar(text("SELECT sum(calls) FROM call_counts")) == 5
+    called(process)
+    with pytest.raises(Unavailable):
+        await process.store(world.sessions, seconds=0)
+    assert len(process._changed) == 1
 
 
 async def test_minutes_are_the_database_s(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
 from uuid import UUID
 
 import pytest
 from aio_pika.abc import AbstractConnection
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.testing import capture_logs
 
 from contracts import topology
 from services.domain.caller import Caller
 from services.promotion.promote import promote
+from services.registration.batch import Decided, Incoming, Terms, register_unlocked
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
+from services.tracing.tracer import Tracer
 from tests.integration.workers.conftest import working
 from tests.support.broker import publish, ready_messages
+from tests.support.collector import running_collector
 from tests.support.factories import a_body
 from tests.support.waiting import eventually, eventually_rows, rows
+from workers.registrar import batches
 from workers.runner import run_registrar
 
 OTHERS = 30
@@ -134,3 +140,39 @@ async def test_a_locked_agent_with_many_announcements_waits_alone(
     print(f"others {waited:.2f} s, after release {released:.2f} s")  # noqa: T201 - the measured values
     assert waited < OTHERS_SECONDS
     assert [row.id for row in order] == ["stuck.v1", *versions]
+
+
+async def test_attempts_at_a_locked_agent_send_no_spans(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G98: each announcement has one span of its decision, below its own; however often it was tried before."""
+    attempts = 0
+
+    async def counted(session: AsyncSession, batch: list[Incoming], **more: Terms) -> list[Decided | None]:
+        nonlocal attempts
+        attempts += 1
+        return await register_unlocked(session, batch, **more)
+
+    async def tried_often() -> bool:
+        return attempts > 3
+
+    monkeypatch.setattr(batches, "register_unlocked", counted)
+    async with running_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        tracer = Tracer("tests")
+        async with working(partial(run_registrar, tracer=tracer), settings):
+            await publish(broker, a_body("stuck", deployment_id="v1"))
+            await eventually_rows(sessions, "SELECT 1 FROM deployments", 1)
+            async with held(sessions, LOCKS["a lock"]):
+                for version in ("v2", "v3"):
+                    await publish(broker, a_body("stuck", deployment_id=version))
+                await eventually(tried_often, "several attempts at the messages")
+            await eventually_rows(sessions, "SELECT 1 FROM deployments", 3)
+        await tracer.close(5)
+    processed = collector.named("process podium.registrations")
+    of_batches = [each for each in processed if "messaging.batch.message_count" in each.attributes]
+    of_messages = {each.span_id for each in processed if each not in of_batches}
+    decisions = [each.parent_id for each in collector.named("register_batch")]
+    assert len(decisions) == len(of_messages) == 3
+    assert set(decisions) == of_messages
+    assert len(of_batches) <= 1

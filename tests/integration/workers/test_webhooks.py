@@ -23,7 +23,7 @@ from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from services.storage.models import Webhook
 from services.webhooks import deliveries, registry
-from services.webhooks.positions import hand_out
+from services.webhooks.positions import hand_out, webhook_states
 from services.webhooks.sender import Attempt
 from services.webhooks.signing import shown
 from tests.integration.workers.conftest import working
@@ -435,3 +435,24 @@ async def test_a_replay_for_an_agent_that_waits(quick: Settings, sessions: Sessi
             receiver.answer = lambda _: 200
             await receiver.until("bot", 6)
     assert receiver.sequences("bot")[8:] == [5, 6]
+
+
+async def test_how_long_events_wait_is_told_by_the_clock_that_dated_them(sessions: Sessions) -> None:
+    """The database's, whatever the clock of the process says: before a worker has read them, and after."""
+
+    async def waits() -> list[timedelta | None]:
+        (state,) = await in_transaction(sessions, webhook_states)
+        return [state.unread_for, state.waiting_for]
+
+    await a_webhook(sessions, "https://receiver.test/")
+    assert await waits() == [None, None]
+    await happen(sessions, "bot", "v1")
+    async with sessions.begin() as session:
+        await session.execute(text("UPDATE outbox SET created_at = clock_timestamp() - interval '1 hour'"))
+    unread, waiting = await waits()
+    assert (waiting, unread) == (None, pytest.approx(timedelta(hours=1), abs=timedelta(minutes=1)))
+    async with sessions() as session:
+        await hand_out(await session.connection())
+        await session.commit()
+    unread, waiting = await waits()
+    assert (unread, waiting) == (None, pytest.approx(timedelta(hours=1), abs=timedelta(minutes=1)))
