@@ -119,7 +119,8 @@ async def webhooks_behind(connection: AsyncConnection) -> Sequence[UUID]:
 async def hand_out(connection: AsyncConnection, only: UUID | None = None) -> HandedOut:
     """Move the cursors of active webhooks over some events, and place the agents of those that they want.
 
-    Of one webhook, or as many as a page has. One statement, so in autocommit mode others see all of its effects at once. Waits for the lock of a position.
+    Of `only` this webhook, if one is named. One statement, so in autocommit mode others see all of its effects at once.
+    Waits for the lock of a position.
     """
     parameters = {"webhooks": PAGE_WEBHOOKS, "events": PAGE_EVENTS, "only": only}
     row = (await connection.execute(_HAND_OUT, parameters)).one()
