@@ -26,21 +26,26 @@ SILENT_FOR = timedelta(minutes=1)
 
 _WITH_WORK = text("""
 SELECT w.id FROM webhooks AS w
-WHERE w.status = 'active' AND EXISTS (
-    SELECT FROM webhook_positions AS p WHERE p.webhook_id = w.id AND p.due_at <= statement_timestamp())
+WHERE w.status = 'active' AND (EXISTS (
+    SELECT FROM webhook_positions AS p
+    WHERE p.webhook_id = w.id AND p.due_at <= statement_timestamp() AND p.attempts <= 0
+) OR EXISTS (
+    SELECT FROM webhook_positions AS p
+    WHERE p.webhook_id = w.id AND p.due_at <= statement_timestamp() AND p.attempts > 0))
 """)
 
-# What is due the longest comes first, whatever its webhook.
+# Receivers that are not known to fail come first, then what is due the longest, whatever its webhook.
 _CLAIM = text(f"""
 WITH due AS MATERIALIZED (
     SELECT d.webhook_id, d.agent_id
     FROM unnest(CAST(:webhooks AS uuid[]), CAST(:free AS integer[])) AS slot(webhook_id, free)
+    JOIN webhooks AS w ON w.id = slot.webhook_id AND w.status = 'active'
     CROSS JOIN LATERAL (
         SELECT p.webhook_id, p.agent_id, p.due_at FROM webhook_positions AS p
         WHERE p.webhook_id = slot.webhook_id AND p.due_at <= statement_timestamp() AND (p.attempts > 0) = :retries
         ORDER BY p.due_at LIMIT slot.free FOR NO KEY UPDATE SKIP LOCKED
     ) AS d
-    ORDER BY d.due_at LIMIT :total
+    ORDER BY w.failing_since IS NOT NULL, d.due_at LIMIT :total
 ), claimed AS (
     UPDATE webhook_positions AS p
     SET claim = gen_random_uuid(), due_at = clock_timestamp() + CAST(:lease AS interval)
@@ -59,14 +64,15 @@ LEFT JOIN LATERAL (
 ) AS e ON true
 """)  # noqa: S608 - built from constants only
 
-_RECOVER = text("""
-WITH failing AS (
-    SELECT id, failing_since FROM webhooks WHERE id = :webhook_id AND failing_since IS NOT NULL FOR NO KEY UPDATE
-), recovered AS (
-    UPDATE webhooks AS w SET failing_since = NULL FROM failing WHERE w.id = failing.id
-)
-SELECT failing_since < clock_timestamp() - CAST(:silent_for AS interval) AS long FROM failing
+# Who changes or deletes a webhook locks it FOR UPDATE, before its positions.
+_KEEP = text("SELECT failing_since IS NOT NULL FROM webhooks WHERE id = :webhook_id FOR KEY SHARE")
+# Also excludes those who hand out events to its positions.
+_LOCK = text("SELECT id FROM webhooks WHERE id = :webhook_id FOR NO KEY UPDATE")
+_LOCK_FAILING = text("""
+SELECT failing_since < clock_timestamp() - CAST(:silent_for AS interval) FROM webhooks
+WHERE id = :webhook_id AND failing_since IS NOT NULL FOR NO KEY UPDATE
 """)
+_RECOVER = text("UPDATE webhooks SET failing_since = NULL WHERE id = :webhook_id")
 _WAKE = text("""
 UPDATE webhook_positions AS p SET due_at = clock_timestamp() FROM (
     SELECT webhook_id, agent_id FROM webhook_positions
@@ -85,6 +91,18 @@ _ADVANCE = text("""
 UPDATE webhook_positions SET sequence = :sequence, attempts = 0, claim = NULL, due_at = clock_timestamp()
 WHERE webhook_id = :webhook_id AND agent_id = :agent_id AND claim = :claim
 """)
+# Of a claim without an event. A lock can return a newer row than the claim's snapshot has events for.
+_IS_LEFT = f"""EXISTS (
+    SELECT FROM outbox AS o JOIN webhooks AS w ON w.id = p.webhook_id
+    WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence AND o.sequence <= p.last_sequence AND {WANTED})"""
+_FINISH_EMPTY = text(f"""
+DELETE FROM webhook_positions AS p
+WHERE webhook_id = :webhook_id AND agent_id = :agent_id AND claim = :claim AND NOT {_IS_LEFT}
+""")  # noqa: S608 - built from constants only
+_RELEASE = text("""
+UPDATE webhook_positions SET claim = NULL, due_at = clock_timestamp()
+WHERE webhook_id = :webhook_id AND agent_id = :agent_id AND claim = :claim
+""")
 _RETRY = text("""
 UPDATE webhook_positions SET attempts = attempts + 1, claim = NULL,
     due_at = clock_timestamp() + CAST(:wait AS interval)
@@ -93,9 +111,8 @@ WHERE webhook_id = :webhook_id AND agent_id = :agent_id AND claim = :claim
 _RECORD = text("""
 INSERT INTO webhook_deliveries (webhook_id, event_id, event_type, agent_id, agent_name, sequence, attempt, outcome,
     status, detail, seconds)
-SELECT :webhook_id, :event_id, :event_type, :agent_id, :agent_name, :sequence, :attempt, :outcome, :status, :detail,
-    :seconds
-WHERE EXISTS (SELECT FROM webhooks WHERE id = :webhook_id)
+VALUES (:webhook_id, :event_id, :event_type, :agent_id, :agent_name, :sequence, :attempt, :outcome, :status, :detail,
+    :seconds)
 """)
 _FORGET = text("""
 DELETE FROM webhook_deliveries WHERE webhook_id = :webhook_id AND id <= (
@@ -158,27 +175,34 @@ async def claim(
 
 async def settle_accepted(session: AsyncSession, claimed: Claim, attempt: Attempt) -> Settled:
     """The receiver accepted the event: the agent's next one is due. Others see it once the transaction is committed."""
-    recovery = (
-        await session.execute(_RECOVER, {"webhook_id": claimed.webhook_id, "silent_for": SILENT_FOR})
-    ).one_or_none()
-    if not await _advance(session, claimed):
+    webhook = {"webhook_id": claimed.webhook_id}
+    was_silent = None
+    if await session.scalar(_KEEP, webhook):
+        was_silent = await session.scalar(_LOCK_FAILING, {**webhook, "silent_for": SILENT_FOR})
+    parameters = {**_key(claimed), "sequence": claimed.sequence}
+    if not (await _changed(session, _FINISH, parameters) or await _changed(session, _ADVANCE, parameters)):
         return Settled(stored=False)
     await _record(session, claimed, attempt)
-    if recovery is not None and recovery.long:
-        await session.execute(_WAKE, {"webhook_id": claimed.webhook_id})
-    return Settled(stored=True, recovered=recovery is not None)
+    if was_silent is not None:
+        await session.execute(_RECOVER, webhook)
+    if was_silent:
+        await session.execute(_WAKE, webhook)
+    return Settled(stored=True, recovered=was_silent is not None)
 
 
 async def settle_removed(session: AsyncSession, claimed: Claim) -> Settled:
-    """Nothing was left to send: go on behind it."""
-    return Settled(stored=await _advance(session, claimed))
+    """Nothing was left to send: the position ends, or is due again if events have come since the claim."""
+    await session.execute(_LOCK, {"webhook_id": claimed.webhook_id})
+    key = _key(claimed)
+    return Settled(stored=await _changed(session, _FINISH_EMPTY, key) or await _changed(session, _RELEASE, key))
 
 
 async def settle_failed(session: AsyncSession, claimed: Claim, attempt: Attempt, wait: timedelta) -> Settled:
     """The receiver did not accept the event: it is due again after `wait`."""
-    failing = (await session.execute(_FAIL, {"webhook_id": claimed.webhook_id})).one_or_none()
-    if failing is None or not await _changed(session, _RETRY, {**_key(claimed), "wait": wait}):
+    await session.execute(_LOCK, {"webhook_id": claimed.webhook_id})
+    if not await _changed(session, _RETRY, {**_key(claimed), "wait": wait}):
         return Settled(stored=False)
+    failing = (await session.execute(_FAIL, {"webhook_id": claimed.webhook_id})).one()
     await _record(session, claimed, attempt)
     return Settled(
         stored=True,
@@ -186,11 +210,6 @@ async def settle_failed(session: AsyncSession, claimed: Claim, attempt: Attempt,
         failing_since=failing.failing_since,
         failing_for=failing.failing_for,
     )
-
-
-async def _advance(session: AsyncSession, claimed: Claim) -> bool:
-    parameters = {**_key(claimed), "sequence": claimed.sequence}
-    return await _changed(session, _FINISH, parameters) or await _changed(session, _ADVANCE, parameters)
 
 
 async def _changed(session: AsyncSession, statement: Any, parameters: dict[str, Any]) -> bool:  # noqa: ANN401

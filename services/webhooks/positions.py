@@ -25,13 +25,16 @@ PAGE_WEBHOOKS = 50
 
 NOW = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid, 0 AS id")
 
+_BEHIND = """w.status = 'active' AND EXISTS (
+        SELECT FROM outbox AS o WHERE (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
+            AND o.xid < pg_snapshot_xmin(pg_current_snapshot()))"""
+_ALL_BEHIND = text(f"SELECT w.id FROM webhooks AS w WHERE {_BEHIND}")  # noqa: S608 - built from constants only
+
 # A position that exists keeps what waits. It goes back only for a replay; then a delivery under way does not count.
 _HAND_OUT = text(f"""
 WITH behind AS MATERIALIZED (
     SELECT w.id, w.agent_id, w.event_types, w.cursor_xid, w.cursor_id FROM webhooks AS w
-    WHERE w.status = 'active' AND EXISTS (
-        SELECT FROM outbox AS o WHERE (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
-            AND o.xid < pg_snapshot_xmin(pg_current_snapshot()))
+    WHERE {_BEHIND} AND (CAST(:only AS uuid) IS NULL OR w.id = CAST(:only AS uuid))
     ORDER BY w.cursor_xid, w.cursor_id LIMIT :webhooks
     FOR NO KEY UPDATE SKIP LOCKED
 ), page AS MATERIALIZED (
@@ -111,12 +114,19 @@ class HandedOut:
     has_more: bool
 
 
-async def hand_out(connection: AsyncConnection) -> HandedOut:
+async def webhooks_behind(connection: AsyncConnection) -> Sequence[UUID]:
+    """The active webhooks with events to hand out."""
+    return (await connection.scalars(_ALL_BEHIND)).all()
+
+
+async def hand_out(connection: AsyncConnection, only: UUID | None = None) -> HandedOut:
     """Move the cursors of active webhooks over some events, and place the agents of those that they want.
 
-    One statement, so in autocommit mode others see all of its effects at once. Waits for the lock of a position.
+    Of `only` this webhook, if one is named. One statement, so in autocommit mode others see all of its effects at once.
+    Waits for the lock of a position.
     """
-    row = (await connection.execute(_HAND_OUT, {"webhooks": PAGE_WEBHOOKS, "events": PAGE_EVENTS})).one()
+    parameters = {"webhooks": PAGE_WEBHOOKS, "events": PAGE_EVENTS, "only": only}
+    row = (await connection.execute(_HAND_OUT, parameters)).one()
     return HandedOut(bool(row.has_webhooks), bool(row.has_more))
 
 

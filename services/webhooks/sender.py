@@ -28,8 +28,8 @@ BODY_MAX_BYTES = 2048
 BODY_SECONDS = 1.0
 DETAIL_MAX_LENGTH = 200
 USER_AGENT = "podium-webhook"
-# Shares of the time limit of a delivery.
-_CONNECT_SHARE, _FIRST_BYTE_SHARE = 1 / 3, 2 / 3
+# Of the time limit of a delivery.
+_CONNECT_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,8 @@ class WebhookSender:
                     url, data=delivery.body, headers=_headers(delivery), allow_redirects=False
                 )
             return await _attempt_of(response, began)
+        except aiohttp.ConnectionTimeoutError:
+            return ended("failed", "it does not accept a connection in time")
         except TimeoutError:
             return ended("failed", f"no answer within {self._limit:g} s")
         except (DestinationDenied, aiohttp.ClientError, OSError, ValueError) as error:
@@ -96,9 +98,7 @@ async def open_webhook_sender(settings: Settings, *own: Server) -> AsyncGenerato
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=limit * _CONNECT_SHARE, sock_read=limit * _FIRST_BYTE_SHARE
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=limit * _CONNECT_SHARE),
         ) as session,
     ):
         yield WebhookSender(session, rules, settings.webhook_timeout)
@@ -168,8 +168,6 @@ def _failure_of(error: Exception) -> tuple[Outcome, str]:
         return "failed", "its host's name cannot be resolved"
     if (problem := certificate_problem(error)) is not None:
         return "failed", problem
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "failed", "it does not accept a connection in time"
     if isinstance(error, aiohttp.ClientConnectorError) and cause is not None:
         why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(cause).__name__
         return "failed", f"cannot connect ({why})"

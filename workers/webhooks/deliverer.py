@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from time import monotonic
+from typing import TypeVar
+from uuid import UUID
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -30,7 +32,7 @@ from services.webhooks.deliveries import (
     webhooks_with_work,
 )
 from services.webhooks.disabling import Reason, disable
-from services.webhooks.positions import HandedOut, hand_out
+from services.webhooks.positions import HandedOut, hand_out, webhooks_behind
 from services.webhooks.sender import GONE, Attempt, WebhookSender, open_webhook_sender
 from workers.metrics import WorkerMetrics
 from workers.retry import Outage, backoff, ended, pause, run_with_retries
@@ -46,6 +48,8 @@ LINGER_SECONDS = 0.02
 END_SECONDS = 1.0
 # Whoever holds a position or a webhook for longer is in trouble.
 LOCK_TIMEOUT = timedelta(milliseconds=250)
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -129,13 +133,11 @@ class Deliverer:
         return handed_out.has_more or began
 
     async def _hand_out(self, session: AsyncConnection) -> HandedOut:
-        """Hand out new events. If somebody holds a position, they wait, and what was handed out before goes on."""
-        try:
-            return await hand_out(session)
-        except DBAPIError as error:
-            if not isinstance(translate(error), Busy):
-                raise
-            return HandedOut(has_webhooks=True, has_more=False)
+        """Hand out new events. If somebody holds a position, those of its webhook alone wait."""
+        if (handed_out := await _hand_out_if_free(session)) is not None:
+            return handed_out
+        one_by_one = [await _hand_out_if_free(session, each) for each in await webhooks_behind(session)]
+        return HandedOut(has_webhooks=True, has_more=any(each is not None and each.has_more for each in one_by_one))
 
     def _begin(self, claimed: Claim, at: float, sender: WebhookSender) -> None:
         self._slots.take(claimed)
@@ -180,10 +182,10 @@ class Deliverer:
             settled = await self._store(lambda session: settle_failed(session, claimed, attempt, wait), until)
             if settled.began_failing:
                 log.warning("A webhook did not accept an event.", action="webhook.failing", **_about(claimed, attempt))
-            await self._disable_if_due(claimed, attempt, settled)
+            await self._disable_if_due(claimed, attempt, settled, until)
 
-    async def _store(self, work: Callable[[AsyncSession], Awaitable[Settled]], until: float) -> Settled:
-        """Store a result. While the database is away, tries again until the claim ends."""
+    async def _store(self, work: Callable[[AsyncSession], Awaitable[T]], until: float) -> T:
+        """Store a result. While the database is away or a row is locked, tries again until the claim ends."""
         attempts = 0
         while True:
             try:
@@ -195,7 +197,7 @@ class Deliverer:
                     raise
                 await asyncio.sleep(wait)
 
-    async def _disable_if_due(self, claimed: Claim, attempt: Attempt, settled: Settled) -> None:
+    async def _disable_if_due(self, claimed: Claim, attempt: Attempt, settled: Settled, until: float) -> None:
         reason: Reason | None = None
         if attempt.status == GONE:
             reason = "gone"
@@ -210,7 +212,7 @@ class Deliverer:
             reason=reason,
             failing_since=settled.failing_since,
         )
-        if await in_transaction(self._sessions, work):
+        if await self._store(work, until):
             log.error("A webhook is disabled.", action="webhook.disabled", reason=reason, **_about(claimed, attempt))
 
     def _wait_after(self, attempt: int, retry_after: timedelta | None) -> timedelta:
@@ -220,6 +222,16 @@ class Deliverer:
         ceiling = min(doubled, longest.total_seconds())
         wait = timedelta(seconds=ceiling * random.uniform(0.5, 1))  # noqa: S311 - jitter, not a secret
         return max(wait, min(retry_after or timedelta(0), longest))
+
+
+async def _hand_out_if_free(session: AsyncConnection, only: UUID | None = None) -> HandedOut | None:
+    """None if somebody holds a position for too long."""
+    try:
+        return await hand_out(session, only)
+    except DBAPIError as error:
+        if not isinstance(translate(error), Busy):
+            raise
+        return None
 
 
 async def _attempt(claimed: Claim, sender: WebhookSender) -> Attempt:

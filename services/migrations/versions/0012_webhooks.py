@@ -62,7 +62,12 @@ CREATE TABLE IF NOT EXISTS webhook_positions (
 )
 """,
     """
-CREATE INDEX IF NOT EXISTS webhook_positions_webhook_id_due_at_idx ON webhook_positions (webhook_id, due_at)
+CREATE INDEX IF NOT EXISTS webhook_positions_first_attempts_idx ON webhook_positions (webhook_id, due_at)
+WHERE attempts <= 0
+""",
+    """
+CREATE INDEX IF NOT EXISTS webhook_positions_retries_idx ON webhook_positions (webhook_id, due_at)
+WHERE attempts > 0
 """,
     """
 CREATE TABLE IF NOT EXISTS webhook_deliveries (

@@ -75,7 +75,9 @@ class WebhookPosition(Base):
     __table_args__ = (
         CheckConstraint("sequence >= 0 AND sequence < last_sequence", name="something_waits"),
         CheckConstraint("attempts >= 0", name="attempts_counted"),
-        Index("webhook_positions_webhook_id_due_at_idx", "webhook_id", "due_at"),
+        # Claims of either must not look at the other: after an outage thousands of retries are due.
+        Index("webhook_positions_first_attempts_idx", "webhook_id", "due_at", postgresql_where=text("attempts <= 0")),
+        Index("webhook_positions_retries_idx", "webhook_id", "due_at", postgresql_where=text("attempts > 0")),
     )
 
 

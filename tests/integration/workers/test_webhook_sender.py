@@ -26,6 +26,7 @@ from services.webhooks.sender import (
 )
 from tests.integration.api.pods import Pod, raw_pod, running_pod, silent_port
 from tests.support.receivers import running_receiver
+from tests.support.unreachable import full_backlog
 
 LOCAL = (IPv4Network("127.0.0.0/8"),)
 EVERYTHING = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
@@ -193,6 +194,27 @@ async def test_receivers_that_do_not_answer() -> None:
     assert refused.detail == "cannot connect (Connection refused)"
     assert unknown.detail == "its host's name cannot be resolved"
     assert garbage.detail.startswith("no valid answer")
+
+
+async def test_an_answer_late_in_the_time_limit() -> None:
+    """G101: a receiver has all of the time limit to answer, not a share of it."""
+    limit = timedelta(seconds=1)
+
+    async def late(_: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(limit.total_seconds() * 0.8)
+        return web.Response()
+
+    async with running_pod(late) as receiver:
+        attempt = await send(receiver.url, webhook_timeout=limit)
+    assert attempt.outcome == "accepted", attempt
+
+
+async def test_a_receiver_that_accepts_no_connection() -> None:
+    """It is a failure with its reason, well before the time limit."""
+    with full_backlog() as url:
+        attempt = await send(url, webhook_timeout=timedelta(seconds=1))
+    assert (attempt.outcome, attempt.detail) == ("failed", "it does not accept a connection in time")
+    assert attempt.seconds < 0.9
 
 
 def test_what_is_kept_of_a_body() -> None:

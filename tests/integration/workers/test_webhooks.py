@@ -402,6 +402,7 @@ async def test_a_result_under_an_old_claim_changes_nothing(sessions: Sessions, e
         assert (first.sequence, second.sequence, first.delivery) == (1, 1, second.delivery)
         assert await deliveries.claim(connection, {webhook.id: 4}, total=4, retries=False, lease=timedelta(0)) == []
         accepted, failed = Attempt("accepted", "", 0.1, 200), Attempt("failed", "", 0.1)
+        failing_since = None
         for old, current in ((first, True), (second, False)):
             if not current:
                 await replay(sessions, webhook.id, (0, 0))
@@ -417,6 +418,11 @@ async def test_a_result_under_an_old_claim_changes_nothing(sessions: Sessions, e
                 ).stored,
             ]
             assert stored == [False, False]
+            assert (await state_of(sessions, webhook.id)).failing_since == failing_since
+            if not current:
+                continue
+            await connection.execute(text("UPDATE webhooks SET failing_since = now()"))
+            failing_since = (await state_of(sessions, webhook.id)).failing_since
         assert (await claimed(timedelta(hours=1))).sequence == 1
     assert await rows(sessions, "SELECT 1 FROM webhook_deliveries") == []
 
