@@ -112,7 +112,7 @@ class EgressRules:
 
     @classmethod
     def of_webhooks(cls, settings: Settings) -> "EgressRules":
-        """The rules for receivers of webhooks from the settings. Default, and what `/0` stands for: public addresses."""
+        """The rules for receivers of webhooks from the settings. Default, and the meaning of `/0`: public ones."""
         return cls(
             settings.webhook_dial_networks or EVERYTHING,
             _suffixes(settings.webhook_dial_hosts),

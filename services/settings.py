@@ -373,7 +373,7 @@ class Settings(BaseSettings):
         default=4,
         ge=1,
         le=100,
-        description="Deliveries under way per webhook and process; while it is slow or fails, half of them and one retry.",
+        description="Deliveries under way per webhook and process; half, and one retry, while it is slow or fails.",
     )
     webhook_timeout: Timeout = Field(
         default=timedelta(seconds=15),

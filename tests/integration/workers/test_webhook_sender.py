@@ -120,7 +120,9 @@ async def test_public_addresses_are_allowed_by_default() -> None:
         rules.check_endpoint(ip_address(address), 443)
 
 
-@pytest.mark.parametrize("address", ["5f00::1", "4000::1", "100::1", "2001:10::1", "2001:20::1", "2001:db8::1", "3fff::1"])
+@pytest.mark.parametrize(
+    "address", ["5f00::1", "4000::1", "100::1", "2001:10::1", "2001:20::1", "2001:db8::1", "3fff::1"]
+)
 async def test_addresses_of_ipv6_that_are_not_public(address: str) -> None:
     """G102: those for protocols and documentation, and all that is not global unicast."""
     for networks in ((), EVERYTHING):
