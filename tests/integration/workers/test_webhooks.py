@@ -511,6 +511,7 @@ async def test_a_time_is_searched_from_the_newest_event(sessions: Sessions, engi
     FROM outbox, generate_series(1, 3000) AS n WHERE sequence = 1"""
     async with engine.begin() as connection:
         await connection.execute(text(copy))
+        await connection.execute(text("DELETE FROM outbox WHERE sequence <= 10"))
         await connection.execute(text("UPDATE outbox SET created_at = now() WHERE id = (SELECT max(id) FROM outbox)"))
         await connection.execute(text("SET LOCAL enable_seqscan = off"))
         parameters = {"since": datetime.now(UTC) - timedelta(hours=1), "margin": positions.OVERLAP}
