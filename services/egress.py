@@ -61,7 +61,10 @@ NEVER: tuple[Network, ...] = (
     *IPv6Network("::/96").address_exclude(IPv6Network("::1/128")),
 )
 
-# What a receiver on the internet does not have: the addresses above, and those for documentation and tests.
+EVERYTHING: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
+# What a receiver on the internet does not have: the addresses above, and those for documentation, tests and protocols
+# (the IANA registries of special-purpose addresses; of IPv6 only 2000::/3 is global unicast).
 NOT_PUBLIC: tuple[Network, ...] = (
     *LOOPBACK,
     *PRIVATE,
@@ -71,10 +74,11 @@ NOT_PUBLIC: tuple[Network, ...] = (
     IPv4Network("198.18.0.0/15"),
     IPv4Network("198.51.100.0/24"),
     IPv4Network("203.0.113.0/24"),
-    IPv6Network("100::/64"),
+    *IPv6Network("::/0").address_exclude(IPv6Network("2000::/3")),
+    IPv6Network("2001::/23"),
     IPv6Network("2001:db8::/32"),
+    IPv6Network("3fff::/20"),
 )
-EVERYTHING: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 # A slow lookup of one agent's host must not delay the lookups of other agents.
 MAX_CONCURRENT_LOOKUPS = 32
@@ -90,7 +94,10 @@ class Denied(OSError):
 
 @dataclass(frozen=True, slots=True)
 class EgressRules:
-    """The allow lists. All three must allow a destination; empty `hosts` or `ports` allow every host or port."""
+    """The allow lists. All three must allow a destination; empty `hosts` or `ports` allow every host or port.
+
+    A network `/0` allows all addresses but those in `denied`, which other networks can allow.
+    """
 
     networks: tuple[Network, ...]
     hosts: tuple[str, ...] = ()
@@ -105,12 +112,12 @@ class EgressRules:
 
     @classmethod
     def of_webhooks(cls, settings: Settings) -> "EgressRules":
-        """The rules for receivers of webhooks from the settings. Default: public addresses."""
+        """The rules for receivers of webhooks from the settings. Default, and the meaning of `/0`: public ones."""
         return cls(
             settings.webhook_dial_networks or EVERYTHING,
             _suffixes(settings.webhook_dial_hosts),
             settings.webhook_dial_ports,
-            () if settings.webhook_dial_networks else NOT_PUBLIC,
+            NOT_PUBLIC,
         )
 
     def check_host(self, host: str) -> None:
@@ -121,7 +128,9 @@ class EgressRules:
 
     def check_endpoint(self, address: Address, port: int) -> None:
         """Raise `DestinationDenied` unless this IP address and port may be dialled."""
-        if _is_in(address, NEVER) or _is_in(address, self.denied) or not _is_in(address, self.networks):
+        named = (network for network in self.networks if network.prefixlen)
+        allowed = _is_in(address, named) or (_is_in(address, self.networks) and not _is_in(address, self.denied))
+        if _is_in(address, NEVER) or not allowed:
             raise DestinationDenied
         if self.ports and port not in self.ports:
             raise DestinationDenied

@@ -373,7 +373,7 @@ class Settings(BaseSettings):
         default=4,
         ge=1,
         le=100,
-        description="Deliveries under way per webhook and process; 1 while it is slow or fails.",
+        description="Deliveries under way per webhook and process; half, and one retry, while it is slow or fails.",
     )
     webhook_timeout: Timeout = Field(
         default=timedelta(seconds=15),
@@ -394,7 +394,7 @@ class Settings(BaseSettings):
     )
     webhook_dial_networks: Networks = Field(
         default=(),
-        description="Networks that receivers of webhooks may be in, as 0.0.0.0/0,::/0; if empty, public ones.",
+        description="Networks that receivers of webhooks may be in; /0 stands for public addresses, as does no entry.",
     )
     webhook_dial_hosts: Names = Field(
         default=(), description="Allowed suffixes of the host in a webhook's URL; if empty, any."

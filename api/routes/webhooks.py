@@ -1,7 +1,8 @@
 """Webhooks: who gets events by HTTP. A secret is in the answer that makes it, and nowhere else."""
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
 
 from litestar import delete, get, post
@@ -31,6 +32,7 @@ from services.events.log import Position, event_cursor, parse_cursor
 from services.storage.database import in_transaction
 from services.storage.models import Webhook
 from services.storage.pages import Page
+from services.webhooks.positions import MOST_COUNTED
 from services.webhooks.registry import (
     NewWebhook,
     WebhookView,
@@ -142,14 +144,16 @@ class WebhookAnswer(BaseModel):
     created_by: str
     rotated_at: datetime | None
     previous_until: datetime | None = Field(description="Until when deliveries are also signed with the secret before.")
-    waiting_agents: int = Field(default=0, description="Agents with events that were not accepted yet.")
-    waiting_since: datetime | None = Field(default=None, description="Time of the oldest of these events.")
+    waiting_agents: int = Field(
+        default=0, description=f"Agents with events that were not accepted yet; at most {MOST_COUNTED} are counted."
+    )
+    waiting_since: datetime | None = Field(default=None, description="Time of the oldest event of these agents.")
+    ended: bool = Field(default=False, description="Whether its agent is deleted: no new events come.")
 
     @classmethod
     def of(cls, view: WebhookView) -> Self:
         """The answer for a webhook and its lag."""
-        values = {name: getattr(view.webhook, name) for name in cls.model_fields if hasattr(view.webhook, name)}
-        return cls(**values, waiting_agents=view.waiting_agents, waiting_since=view.waiting_since)
+        return cls(**_columns(view.webhook), **asdict(view.lag))
 
 
 class IssuedWebhookAnswer(WebhookAnswer):
@@ -160,8 +164,7 @@ class IssuedWebhookAnswer(WebhookAnswer):
     @classmethod
     def with_secret(cls, webhook: Webhook) -> Self:
         """The answer for a new secret."""
-        values = {name: getattr(webhook, name) for name in WebhookAnswer.model_fields if hasattr(webhook, name)}
-        return cls(**values, secret=shown(webhook.secret))
+        return cls(**_columns(webhook), secret=shown(webhook.secret))
 
 
 class DeliveryAnswer(BaseModel):
@@ -304,7 +307,10 @@ async def resume(
 async def send_again(
     webhook_id: FromPath[str], data: JSONBody[ReplayWebhookRequest], request: AnyRequest, resources: Injected
 ) -> WebhookAnswer:
-    """Send stored events again, each agent's in order, and then those that follow."""
+    """Send stored events again, each agent's in order, and then those that follow.
+
+    A webhook that is paused or disabled gets them once it is resumed: see `status` in the answer.
+    """
     uuid, identity, change = webhook_uuid(webhook_id), identity_of(request), caller(request)
     since = _position(data.cursor) if data.cursor is not None else data.since
     assert since is not None
@@ -345,6 +351,11 @@ async def send_test(webhook_id: FromPath[str], request: AnyRequest, resources: I
         resources.sessions, lambda session: trial_of(session, uuid, identity, change, event_id=uuid4())
     )
     return TrialAnswer.model_validate(await resources.webhooks.send(delivery))
+
+
+def _columns(webhook: Webhook) -> dict[str, Any]:
+    """What the answers have of the stored webhook: never its secrets."""
+    return {name: getattr(webhook, name) for name in WebhookAnswer.model_fields if hasattr(webhook, name)}
 
 
 def _position(cursor: str) -> Position:

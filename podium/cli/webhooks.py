@@ -183,7 +183,9 @@ async def replay(
     body = {"cursor": cursor} if since is None else {"since": since.astimezone(UTC).isoformat()}
     async with context.output.progress("Replaying events"):
         changed = (await context.api.call("POST", f"{_path(webhook)}/replay", json=body)).body
-    context.output.item(changed, changed["id"], f"Webhook {changed['id']} gets these events again.")
+    status = changed["status"]
+    when = "" if status == "active" else f" once it is resumed: it is {status}"
+    context.output.item(changed, changed["id"], f"Webhook {changed['id']} gets these events again{when}.")
 
 
 @webhooks.command()
@@ -246,6 +248,7 @@ def _show(context: CommandContext, webhook: dict[str, Any]) -> None:
         ("description", webhook["description"]),
         ("owner", webhook["owner"]),
         ("status", f"{webhook['status']}{reason} since {local_time(webhook['status_changed_at'])}"),
+        ("ended", "its agent is deleted" if webhook["ended"] else None),
         ("failing since", _time(webhook["failing_since"])),
         ("waiting", _waiting(webhook)),
         ("missed", f"{webhook['missed']} events" if webhook["missed"] else None),
@@ -278,7 +281,7 @@ def _waiting(webhook: dict[str, Any]) -> str:
 def _cells(webhook: dict[str, Any]) -> list[str]:
     return [
         webhook["id"],
-        webhook["status"],
+        "ended" if webhook["ended"] else webhook["status"],
         _agent(webhook),
         _events(webhook),
         _waiting(webhook),

@@ -21,7 +21,7 @@ from podium.local.log_files import last_lines, log_folder, log_of, rotate_logs
 from podium.migration import migrate_all
 from podium.servers import Servers, ServersError, private_servers
 from podium.servers.process import Command, GuardedProcess, Launch, ProcessContext, start
-from services.egress import EVERYTHING
+from services.egress import EVERYTHING, LOOPBACK, PRIVATE
 from services.events.outbox import RELAY_LOCK
 from services.settings import Settings
 from services.storage.database import make_engine
@@ -125,9 +125,10 @@ def _part_failed(name: str, data_dir: Path) -> PartFailed:
 
 
 async def _start_part(system: System, stack: contextlib.AsyncExitStack, name: str) -> None:
+    # Receivers under development run on this machine.
+    networks = system.settings.webhook_dial_networks or (*EVERYTHING, *LOOPBACK, *PRIVATE)
     environment = {
-        # Receivers under development run on this machine.
-        "PODIUM_WEBHOOK_DIAL_NETWORKS": ",".join(map(str, system.settings.webhook_dial_networks or EVERYTHING)),
+        "PODIUM_WEBHOOK_DIAL_NETWORKS": ",".join(map(str, networks)),
         "PODIUM_HOST": system.settings.host,
         "PODIUM_PORT": str(system.settings.port),
         "PODIUM_API_KEY": system.settings.api_key.get_secret_value(),

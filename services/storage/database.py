@@ -87,6 +87,8 @@ def make_engine(
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         json_deserializer=from_json,
+        # Errors are logged, and parameters can be secrets.
+        hide_parameters=True,
         connect_args={
             **database_options(settings),
             "timeout": CONNECT_TIMEOUT_SECONDS,

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from services.errors import InvalidRequest
 from services.events.log import EventsRemoved, Position, origin, read_events, transaction_of
+from services.storage.models import Webhook
 from services.webhooks.filters import WANTED
 
 Database = AsyncSession | AsyncConnection
@@ -22,6 +23,10 @@ Database = AsyncSession | AsyncConnection
 # Of one statement. Webhooks that are far behind take turns.
 PAGE_EVENTS = 200
 PAGE_WEBHOOKS = 50
+# Of one webhook, those that are due first. More agents than this wait only if a receiver cannot keep up.
+MOST_COUNTED = 1000
+# Longer than a transaction takes from its id to its events.
+OVERLAP = timedelta(minutes=5)
 
 NOW = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid, 0 AS id")
 
@@ -62,31 +67,64 @@ SELECT (SELECT count(*) FROM behind) = :webhooks
     EXISTS (SELECT FROM webhooks AS w WHERE w.status = 'active') AS has_webhooks
 """)  # noqa: S608 - built from constants only
 
-_LAG = text("""
-SELECT p.webhook_id, count(*) AS agents, min(next.created_at) AS since
-FROM webhook_positions AS p LEFT JOIN LATERAL (
-    SELECT o.created_at FROM outbox AS o WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence
-    ORDER BY o.sequence LIMIT 1
-) AS next ON true
-WHERE p.webhook_id = ANY(CAST(:ids AS uuid[]))
-GROUP BY p.webhook_id
-""")
-
-_STATES = text("""
-SELECT w.id, w.agent_name, w.status, w.status_reason, w.missed, w.failing_since, clock_timestamp() - (
-    SELECT min(o.created_at) FROM webhook_positions AS p CROSS JOIN LATERAL (
-        SELECT o.created_at FROM outbox AS o WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence
+# What waits for the webhook `w`: of how many agents, and since when the oldest event.
+_WAITING = f"""
+    SELECT count(*) AS agents, min(next.created_at) AS since FROM (
+        SELECT p.agent_id, p.sequence, p.last_sequence FROM webhook_positions AS p
+        WHERE p.webhook_id = w.id ORDER BY p.due_at LIMIT {MOST_COUNTED}
+    ) AS p LEFT JOIN LATERAL (
+        SELECT o.created_at FROM outbox AS o
+        WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence AND o.sequence <= p.last_sequence
         ORDER BY o.sequence LIMIT 1
-    ) AS o WHERE p.webhook_id = w.id AND w.status = 'active'
-) AS waiting_for, clock_timestamp() - (
+    ) AS next ON true
+"""  # noqa: S608 - built from constants only
+
+_LAG = text(f"""
+SELECT w.id, waiting.agents, waiting.since,
+    EXISTS (SELECT FROM agents AS a WHERE a.id = w.agent_id AND a.deleted_at IS NOT NULL) AS ended
+FROM webhooks AS w CROSS JOIN LATERAL ({_WAITING}) AS waiting WHERE w.id = ANY(CAST(:ids AS uuid[]))
+""")  # noqa: S608 - built from constants only
+
+_STATES = text(f"""
+SELECT w.id, w.agent_name, w.status, w.status_reason, w.missed, w.failing_since,
+    clock_timestamp() - CASE WHEN w.status = 'active' THEN (SELECT since FROM ({_WAITING}) AS waiting) END AS waiting_for,
+    clock_timestamp() - (
     SELECT o.created_at FROM outbox AS o WHERE w.status = 'active' AND (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
         AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY o.xid, o.id LIMIT 1
 ) AS unread_for
 FROM webhooks AS w ORDER BY w.created_at, w.id
+""")  # noqa: S608 - built from constants only
+
+# Time has no index. From the newest event back, this reads no more than what is sent again, and a margin: among events
+# of transactions that overlap, the order differs from that of time.
+_AT = text("""
+WITH before AS MATERIALIZED (
+    SELECT xid, id FROM outbox WHERE created_at < CAST(:since AS timestamptz) - CAST(:margin AS interval)
+    ORDER BY xid DESC, id DESC LIMIT 1
+)
+SELECT o.xid::text::bigint AS xid, o.id FROM outbox AS o
+WHERE (o.xid, o.id) > (coalesce((SELECT xid FROM before), '0'), coalesce((SELECT id FROM before), 0))
+    AND o.created_at >= :since
+ORDER BY o.xid, o.id LIMIT 1
 """)
 
-_AT = text("SELECT xid::text::bigint AS xid, id FROM outbox WHERE created_at >= :since ORDER BY outbox.xid, id LIMIT 1")
+_CUT = text("""
+WITH waiting AS MATERIALIZED (
+    SELECT p.agent_id, last.sequence FROM webhook_positions AS p LEFT JOIN LATERAL (
+        SELECT o.sequence FROM outbox AS o
+        WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence AND o.sequence <= p.last_sequence
+            AND (o.xid, o.id) <= (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint))
+        ORDER BY o.sequence DESC LIMIT 1
+    ) AS last ON true
+    WHERE p.webhook_id = :webhook_id
+), removed AS (
+    DELETE FROM webhook_positions AS p USING waiting
+    WHERE p.webhook_id = :webhook_id AND p.agent_id = waiting.agent_id AND waiting.sequence IS NULL
+)
+UPDATE webhook_positions AS p SET last_sequence = waiting.sequence FROM waiting
+WHERE p.webhook_id = :webhook_id AND p.agent_id = waiting.agent_id AND waiting.sequence < p.last_sequence
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +142,18 @@ class WebhookState:
     failing_since: datetime | None
     waiting_for: timedelta | None
     unread_for: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Of how many agents events wait, since when the oldest of them, and whether the webhook's agent is deleted.
+
+    It looks at `MOST_COUNTED` agents.
+    """
+
+    waiting_agents: int = 0
+    waiting_since: datetime | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +180,10 @@ async def hand_out(connection: AsyncConnection, only: UUID | None = None) -> Han
     return HandedOut(bool(row.has_webhooks), bool(row.has_more))
 
 
-async def lag_of(database: Database, webhook_ids: Sequence[UUID]) -> dict[UUID, tuple[int, datetime | None]]:
-    """By webhook: of how many agents events wait, and since when the oldest; those without such agents are left out."""
-    if not webhook_ids:
-        return {}
-    found = await database.execute(_LAG, {"ids": list(webhook_ids)})
-    return {row.webhook_id: (row.agents, row.since) for row in found.all()}
+async def lag_of(database: Database, webhook_ids: Sequence[UUID]) -> dict[UUID, Lag]:
+    """By webhook: what waits for it."""
+    found = await database.execute(_LAG, {"ids": list(webhook_ids)}) if webhook_ids else ()
+    return {row.id: Lag(row.agents, row.since, row.ended) for row in found}
 
 
 async def webhook_states(database: Database) -> list[WebhookState]:
@@ -145,8 +193,18 @@ async def webhook_states(database: Database) -> list[WebhookState]:
 
 async def cursor_at(session: AsyncSession, since: datetime) -> Position | None:
     """The position before the first stored event of that time or later; None if there is none yet."""
-    row = (await session.execute(_AT, {"since": since})).one_or_none()
+    row = (await session.execute(_AT, {"since": since, "margin": OVERLAP})).one_or_none()
     return None if row is None else (row.xid, row.id - 1)
+
+
+async def go_back(session: AsyncSession, webhook: Webhook, start: Position) -> None:
+    """Move the cursor back to `start`. Positions keep what waits before it; the cursor hands out the rest again.
+
+    Else an agent's events would be handed out behind those that wait. The positions must be locked.
+    """
+    webhook.cursor_xid, webhook.cursor_id = start
+    await session.flush()
+    await session.execute(_CUT, {"webhook_id": webhook.id, "xid": str(start[0]), "id": start[1]})
 
 
 async def raw_position(session: AsyncSession, position: Position) -> Position:

@@ -17,12 +17,18 @@ from services.identities.visibility import visible
 from services.storage.models import Agent, Webhook, WebhookDelivery, WebhookPosition
 from services.storage.pages import Page
 from services.webhooks.filters import KNOWN_TYPES, unknown_types
-from services.webhooks.positions import NOW, cursor_at, lag_of, raw_position
+from services.webhooks.positions import NOW, Lag, cursor_at, go_back, lag_of, raw_position
 from services.webhooks.signing import new_secret
 
-# A worker holds all of them in memory. Two callers at once can exceed it by some.
+# Without those of deleted agents. Two callers at once can exceed it by some.
 MOST_WEBHOOKS = 1000
 
+_COUNT = (
+    select(func.count())
+    .select_from(Webhook)
+    .outerjoin(Agent, Agent.id == Webhook.agent_id)
+    .where(Agent.deleted_at.is_(None))
+)
 _WAKE = text("UPDATE webhook_positions SET due_at = clock_timestamp(), claim = NULL WHERE webhook_id = :id")
 
 
@@ -39,16 +45,16 @@ class NewWebhook:
 
 @dataclass(frozen=True, slots=True)
 class WebhookView:
-    """A webhook, how many agents have events that it has not accepted, and since when the oldest of those waits."""
+    """A webhook and what waits for it."""
 
     webhook: Webhook
-    waiting_agents: int = 0
-    waiting_since: datetime | None = None
+    lag: Lag
 
 
 async def create_webhook(session: AsyncSession, new: NewWebhook, identity: Identity, caller: Caller) -> Webhook:
     """Create a webhook with a new secret; it gets the events of changes that commit from now on.
 
+    While a transaction is open on the database server, also those that committed since it began.
     Raises `AgentNotFound`, `AllAgentsNeeded` for one of all agents, `InvalidRequest` and `TooManyWebhooks`.
     """
     if new.agent_name is None and identity.agents is not None:
@@ -58,7 +64,7 @@ async def create_webhook(session: AsyncSession, new: NewWebhook, identity: Ident
         message = f"event_types must be types or prefixes that end with a dot, of {known}; {unknown[0]!r} matches none."
         raise InvalidRequest(message, field="event_types")
     agent_id = None if new.agent_name is None else await _living(session, new.agent_name, identity)
-    if (await session.execute(select(func.count()).select_from(Webhook))).scalar_one() >= MOST_WEBHOOKS:
+    if (await session.execute(_COUNT)).scalar_one() >= MOST_WEBHOOKS:
         raise TooManyWebhooks
     xid, id_ = (await session.execute(NOW)).one()
     webhook = Webhook(
@@ -90,14 +96,14 @@ async def list_webhooks(
         query = query.where(Webhook.agent_name == agent_name)
     found = (await session.scalars(query.limit(page.limit).offset(page.offset))).all()
     lags = await lag_of(session, [each.id for each in found])
-    return [WebhookView(each, *lags.get(each.id, (0, None))) for each in found]
+    return [WebhookView(each, lags.get(each.id, Lag())) for each in found]
 
 
 async def get_webhook(session: AsyncSession, webhook_id: UUID, identity: Identity) -> WebhookView:
     """The webhook. Raises `WebhookNotFound`, also for one that the identity does not see."""
     webhook = await _found(session, _one(webhook_id, identity))
     lags = await lag_of(session, [webhook_id])
-    return WebhookView(webhook, *lags.get(webhook_id, (0, None)))
+    return WebhookView(webhook, lags.get(webhook_id, Lag()))
 
 
 async def list_deliveries(
@@ -167,20 +173,22 @@ async def replay(
 ) -> Webhook:
     """Send the events since a time or after a position again, each agent's in order, and then those that follow.
 
-    What waits is sent too. A time before the oldest stored event means all of them. Raises `EventsRemoved` for a
-    position before removed events, and `InvalidRequest` for one after the newest.
+    What waits is sent too. A webhook that is paused or disabled gets them once it is resumed. A time before the oldest
+    stored event means all of them. Raises `EventsRemoved` for a position before removed events, and `InvalidRequest`
+    for one after the newest.
     """
-    webhook = await _locked(session, webhook_id, identity)
+    await _found(session, _one(webhook_id, identity))
+    # Before the lock, which results of deliveries wait for.
     if isinstance(since, datetime):
         start = await cursor_at(session, since)
         details: dict[str, object] = {"since": since.isoformat()}
     else:
         start = await raw_position(session, since)
         details = {"cursor": cursor_of(since)}
-    if start is not None and start < (webhook.cursor_xid, webhook.cursor_id):
-        webhook.cursor_xid, webhook.cursor_id = start
-        await session.flush()
+    webhook = await _locked(session, webhook_id, identity)
     await session.execute(_WAKE, {"id": webhook_id})
+    if start is not None and start < (webhook.cursor_xid, webhook.cursor_id):
+        await go_back(session, webhook, start)
     await _record(session, caller, "webhook.replayed", webhook, details)
     return webhook
 
@@ -210,7 +218,8 @@ async def _found(session: AsyncSession, query: Select[Webhook]) -> Webhook:
 
 
 async def _locked(session: AsyncSession, webhook_id: UUID, identity: Identity) -> Webhook:
-    return await _found(session, _one(webhook_id, identity).with_for_update())
+    query = _one(webhook_id, identity).with_for_update().execution_options(populate_existing=True)
+    return await _found(session, query)
 
 
 async def _record(

@@ -96,7 +96,7 @@ async def test_every_route_is_described(api: Api) -> None:
             if path.startswith("/agents") and not path.endswith("/rpc"):
                 content = operation["responses"]["400"]["content"]
                 assert content["application/problem+json"]["schema"]["$ref"].endswith("/Problem"), (method, path)
-            if method in {"post", "patch"} and not path.endswith(("/rpc", "/retry")):
+            if method in {"post", "patch"} and not path.endswith(WITHOUT_BODY):
                 assert operation["requestBody"]["content"]["application/json"]["schema"], (method, path)
     promote = document["paths"]["/agents/{agent_id}/deployments/{deployment_id}/promote"]["post"]
     assert not promote["requestBody"]["required"]

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
 
 from services.storage.database import Sessions
+from services.webhooks import registry
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.support.factories import a_body
@@ -127,6 +128,22 @@ async def test_a_bound_key_and_the_webhooks_of_others(serve: Serve) -> None:
             await api.post(f"{path}/replay", {"cursor": "0.0"}, headers=bound),
         ):
             answer.problem(404, "webhook-not-found")
+
+
+async def test_a_webhook_of_a_deleted_agent(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown as ended, an agent of the same name has nothing to do with it, and others take its place."""
+    monkeypatch.setattr(registry, "MOST_WEBHOOKS", 2)
+    agent = await api.register("bot")
+    old = await created(api, agent="bot")
+    all_agents = await created(api)
+    (await api.post("/webhooks", {"url": URL})).problem(409, "too-many-webhooks")
+    assert (await api.delete(f"/agents/{agent['id']}")).status == 200
+    await api.register("bot")
+    new = await created(api, agent="bot")
+    shown = {each["id"]: (each["status"], each["ended"]) for each in (await api.get("/webhooks")).json}
+    assert shown == {old["id"]: ("active", True), all_agents["id"]: ("active", False), new["id"]: ("active", False)}
+    assert (await api.get(f"/webhooks/{old['id']}")).json["ended"]
+    (await api.post("/webhooks", {"url": URL})).problem(409, "too-many-webhooks")
 
 
 async def test_a_test_event(serve: Serve) -> None:

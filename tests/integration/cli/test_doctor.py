@@ -88,7 +88,7 @@ async def test_problems_of_the_database_are_distinguished(doctor: Terminal, sess
     async with reader(sessions) as (user, password):
         theirs = make_url(url).set(username=user, password=password).render_as_string(hide_password=False)
         forbidden, *_ = await findings(doctor, PODIUM_DATABASE_URL=theirs)
-    assert "may not write to agents, audit, conversations" in forbidden["finding"]
+    assert "may not write to agents, audit, call_counts, conversations" in forbidden["finding"]
     database = url.rpartition("/")[2]
     async with sessions() as session:
         connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})

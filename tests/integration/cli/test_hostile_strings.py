@@ -39,6 +39,7 @@ COMMANDS = (
     "rollback bot --force --reason {hostile}",
     "drain bot v2",
     "history bot",
+    "calls bot",
     "events",
     "events bot",
     "registrations",

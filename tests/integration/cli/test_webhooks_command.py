@@ -50,10 +50,13 @@ async def test_the_life_of_a_webhook(terminal: Terminal, api: Api, sessions: Ses
     assert rotated.out.startswith("whsec_")
     assert (await terminal.done("webhooks", "pause", webhook)).out == f"Webhook {webhook} is paused.\n"
     assert "paused since" in (await terminal.quick("webhooks", "show", webhook)).out
+    waits = (await terminal.quick("webhooks", "replay", webhook, "--since", "2h")).out
+    assert waits == f"Webhook {webhook} gets these events again once it is resumed: it is paused.\n"
     assert (await terminal.done("webhooks", "resume", webhook, "--cursor", "now")).out == (
         f"Webhook {webhook} is active.\n"
     )
-    assert (await terminal.quick("webhooks", "replay", webhook, "--since", "2h")).code == 0
+    again = await terminal.quick("webhooks", "replay", webhook, "--since", "2h")
+    assert (again.code, again.out) == (0, f"Webhook {webhook} gets these events again.\n")
     assert (await terminal.quick("webhooks", "replay", webhook)).code == 2
     async with sessions() as session, session.begin():
         await session.execute(text(DELIVERED))

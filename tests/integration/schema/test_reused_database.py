@@ -37,6 +37,13 @@ INSERT INTO conversations (agent_id, key_sha256, deployment_id)
 INSERT INTO audit (actor, action, subject) VALUES ('podium', 'agent.deleted', 'bot');
 INSERT INTO keys (name, scopes, secret_sha256, hint, created_by) VALUES ('k', '{read}', sha256('s'), 'h', 'podium');
 UPDATE keys SET revoked_at = now();
+INSERT INTO call_counts SELECT id, now(), 'v1', id, 3, 1, 1, 2, 0.5, 0.4 FROM agents;
+INSERT INTO webhooks (id, url, secret, cursor_xid, cursor_id, created_by)
+    SELECT id, 'https://h', sha256('s'), '3', 0, 'podium' FROM agents;
+INSERT INTO webhook_positions (webhook_id, agent_id, sequence, last_sequence) SELECT id, id, 0, 1 FROM agents;
+INSERT INTO webhook_deliveries (webhook_id, event_id, event_type, agent_id, agent_name, sequence, attempt, outcome,
+        status, detail, seconds)
+    SELECT id, id, 't', id, 'bot', 1, 1, 'accepted', 200, 'ok', 0.1 FROM agents;
 """
 TABLES = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
 SEQUENCES = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S'"

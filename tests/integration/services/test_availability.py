@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from services.errors import AgentNotFound, Busy, LostRace, Unavailable
 from services.promotion import promote as promotion
@@ -166,3 +166,12 @@ async def test_refusals_and_defects_are_not_retried(world: World) -> None:
         await world.do(lambda session: promotion.promote(session, an_id(), "v1", AMY))
     with pytest.raises(DBAPIError, match="agents_name_valid"):
         await world.do(lambda session: session.execute(text("INSERT INTO agents (name) VALUES ('No')")))
+
+
+async def test_errors_of_the_database_do_not_tell_parameters(engine: AsyncEngine) -> None:
+    """They are logged, and a parameter can be a secret."""
+    with pytest.raises(DBAPIError) as failed:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1 / 0, CAST(:secret AS text)"), {"secret": "the-secret"})
+    assert "division by zero" in str(failed.value)
+    assert "the-secret" not in str(failed.value)

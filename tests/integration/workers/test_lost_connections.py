@@ -89,7 +89,7 @@ async def test_a_worker_that_ends_by_itself_ends_the_process(
 ) -> None:
     """A process does not continue without one of its workers, so that its supervisor restarts it."""
 
-    async def ends(*_: object) -> None:
+    async def ends(*_: object, **_more: object) -> None:
         raise asyncio.CancelledError
 
     monkeypatch.setattr(runner, "run_relay", ends)

@@ -14,6 +14,7 @@ from aiohttp import web
 from yarl import URL
 
 from services.egress import EgressRules, Resolver
+from services.errors import DestinationDenied
 from services.settings import Settings
 from services.webhooks.sender import (
     BODY_MAX_BYTES,
@@ -108,8 +109,9 @@ async def test_metadata_services_are_never_dialled(host: str) -> None:
     "host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "192.168.1.1", "172.16.0.1", "[fd12::1]"]
 )
 async def test_private_addresses_need_a_setting(host: str) -> None:
-    """G102: by default receivers are public: this machine and private networks are denied."""
-    assert (await send(f"http://{host}:1/", webhook_dial_networks=())).outcome == "denied"
+    """G102: receivers are public by default, and under `/0`: this machine and private networks are denied."""
+    for networks in ((), EVERYTHING):
+        assert (await send(f"http://{host}:1/", webhook_dial_networks=networks)).outcome == "denied"
 
 
 async def test_public_addresses_are_allowed_by_default() -> None:
@@ -117,6 +119,26 @@ async def test_public_addresses_are_allowed_by_default() -> None:
     rules = EgressRules.of_webhooks(Settings())
     for address in ("8.8.8.8", "2606:4700:4700::1111"):
         rules.check_endpoint(ip_address(address), 443)
+
+
+@pytest.mark.parametrize(
+    "address", ["5f00::1", "4000::1", "100::1", "2001:10::1", "2001:20::1", "2001:db8::1", "3fff::1"]
+)
+async def test_addresses_of_ipv6_that_are_not_public(address: str) -> None:
+    """G102: those for protocols and documentation, and all that is not global unicast."""
+    for networks in ((), EVERYTHING):
+        with pytest.raises(DestinationDenied):
+            EgressRules.of_webhooks(Settings(webhook_dial_networks=networks)).check_endpoint(ip_address(address), 443)
+
+
+async def test_one_private_network_beside_public_addresses() -> None:
+    """G102: what a setting names is allowed, and no other private address, nor this machine."""
+    rules = EgressRules.of_webhooks(Settings(webhook_dial_networks=(IPv4Network("10.0.0.0/8"), *EVERYTHING)))
+    for address in ("10.1.2.3", "8.8.8.8", "2606:4700:4700::1111"):
+        rules.check_endpoint(ip_address(address), 443)
+    for address in ("127.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "::1", "fd12::1"):
+        with pytest.raises(DestinationDenied):
+            rules.check_endpoint(ip_address(address), 443)
 
 
 async def test_hosts_and_ports_can_be_limited(pod: Pod) -> None:
@@ -138,7 +160,7 @@ async def test_a_name_that_changes_its_address(pod: Pod, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Resolver, "resolve", rebinding)
     url = f"http://rebind.example:{URL(pod.url).port}/"
-    outcomes = [(await send(url, webhook_dial_networks=EVERYTHING)).outcome for _ in range(3)]
+    outcomes = [(await send(url, webhook_dial_networks=(*EVERYTHING, *LOCAL))).outcome for _ in range(3)]
     assert outcomes == ["accepted", "denied", "accepted"]
     assert len(pod.seen) == 2
 
@@ -146,7 +168,8 @@ async def test_a_name_that_changes_its_address(pod: Pod, monkeypatch: pytest.Mon
 async def test_podiums_own_servers_are_never_dialled(settings: Settings) -> None:
     """G102: neither PostgreSQL and RabbitMQ nor what the caller names, such as the API."""
     database = URL(settings.database_url.get_secret_value())
-    open_settings = settings.model_copy(update={"webhook_dial_networks": EVERYTHING, "webhook_timeout": SOON})
+    changes = {"webhook_dial_networks": (*EVERYTHING, *LOCAL), "webhook_timeout": SOON}
+    open_settings = settings.model_copy(update=changes)
     async with open_webhook_sender(open_settings, ("127.0.0.1", 9)) as sender:
         for host, port in ((database.host, database.port), ("127.0.0.1", 9)):
             attempt = await sender.send(Delivery(f"http://{host}:{port}/", "id", b"{}", (b"s" * 32,)))

@@ -22,7 +22,7 @@ from services.retention.tasks import RetentionTask, sweep
 from services.settings import Settings
 from services.storage.database import Sessions, in_transaction
 from services.storage.models import Webhook
-from services.webhooks import deliveries, registry
+from services.webhooks import deliveries, positions, registry
 from services.webhooks.positions import hand_out, webhook_states
 from services.webhooks.sender import Attempt
 from services.webhooks.signing import shown
@@ -406,6 +406,7 @@ async def test_a_result_under_an_old_claim_changes_nothing(sessions: Sessions, e
         for old, current in ((first, True), (second, False)):
             if not current:
                 await replay(sessions, webhook.id, (0, 0))
+                await hand_out(connection)
             stored = [
                 (
                     await in_transaction(sessions, partial(deliveries.settle_accepted, claimed=old, attempt=accepted))
@@ -462,3 +463,110 @@ async def test_how_long_events_wait_is_told_by_the_clock_that_dated_them(session
         await session.commit()
     unread, waiting = await waits()
     assert (unread, waiting) == (None, pytest.approx(timedelta(hours=1), abs=timedelta(minutes=1)))
+
+
+async def test_a_replay_of_more_events_than_one_page(
+    sessions: Sessions, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G100: an agent's events among others', some of which wait: they come once and in order from the start on."""
+    monkeypatch.setattr(positions, "PAGE_EVENTS", 5)
+    webhook = await a_webhook(sessions, "https://receiver.example/")
+    await happen(sessions, "bot", "v1")
+    start = await now(sessions)
+    for version in ("v2", "v3", "v4"):
+        await happen(sessions, "other", version)
+        await happen(sessions, "bot", version)
+    accepted, ok = [], Attempt("accepted", "", 0.1, 200)
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+
+        async def deliver(most: int) -> None:
+            for _ in range(most):
+                for one in await deliveries.claim(
+                    connection, {webhook.id: 4}, total=4, retries=False, lease=timedelta(hours=1)
+                ):
+                    await in_transaction(sessions, partial(deliveries.settle_accepted, claimed=one, attempt=ok))
+                    if one.agent_name == "bot":
+                        accepted.append(one.sequence)
+
+        while (await hand_out(connection)).has_more:
+            pass
+        await deliver(2)  # 3 to 10 wait
+        await replay(sessions, webhook.id, start)
+        while (await hand_out(connection)).has_more:
+            await deliver(20)
+        await deliver(20)
+        assert accepted == list(range(1, 11))
+        while (await hand_out(connection)).has_more:
+            pass
+        accepted.clear()
+        await replay(sessions, webhook.id, (0, 0))
+        await hand_out(connection)
+        await deliver(3)  # 4 waits
+        await replay(sessions, webhook.id, start)
+        while (await hand_out(connection)).has_more:
+            await deliver(20)
+        await deliver(20)
+    assert accepted == list(range(1, 11))
+    assert await rows(sessions, "SELECT 1 FROM webhook_positions") == []
+
+
+async def test_the_start_of_a_replay_by_time(sessions: Sessions, engine: AsyncEngine) -> None:
+    """The first event of that time or later, also if an older one of an overlapping transaction is behind it."""
+    await a_webhook(sessions, "https://receiver.example/")
+    await happen(sessions, "bot", "v1", "v2", "v3")
+    # The fourth and the fifth are as of transactions that overlap.
+    times = [datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 10, 20, 32, 31, 40, 50, 55)]
+    change = "UPDATE outbox SET created_at = :at WHERE sequence = :sequence"
+    async with engine.begin() as connection:
+        for sequence, at in enumerate(times, 1):
+            await connection.execute(text(change), {"at": at, "sequence": sequence})
+    stored = await rows(sessions, "SELECT xid::text::bigint AS xid, id, sequence FROM outbox ORDER BY xid, id")
+    before = {row.sequence: (row.xid, row.id - 1) for row in stored}
+    for asked, first in ((1, 1), (2, 2), (4, 4), (5, 4), (6, 6)):
+        assert await in_transaction(sessions, partial(positions.cursor_at, since=times[asked - 1])) == before[first]
+    late = times[-1] + timedelta(seconds=1)
+    assert await in_transaction(sessions, partial(positions.cursor_at, since=late)) is None
+
+
+async def test_a_time_is_searched_from_the_newest_event(sessions: Sessions, engine: AsyncEngine) -> None:
+    """A replay of the last minutes reads no older events than those of a margin."""
+    await happen(sessions, "bot", "v1")
+    copy = """
+    INSERT INTO outbox (event_id, type, agent_id, agent_name, subject, sequence, generation, payload, xid, created_at)
+    SELECT gen_random_uuid(), type, agent_id, agent_name, subject, n + 10, generation, payload, xid,
+        created_at - interval '1 day'
+    FROM outbox, generate_series(1, 3000) AS n WHERE sequence = 1"""
+    async with engine.begin() as connection:
+        await connection.execute(text(copy))
+        await connection.execute(text("DELETE FROM outbox WHERE sequence <= 10"))
+        await connection.execute(text("UPDATE outbox SET created_at = now() WHERE id = (SELECT max(id) FROM outbox)"))
+        await connection.execute(text("SET LOCAL enable_seqscan = off"))
+        parameters = {"since": datetime.now(UTC) - timedelta(hours=1), "margin": positions.OVERLAP}
+        plan = await connection.execute(text(f"EXPLAIN ANALYZE {positions._AT}"), parameters)
+        said = "\n".join(plan.scalars())
+    removed = [int(line.rpartition(":")[2]) for line in said.splitlines() if "Rows Removed by Filter" in line]
+    assert sum(removed) < 10, said
+
+
+async def test_what_waits_is_counted_up_to_a_limit(sessions: Sessions, engine: AsyncEngine) -> None:
+    """Metrics, lists and the doctor read a bounded number of agents; what was removed before is nobody's age."""
+    webhook = await a_webhook(sessions, "https://receiver.example/")
+    await happen(sessions, "bot", "v1", "v2")
+    fill = """
+    INSERT INTO webhook_positions (webhook_id, agent_id, sequence, last_sequence)
+    SELECT :id, gen_random_uuid(), 0, 1 FROM generate_series(1, 1100)"""
+    mine = """
+    INSERT INTO webhook_positions (webhook_id, agent_id, sequence, last_sequence, due_at)
+    SELECT :id, agent_id, 0, 2, now() - interval '1 hour' FROM outbox WHERE sequence = 1"""
+    async with engine.begin() as connection:
+        await connection.execute(text(fill), {"id": webhook.id})
+        await connection.execute(text(mine), {"id": webhook.id})
+    view = await in_transaction(sessions, partial(registry.get_webhook, webhook_id=webhook.id, identity=EVERYBODY))
+    (first, *_) = await rows(sessions, "SELECT created_at FROM outbox ORDER BY id")
+    assert (view.lag.waiting_agents, view.lag.waiting_since) == (1000, first.created_at)
+    async with engine.begin() as connection:
+        (state,) = await positions.webhook_states(connection)
+        assert state.waiting_for is not None
+        await connection.execute(text("DELETE FROM outbox WHERE sequence <= 2"))
+        (state,) = await positions.webhook_states(connection)
+        assert state.waiting_for is None
