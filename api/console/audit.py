@@ -26,6 +26,14 @@ ACTIONS = {
     "deployment.deleted": "Version deleted",
     "parked.retried": "Parked message sent again",
     "parked.dropped": "Parked message dropped",
+    "webhook.created": "Webhook created",
+    "webhook.deleted": "Webhook deleted",
+    "webhook.rotated": "Webhook secret rotated",
+    "webhook.paused": "Webhook paused",
+    "webhook.resumed": "Webhook resumed",
+    "webhook.replayed": "Webhook replayed",
+    "webhook.tested": "Webhook tested",
+    "webhook.disabled": "Webhook disabled",
 }
 Text = Annotated[str, QueryParameter(max_length=300)]
 

@@ -24,6 +24,9 @@ from services.storage.database import in_transaction
 
 # A reader waits for both cards together.
 SECONDS = 3.0
+# Comparing larger cards would keep other requests waiting.
+COMPARED_MAX_BYTES = 64 * 1024
+DIFFERENCES_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ async def show_cards(agent_id: FromPath[str], version_id: FromPath[str], page: O
         deployment_id=key,
         production=production,
         version=version,
-        differences=found,
+        differences=found[:DIFFERENCES_MAX],
+        more=max(0, len(found) - DIFFERENCES_MAX),
     )
 
 
@@ -83,6 +87,8 @@ async def _card(page: Page, key: RouteKey) -> Card:
     try:
         route = await gateway.routes.find(key)
         content, _ = await fetch_document(page.request, gateway, route, CARD_PATH, CARD_MAX_BYTES)
+        if len(content) > COMPARED_MAX_BYTES:
+            return Card(unknown=f"Its card is too large to compare: more than {COMPARED_MAX_BYTES // 1024} KiB.")
         found = from_json(content, allow_inf_nan=False)
     except DocumentMissing:
         return Card()

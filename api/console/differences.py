@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from api.console.words import facts
+from api.console.words import facts, is_path
 from services.domain.state import DeploymentState
 
 _FIELDS = {
@@ -65,8 +65,9 @@ def _named(values: dict[str, Any]) -> dict[str, Any]:
             if isinstance(value, list)
             else []
         )
-        if named and len(named) == len(value) and all(isinstance(name, str) for name in named):
-            found |= {f"{path}: {name}": each for name, each in zip(named, value, strict=True)}
+        names = [name for name in named if isinstance(name, str)]
+        if names and len(names) == len(value) and is_path(path, names):
+            found |= {f"{path}: {name}": each for name, each in zip(names, value, strict=True)}
         else:
             found[path] = value
     return found

@@ -21,13 +21,15 @@ from api.http.parameters import agent_uuid
 from api.http.request_body import while_connected
 from api.resources import Resources
 from services.domain.identity import Identity
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, Unavailable
 from services.events.log import Position, cursor_of, origin, parse_cursor, read_events
 from services.storage.database import in_transaction
 
 # However many changes there are, a page reads itself again at most this often.
 PAUSE_SECONDS = 1.0
 RECONNECT_MILLISECONDS = 2000
+# So many pages of events are searched for one that a visitor sees; then their page reads itself again all the same.
+SEARCHED_PAGES = 10
 
 
 @dataclass(slots=True)
@@ -50,16 +52,20 @@ class _Followed:
     position: Position
 
     async def moved(self) -> bool:
-        """Whether there are events after the position of agents that the visitor sees; it then moves past them."""
+        """Whether there are events after the position of agents that the visitor sees; it then moves past them.
+
+        Also if nobody knows: events were removed by retention, or there are too many to search.
+        """
         target = self.topic.position
         everything = self.identity.agents is None or self.agent_id is not None
-        moved = False
+        moved, pages = False, 0
         while self.position < target and not moved:
             step = self.topic.after(self.position, PAGE)
-            if step is None and everything:
+            if step is None and not everything and pages < SEARCHED_PAGES:
+                step, pages = await self._read(), pages + 1
+            if step is None:
                 moved = True
                 break
-            step = step or await self._read()
             moved = any(everything or self.identity.sees(each.agent_name) for each in step.frames)
             if step.reached <= self.position:
                 break
@@ -67,12 +73,14 @@ class _Followed:
         self.position = max(self.position, target)
         return moved
 
-    async def _read(self) -> Step:
-        """Events that are no longer in the topic."""
+    async def _read(self) -> Step | None:
+        """Events that are no longer in the topic; None if retention has removed some of them."""
         position = self.position
         found = await in_transaction(
             self.resources.reads, lambda session: read_events(session, self.agent_id, position, PAGE)
         )
+        if found.removed > position:
+            return None
         return Step([frame(row, self.agent_id) for row in found.rows], found.reached)
 
 
@@ -87,7 +95,7 @@ class LiveStream:
     now: Position
     identity: Identity
     identify: Callable[[], Awaitable[Identity | None]]
-    """The visitor anew: the stream of a key that is revoked ends with the next heartbeat."""
+    """The visitor anew: the stream of a key that is revoked ends within the heartbeat interval."""
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send a word per change until the browser leaves or the process stops."""
@@ -134,8 +142,12 @@ class LiveStream:
             await _write(send, f"retry: {RECONNECT_MILLISECONDS}\nid: {source.cursor()}\n\n")
             loop = asyncio.get_running_loop()
             interval = self.resources.settings.sse_heartbeat.total_seconds()
-            due = loop.time() + interval
+            due = check_at = loop.time() + interval
             while not self.resources.events.ended:
+                if loop.time() >= check_at:
+                    if await self._is_gone():
+                        break
+                    check_at = loop.time() + interval
                 waited = source.waited()
                 if await source.moved():
                     await _write(send, _change(source.cursor()))
@@ -143,14 +155,19 @@ class LiveStream:
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
                 if loop.time() >= due:
-                    if await self.identify() is None:
-                        break
                     await _write(send, _change(source.cursor()) if have_calls_changed() else ": heartbeat\n\n")
                     due = loop.time() + interval
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(due):
+                    async with asyncio.timeout_at(min(due, check_at)):
                         await waited.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _is_gone(self) -> bool:
+        """Whether the visitor's key or token is not valid any more. While keys cannot be read, it still is."""
+        try:
+            return await self.identify() is None
+        except Unavailable:
+            return False
 
 
 def _change(cursor: str) -> str:

@@ -1,6 +1,7 @@
 """Signing in with a key or at an issuer, and out."""
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from litestar import Response, get, post
 from litestar.datastructures import Cookie
@@ -12,11 +13,12 @@ from api.auth.oidc.code_flow import Begun, SignInRefused
 from api.console.page import HOME, SIGN_IN, OnPage, Page, comes_from_elsewhere, go, lead_on
 from api.console.sessions import CALLBACK
 from api.console.visitors import proof_of, prove
+from api.http.parameters import AnyRequest
 from services.domain.identity import EVERYBODY
 from services.errors import PodiumError
 
-# Browsers keep cookies of 4096 bytes; signing and writing one makes it longer by a third.
-LONGEST_PROOF = 2500
+# Browsers keep cookies of 4096 bytes, with their names and attributes.
+COOKIE_MAX = 3900
 
 
 @get(SIGN_IN, include_in_schema=False)
@@ -34,9 +36,7 @@ async def sign_in(any_page: OnPage) -> Any:  # noqa: ANN401 - as above
     """Open a session with a key. The cookie does not contain it."""
     form = await any_page.form()
     target = _own(form.get("next"))
-    client = any_page.request.client
-    address = client.host if client else ""
-    proof = await prove(any_page.resources, form.get("key", "").strip(), address)
+    proof = await prove(any_page.resources, form.get("key", "").strip(), _address(any_page.request))
     if proof is None:
         return _refused(any_page, target)
     answer = go(target)
@@ -48,10 +48,16 @@ async def sign_in(any_page: OnPage) -> Any:  # noqa: ANN401 - as above
 async def begin_at_issuer(
     number: FromPath[int], any_page: OnPage, next_page: Annotated[str | None, QueryParameter(name="next")] = None
 ) -> Any:  # noqa: ANN401 - the way to the issuer, or a page
-    """Send the browser to an issuer; a cookie remembers the sign-in that it has begun."""
+    """Send the browser to an issuer; a cookie remembers the sign-in that it has begun.
+
+    Only the console's own page begins one: it ends with another session, so no link of another site may.
+    """
     target, flow, request = _own(next_page), any_page.resources.sign_ins, any_page.request
     if not 0 <= number < len(flow.issuers):
         raise NotFoundException
+    if comes_from_elsewhere(request):
+        return go(f"{SIGN_IN}?next={quote(target, safe='')}")
+    any_page.resources.callers.failures.check(_address(request))
     sessions = any_page.sessions
     try:
         address, begun = await flow.begin(flow.issuers[number], f"{sessions.base_url(request)}{CALLBACK}")
@@ -70,22 +76,27 @@ async def return_from_issuer(any_page: OnPage) -> Template:
     requests that began on the console's own pages, and this one began at the issuer.
     """
     sessions, request = any_page.sessions, any_page.request
-    target = HOME
+    failures, address = any_page.resources.callers.failures, _address(request)
+    failures.check(address)
+    target, begun = HOME, None
     try:
         begun, next_page = sessions.remembered(request)
         target = _own(next_page)
         if begun.redirect_uri != f"{sessions.base_url(request)}{CALLBACK}":
             raise SignInRefused("This sign-in was begun at another address of the console: begin again.")
-        cookie = sessions.cookie(sessions.new(await _signed_in(any_page, begun)), request)
+        cookie = await _signed_in(any_page, begun)
     except PodiumError as error:
+        # Without a sign-in that was begun nothing was asked of the issuer, and any page can have a browser come here.
+        if begun is not None and isinstance(error, SignInRefused):
+            failures.record(address)
         return _not_signed_in(any_page, error, target)
     page = any_page.show("on.html", title="You are signed in", target=target)
     page.cookies = [cookie, sessions.forget(request)]
     return page
 
 
-async def _signed_in(page: Page, begun: Begun) -> str:
-    """The proof of whom the issuer has signed in. Raises `SignInRefused`, `IssuerUnavailable`."""
+async def _signed_in(page: Page, begun: Begun) -> Cookie:
+    """The session of whom the issuer has signed in. Raises `SignInRefused`, `IssuerUnavailable`."""
     flow = page.resources.sign_ins
     claims = await flow.finish(begun, dict(page.request.query_params.items()))
     config = flow.config(begun.issuer)
@@ -95,10 +106,10 @@ async def _signed_in(page: Page, begun: Begun) -> str:
         raise SignInRefused(
             f"{config.name} knows you, but nothing here is open to you: ask whoever runs this Podium for a grant."
         )
-    proof = proof_of(config, claims)
-    if len(proof) > LONGEST_PROOF:
+    cookie = page.sessions.cookie(page.sessions.new(proof_of(config, claims)), page.request)
+    if len(cookie.value or "") > COOKIE_MAX:
         raise SignInRefused(f"{config.name} says more about you than a cookie can hold.")
-    return proof
+    return cookie
 
 
 def _not_signed_in(page: Page, error: PodiumError, target: str) -> Template:
@@ -126,6 +137,11 @@ def _refused(page: OnPage, target: str) -> Template:
 def _form(page: Page, target: str, status: int = 200, failure: str | None = None) -> Template:
     issuers = [config.name for config in page.resources.sign_ins.issuers]
     return page.show("sign_in.html", status=status, next=target, failure=failure, issuers=issuers)
+
+
+def _address(request: AnyRequest) -> str:
+    """Whose failures are counted."""
+    return request.client.host if request.client else ""
 
 
 def _own(path: str | None) -> str:

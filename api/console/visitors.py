@@ -14,6 +14,7 @@ from pydantic_core import from_json, to_json
 
 from api.auth.authenticator import is_stored_key
 from api.auth.oidc.grants import Claims, IssuerConfig
+from api.console.sessions import MAX_AGE_SECONDS
 from api.resources import Resources
 from services.api_keys import same_secret
 from services.domain.identity import API_KEY_HOLDER, EVERYBODY, Identity
@@ -55,7 +56,9 @@ def proof_of(config: IssuerConfig, claims: Claims) -> str:
 
     Not a secret: the session's cookie is signed.
     """
-    content = {"iss": config.url, "exp": claims["exp"], "claims": config.granting(claims)}
+    # Some issuers write milliseconds; no session lasts longer than its cookie.
+    ends = min(time() + MAX_AGE_SECONDS, claims["exp"])
+    content = {"iss": config.url, "exp": ends, "claims": config.granting(claims)}
     return f"{_SIGNED_IN}{to_json(content).decode()}"
 
 

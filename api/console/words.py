@@ -1,12 +1,15 @@
 """How values are written on pages: times with their zone, short ids, and links that are safe to follow."""
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 COLOURS = 8
+# A longer path would repeat long names once for each value below them.
+PATH_MAX = 200
 NONE = "\N{EN DASH}"
 _STEPS = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (86_400 * 60, "d", 86_400))
 
@@ -102,16 +105,21 @@ def path_part(text: object) -> str:
 
 
 def facts(metadata: dict[str, Any] | None) -> dict[str, Any]:
-    """The values in metadata by their path: `git.author`. Lists stay whole."""
+    """The values in metadata by their path: `git.author`. Lists stay whole, and so do objects with too long paths."""
     found: dict[str, Any] = {}
     waiting: list[tuple[str, Any]] = [("", metadata or {})]
     while waiting:
         path, value = waiting.pop()
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and (not path or is_path(path, value)):
             waiting += [(f"{path}.{name}" if path else str(name), each) for name, each in value.items()]
         elif path:
             found[path] = value
     return dict(sorted(found.items()))
+
+
+def is_path(path: str, names: Iterable[str]) -> bool:
+    """Whether each of these names can be added to the path, and it is still short."""
+    return len(path) + 2 + max(map(len, names)) <= PATH_MAX
 
 
 def fact(metadata: dict[str, Any] | None, *names: str) -> str | None:

@@ -14,7 +14,7 @@ from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.headers import TRACEPARENT
 from api.gateway.protocols import protocol_of
 from api.gateway.spans import CallSpans
-from services.agents.metrics import AgentCalls, CallsOfAgent, LabelledAgents
+from services.agents.metrics import AGENT_ERROR, AgentCalls, CallsOfAgent, LabelledAgents
 from services.calls.counts import CallCounts
 from services.errors import CannotServe, PodiumError
 from services.routing.routes import Route, RouteKey
@@ -43,6 +43,7 @@ _LOG_LINES = {
 }
 # The agent's answer says how the call ended; a caller that has left is nobody's failure.
 _ANSWERS = frozenset({ANSWERED, LEFT})
+_OF_THE_AGENT = frozenset({AGENT_ERROR, BROKEN})
 _REFUSED = {"event": "A call was not forwarded.", "action": "rpc.refused"}
 
 log = structlog.get_logger(__name__)
@@ -156,7 +157,17 @@ class CallRecord:
         if self.agent is None and isinstance(error, CannotServe) and error.agent_name is not None:
             agent = self.metrics.agents.of(error.agent_name)
             if agent is not None:
-                agent.ended(self.outcome, status, None)
+                agent.ended(self.failure, None)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the call has failed; None if it has not. A caller that leaves, or asks for too much, is no failure."""
+        if self.refusal is not None:
+            # The status that the caller gets can be 200, in the error style `jsonrpc`.
+            return self.refusal.reason if self.refusal.status >= SERVER_ERRORS else None
+        if self.outcome == ANSWERED:
+            return AGENT_ERROR if self.status is not None and self.status >= SERVER_ERRORS else None
+        return None if self.outcome == LEFT else self.outcome
 
     def end(self) -> None:
         """Count the call and write its log line."""
@@ -167,7 +178,7 @@ class CallRecord:
         metrics.from_agents.inc(self.response_bytes)
         if self.agent is not None:
             self.agent.in_flight.dec()
-            self.agent.ended(self.outcome, self.status, self.first_byte_seconds)
+            self.agent.ended(self.failure, self.first_byte_seconds)
         if self.spans is not None:
             self.spans.end(self, None if self.outcome in _ANSWERS else self.outcome)
         level = logging.WARNING if self.outcome == BROKEN else logging.INFO
@@ -182,14 +193,12 @@ class CallRecord:
             agent_id, deployment_id = self.refusal.agent_id, self.refusal.deployment_id
         else:
             return
-        refused = self.refusal is not None and self.refusal.status >= SERVER_ERRORS
-        answered = self.first_byte_seconds is not None
-        failed = self.outcome == BROKEN or (answered and self.status is not None and self.status >= SERVER_ERRORS)
+        failure = self.failure
         self.counts.record(
             agent_id,
             deployment_id,
-            agent_failed=failed and not refused,
-            gateway_failed=refused or self.outcome == DEFECT,
+            agent_failed=failure in _OF_THE_AGENT,
+            gateway_failed=failure is not None and failure not in _OF_THE_AGENT,
             answer_seconds=self.first_byte_seconds,
         )
 

@@ -22,11 +22,8 @@ from services.domain.state import AgentSnapshot, LedgerRow
 OTHER = "_other"
 # An agent answers within milliseconds or within minutes: few buckets, since there are as many series for each agent.
 BUCKETS_SECONDS = (0.01, 0.1, 1, 10, 60)
-# Outcomes of calls for which neither the agent nor Podium is to blame.
-_NO_FAILURES = frozenset({"answered", "caller-left"})
 AGENT_ERROR = "agent-error"
 """The reason of an answer with a status of 500 or more."""
-_SERVER_ERROR = 500
 # The agent of an announcement with another outcome may not exist.
 _APPLIED = (Registered, Shadowed, Departed)
 # How often deleted agents are looked for, at most.
@@ -119,15 +116,13 @@ class CallsOfAgent:
     first_byte: Histogram
     count_failure: Callable[[str], None]
 
-    def ended(self, outcome: str, status: int | None, first_byte_seconds: float | None) -> None:
-        """Count a call that has ended."""
+    def ended(self, failure: str | None, first_byte_seconds: float | None) -> None:
+        """Count a call that has ended; `failure` is why it failed, None if it did not."""
         self.calls.inc()
         if first_byte_seconds is not None:
             self.first_byte.observe(first_byte_seconds)
-        if outcome not in _NO_FAILURES:
-            self.count_failure(outcome)
-        elif outcome == "answered" and status is not None and status >= _SERVER_ERROR:
-            self.count_failure(AGENT_ERROR)
+        if failure is not None:
+            self.count_failure(failure)
 
 
 class AgentCalls:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.gateway.protocols import A2A_VERSIONS, MCP_METHODS, NAMES_MAX, BoundedNames, protocol_of
-from services.agents.metrics import OTHER, AgentCalls, AgentChanges, LabelledAgents
+from services.agents.metrics import AGENT_ERROR, OTHER, AgentCalls, AgentChanges, LabelledAgents
 from services.domain.announcement import Outcome, Registered, Rejected
 from services.domain.state import AgentSnapshot
 from services.errors import Malformed
@@ -19,7 +19,7 @@ REASONS = (
     "first-byte-timeout",
     "deployment-unavailable",
     "broken",
-    "too-many-calls",
+    "request-buffer-full",
 )
 
 
@@ -40,13 +40,13 @@ class Metrics:
         self.calls = AgentCalls(self.agents)
         self.changes = AgentChanges(self.agents)
 
-    def call(self, name: str, outcome: str = "answered", status: int = 200) -> None:
+    def call(self, name: str, failure: str | None = None) -> None:
         """A call of this agent."""
         agent = self.calls.of(name)
         assert agent is not None
         agent.in_flight.inc()
         agent.in_flight.dec()
-        agent.ended(outcome, status, 0.05)
+        agent.ended(failure, 0.05)
 
     def scrape(self) -> bytes:
         """What Prometheus gets."""
@@ -70,8 +70,8 @@ def test_ten_thousand_agents_have_a_bounded_number_of_series() -> None:
     metrics = Metrics()
     for number in range(10_000):
         name = f"agent-{number}"
-        for outcome in ("answered", "caller-left", *REASONS):
-            metrics.call(name, outcome)
+        for failure in (None, AGENT_ERROR, *REASONS):
+            metrics.call(name, failure)
         metrics.changes.registered([Decision(Registered(), in_production(agent=an_agent(name=name)))])
     samples = metrics.samples()
     assert metrics.labels() == {OTHER, *(f"agent-{number}" for number in range(200))}
@@ -92,7 +92,7 @@ def test_the_series_of_a_deleted_agent_go_away() -> None:
     metrics.agents.forget(["old", "never-seen"])
     assert metrics.labels() == {OTHER}
     metrics.call("new")
-    in_flight.ended("broken", None, None)
+    in_flight.ended("broken", None)
     assert metrics.labels() == {"new", OTHER}
     assert metrics.samples()["podium_agent_failures_total", OTHER, "broken"] == 2
 
@@ -131,12 +131,12 @@ def test_at_zero_there_are_no_metrics_of_agents() -> None:
 
 
 def test_failures_are_counted_by_reason() -> None:
-    """An answer with a status of 500 is a failure of the agent; a caller that leaves is none."""
+    """And calls that have not failed by none."""
     metrics = Metrics()
     metrics.call("bot")
-    metrics.call("bot", "caller-left")
-    metrics.call("bot", status=503)
-    metrics.call("bot", "connect-timeout", status=504)
+    metrics.call("bot")
+    metrics.call("bot", AGENT_ERROR)
+    metrics.call("bot", "connect-timeout")
     samples = metrics.samples()
     failures = {key[2]: value for key, value in samples.items() if key[0] == "podium_agent_failures_total"}
     assert failures == {"agent-error": 1, "connect-timeout": 1}

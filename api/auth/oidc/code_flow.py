@@ -4,12 +4,13 @@ https://openid.net/specs/openid-connect-core-1_0.html#CodeFlowAuth, https://www.
 https://www.rfc-editor.org/rfc/rfc9207
 """
 
+import asyncio
 import os
 import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from time import monotonic
 from typing import Any
@@ -21,7 +22,7 @@ from joserfc.errors import JoseError
 
 from api.auth.oidc.grants import Claims, IssuerConfig
 from api.auth.oidc.issuer_documents import FAILURES, discovery, document, endpoint, session_with
-from api.auth.oidc.issuer_keys import IssuerUnavailable
+from api.auth.oidc.issuer_keys import RETRY_SECONDS, IssuerUnavailable
 from api.auth.oidc.tokens import Tokens
 from services.api_keys import same_secret
 from services.errors import PodiumError
@@ -51,13 +52,23 @@ class Begun:
     redirect_uri: str
 
 
+@dataclass(slots=True)
+class _Discovery:
+    """What is known of one issuer's discovery document."""
+
+    content: dict[str, Any] = field(default_factory=dict)
+    read_at: float = -FRESH_SECONDS
+    failed_at: float = -RETRY_SECONDS
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class CodeFlow:
     """Signs people in at the issuers of the file that have a `console_client_id`, for one process."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
         self.issuers = [config for config in tokens.configs if config.console_client_id is not None]
-        self._discovered: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._discovered = {config.url: _Discovery() for config in self.issuers}
 
     def config(self, url: str) -> IssuerConfig | None:
         """The issuer with this URL, if people may still sign in there."""
@@ -148,12 +159,24 @@ class CodeFlow:
         return await session.post(url, data=form, headers=headers, allow_redirects=False)
 
     async def _discovery(self, config: IssuerConfig) -> dict[str, Any]:
-        read_at, found = self._discovered.get(config.url, (0.0, {}))
-        if not found or monotonic() - read_at > FRESH_SECONDS:
-            async with session_with(config) as session:
-                found = await discovery(session, config)
-            self._discovered[config.url] = monotonic(), found
-        return found
+        """The issuer's discovery document. Anybody can ask for it, so after a failure it is not read again at once.
+
+        Raises `IssuerUnavailable`.
+        """
+        known, asked_at = self._discovered[config.url], monotonic()
+        async with known.reading:
+            if known.content and asked_at - known.read_at <= FRESH_SECONDS:
+                return known.content
+            if known.failed_at > asked_at - RETRY_SECONDS:
+                raise IssuerUnavailable(_says_nothing(config))
+            try:
+                async with session_with(config) as session:
+                    known.content = await discovery(session, config)
+            except FAILURES as error:
+                known.failed_at = monotonic()
+                raise _away(config, error) from error
+            known.read_at = monotonic()
+            return known.content
 
 
 def _check(claims: Claims, config: IssuerConfig, begun: Begun) -> None:
@@ -172,4 +195,8 @@ def _known(error: str) -> str:
 
 def _away(config: IssuerConfig, error: Exception) -> PodiumError:
     log.warning("An issuer could not be asked.", action="oidc.issuer_away", issuer=config.url, cause=repr(error)[:200])
-    return IssuerUnavailable(f"{config.name} does not answer now: try again in a moment.")
+    return IssuerUnavailable(_says_nothing(config))
+
+
+def _says_nothing(config: IssuerConfig) -> str:
+    return f"{config.name} does not answer now: try again in a moment."

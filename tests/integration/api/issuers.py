@@ -28,6 +28,7 @@ class Issuer:
     published: list[Any] = field(default_factory=list)
     """Further keys, as they are published."""
     fetches: int = 0
+    discoveries: int = 0
     away: bool = False
     client_id: str = "the-console"
     client_secret: str | None = None
@@ -75,6 +76,7 @@ async def running_issuer(host: str = "127.0.0.1") -> AsyncIterator[Issuer]:
     issuer = Issuer(keys=[_rsa_key()])
 
     async def discovery(_: web.Request) -> web.Response:
+        issuer.discoveries += 1
         if issuer.away:
             return web.Response(status=503)
         return web.json_response(

@@ -1,10 +1,12 @@
 """The console over the real API and a real database, without a browser."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from html import unescape
+from itertools import count
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,6 +17,7 @@ from pydantic_core import to_json
 
 from api.app import make_server
 from api.console import cards as cards_page
+from api.console import live
 from api.http.access import rules_of
 from services.cancellation import background_task
 from services.settings import Settings
@@ -22,6 +25,7 @@ from services.storage.database import Sessions
 from tests.integration.api.client import Answer, Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import Pod, raw_pod, running_pod
+from tests.integration.api.test_events_removed import remove
 from tests.support.factories import a_body
 from tests.support.waiting import eventually
 
@@ -374,6 +378,75 @@ async def test_a_bound_key_hears_of_its_own_agents_only(serve: Serve, pod: Pod) 
         await hears("agents", b"event: change")
 
 
+async def a_reader(api: Api) -> tuple[Visitor, str]:
+    """A visitor with a key that is for the agents `mi*` alone, and the id of the key."""
+    new = {"name": "reader", "scopes": ["read"], "agents": ["mi*"]}
+    issued = (await api.post("/keys", new, headers={"x-api-key": KEY})).json
+    visitor = Visitor(api)
+    await visitor.sign_in(issued["secret"])
+    return visitor, issued["id"]
+
+
+async def registers(api: Api, name: str, version: str) -> None:
+    """A version of an agent appears."""
+    body = a_body(name, deployment_id=f"{name}-{version}", acp_url="http://10.0.0.1:1")
+    assert (await api.post("/agents/register", body, headers={"x-api-key": KEY})).status == 200
+
+
+async def test_a_busy_stream_ends_with_its_key(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G107: also if there is a change in every heartbeat interval."""
+    monkeypatch.setattr(live, "PAUSE_SECONDS", 0.01)
+    api = await serve(api_key=SecretStr(KEY), sse_heartbeat=timedelta(seconds=1))
+    visitor, key_id = await a_reader(api)
+    heard = bytearray()
+    versions = count()
+    async with api.session.get(f"{api.url}/console/live?since=0.0", headers={"cookie": visitor.cookie}) as stream:
+        assert (await api.delete(f"/keys/{key_id}", headers={"x-api-key": KEY})).status == 200
+
+        async def has_ended() -> bool:
+            await registers(api, "mine", f"v{next(versions)}")
+            while not stream.content.at_eof():
+                try:
+                    async with asyncio.timeout(0.1):
+                        heard.extend(await stream.content.readany())
+                except TimeoutError:
+                    return False
+            return True
+
+        await eventually(has_ended, "the stream of a revoked key ends", seconds=8)
+    assert b"event: change" in heard
+    assert b"heartbeat" not in heard
+
+
+async def test_a_bound_visitor_hears_if_nobody_knows(
+    serve: Serve, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G107: after more events of others than are searched, and after retention has removed some: read again."""
+    api = await serve(api_key=SecretStr(KEY), sse_heartbeat=timedelta(seconds=0.1))
+    visitor, _ = await a_reader(api)
+    await registers(api, "other", "v1")
+    await registers(api, "other", "v2")
+
+    async def hears(wanted: bytes) -> None:
+        heard = bytearray()
+        async with api.session.get(f"{api.url}/console/live?since=0.0", headers={"cookie": visitor.cookie}) as stream:
+
+            async def has_heard() -> bool:
+                heard.extend(await stream.content.readany())
+                return wanted in heard
+
+            await eventually(has_heard, f"the stream has {wanted!r}", seconds=5)
+        assert (b"event: change" in heard) == (wanted == b"event: change")
+
+    await hears(b"heartbeat")
+    monkeypatch.setattr(live, "PAGE", 1)
+    monkeypatch.setattr(live, "SEARCHED_PAGES", 2)
+    await hears(b"event: change")
+    monkeypatch.undo()
+    assert await remove(sessions, published_up_to=1) == 1
+    await hears(b"event: change")
+
+
 async def test_cards_are_compared_when_a_page_asks(api: Api) -> None:
     """G83: skill by skill, by the gateway's rules and within three seconds; what cannot be known is called unknown."""
     cards: dict[str, Any] = {}
@@ -403,6 +476,11 @@ async def test_cards_are_compared_when_a_page_asks(api: Api) -> None:
         assert "skills: <b>sell</b>" in text
         assert "skills: greet" not in text
         assert "http://b" not in text
+        cards["localhost"] = a_card("http://b", *map(str, range(300)))
+        assert (await shown()).count('<tr><th scope="row"') == cards_page.DIFFERENCES_MAX
+        assert "And 101 more." in await shown()
+        cards["localhost"] = a_card("http://b", "x" * cards_page.COMPARED_MAX_BYTES)
+        assert "Its card is too large to compare: more than 64 KiB." in await shown()
         cards["localhost"] = a_card("http://b", "greet")
         assert "Both cards say the same, 1 skill included." in await shown()
         cards["localhost"] = None
@@ -518,8 +596,8 @@ async def test_scopes_and_agents_of_a_key_decide_what_is_shown(serve: Serve, pod
     assert (await visitor.read(f"/console/live?agent={agents['other']}&since=0")).status == 404
     assert (await visitor.read("/console/system")).status == 403
     assert "other-v1" not in (await visitor.read("/console/registrations")).body.decode()
-    live = f"{api.url}/console/live?agent={agents['mine']}&since=0"
-    async with api.session.get(live, headers={"cookie": visitor.cookie}) as stream:
+    stream_url = f"{api.url}/console/live?agent={agents['mine']}&since=0"
+    async with api.session.get(stream_url, headers={"cookie": visitor.cookie}) as stream:
         assert (await api.delete(f"/keys/{issued['id']}", headers=root)).status == 200
         await stream.content.read()
     assert (await visitor.read(mine)).status == 303

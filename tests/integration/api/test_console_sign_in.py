@@ -1,5 +1,6 @@
 """Signing in to the console at an issuer: who gets in, and what an attacker cannot make of it."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from html import unescape
@@ -13,6 +14,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from api.auth.binding import StartRefused, read_issuers
+from api.auth.oidc import code_flow
 from api.console import sessions
 from services.settings import Settings
 from tests.integration.api.client import Answer, Api
@@ -202,12 +204,19 @@ async def test_tokens_that_were_not_made_for_this_sign_in(api: Api, issuer: Issu
     assert (await browser.sign_in_at_issuer()).status == 200
 
 
-async def test_an_issuer_that_does_not_answer(api: Api, issuer: Issuer) -> None:
-    """G106: said before the browser is sent away, and when it comes back; a key still opens the console."""
+async def test_an_issuer_that_does_not_answer(api: Api, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G106: said before the browser is sent away, and when it comes back; a key still opens the console.
+
+    The issuer is asked once, however many browsers want to go there.
+    """
     issuer.away = True
     browser = Browser(api)
-    refused(await browser.read("/console/sign-in/with/0"), 503, "does not answer now")
+    answers = [browser.read("/console/sign-in/with/0") for _ in range(3)]
+    for answer in [*await asyncio.gather(*answers), await browser.read("/console/sign-in/with/0")]:
+        refused(answer, 503, "does not answer now")
+    assert issuer.discoveries == 1
     issuer.away = False
+    monkeypatch.setattr(code_flow, "RETRY_SECONDS", 0.0)
     path = await browser.agree(await browser.begin())
     issuer.away = True
     refused(await browser.come_back(path), 503, "cannot be fetched")
@@ -251,8 +260,44 @@ async def test_a_link_from_another_site_keeps_the_session(api: Api) -> None:
     """G106: the browser sends no Strict cookie with it; a page leads on, and nobody is signed out."""
     browser = Browser(api)
     await browser.sign_in_at_issuer()
+    elsewhere = {**HTML, "sec-fetch-site": "cross-site"}
+    answer = await api.get("/console/sign-in/with/0?next=/console/system", headers=elsewhere, allow_redirects=False)
+    assert (answer.status, answer.headers["location"]) == (303, "/console/sign-in?next=%2Fconsole%2Fsystem")
+    assert "set-cookie" not in answer.headers
     for path in ("/console/agents?q=m", "/console/sign-in?next=/console/system"):
-        answer = await api.get(path, headers={**HTML, "sec-fetch-site": "cross-site"}, allow_redirects=False)
+        answer = await api.get(path, headers=elsewhere, allow_redirects=False)
         assert answer.status == 200
         assert f'content="0;url={path}"' in answer.body.decode()
         assert "set-cookie" not in answer.headers
+
+
+async def test_guessing_codes_is_limited(serve: Serve, issuer: Issuer, tmp_path: Path) -> None:
+    """G106: after some refusals the issuer is not asked for this address. Links of other sites do not use them up."""
+    path = tmp_path / "grants.toml"
+    path.write_text(GRANTS.format(url=issuer.url, more=""))
+    api = await serve(oidc_file=str(path), auth_failures_per_minute=2)
+    for _ in range(3):
+        refused(await Browser(api).come_back("/console/sign-in/callback?code=x&state=y"), 403, "begin again")
+    browser = Browser(api)
+    good = await browser.agree(await browser.begin())
+    guess = re.sub("code=[^&]+", "code=guess", good)
+    for _ in range(2):
+        refused(await browser.come_back(guess), 403, "begin again")
+    for answer in (await browser.come_back(good), await browser.read("/console/sign-in/with/0")):
+        refused(answer, 429, "Too many")
+    assert len(issuer.codes) == 1
+
+
+async def test_a_person_with_more_claims_than_a_cookie_holds(api: Api, issuer: Issuer) -> None:
+    """G106: is told so; the browser would drop the cookie without a word. Letters of any alphabet count as written."""
+    name = "".join(chr(0x4E00 + number**3 % 19_997) for number in range(1500))
+    issuer.who = {**ALICE, "email": f"{name}@example.com"}
+    refused(await Browser(api).sign_in_at_issuer(), 403, "more about you than a cookie can hold")
+
+
+async def test_a_token_that_ends_in_fifty_thousand_years(api: Api, issuer: Issuer) -> None:
+    """G106: issuers that write milliseconds cannot break the pages; the session ends with its cookie."""
+    issuer.tampered = {"exp": int(time() * 1000)}
+    browser = Browser(api)
+    assert (await browser.sign_in_at_issuer()).status == 200
+    assert (await browser.read("/console/agents")).status == 200
