@@ -10,6 +10,9 @@ from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 from tests.integration.api.pods import refused_address, silent_port
 
+# Of the POST routes.
+WITHOUT_BODY = ("/rpc", "/retry", "/pause", "/resume", "/test")
+
 
 async def test_live_and_ready(api: Api) -> None:
     """200 for both; readiness names every part."""
