@@ -87,7 +87,8 @@ FROM webhooks AS w CROSS JOIN LATERAL ({_WAITING}) AS waiting WHERE w.id = ANY(C
 
 _STATES = text(f"""
 SELECT w.id, w.agent_name, w.status, w.status_reason, w.missed, w.failing_since,
-    clock_timestamp() - CASE WHEN w.status = 'active' THEN (SELECT since FROM ({_WAITING}) AS waiting) END AS waiting_for,
+    clock_timestamp()
+        - CASE WHEN w.status = 'active' THEN (SELECT since FROM ({_WAITING}) AS waiting) END AS waiting_for,
     clock_timestamp() - (
     SELECT o.created_at FROM outbox AS o WHERE w.status = 'active' AND (o.xid, o.id) > (w.cursor_xid, w.cursor_id)
         AND o.xid < pg_snapshot_xmin(pg_current_snapshot())

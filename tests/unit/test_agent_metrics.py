@@ -103,7 +103,7 @@ def test_a_call_that_fails_after_its_agent_was_deleted_takes_no_place() -> None:
     deleted = metrics.calls.of("deleted")
     assert deleted is not None
     metrics.agents.forget(["deleted"])
-    deleted.ended("broken", None, None)
+    deleted.ended("broken", None)
     metrics.call("bot")
     assert metrics.labels() == {"bot", OTHER}
     assert metrics.samples()["podium_agent_failures_total", OTHER, "broken"] == 1
