@@ -113,7 +113,7 @@ def test_every_query_reads_metrics_that_are_exported(exported: dict[str, set[str
 
 
 def test_webhooks_are_watched() -> None:
-    """An alert fires for those that are disabled and for those that are behind, and the dashboard shows their metrics."""
+    """Alerts fire for those that are disabled and for those that are behind; the dashboard shows their metrics."""
     alerts = {rule.alert: metrics_in(rule.expr) for rule in RULES}
     assert alerts["PodiumWebhookDisabled"] == {"podium_webhooks"}
     assert alerts["PodiumWebhookLags"] == {"podium_webhook_oldest_seconds"}
