@@ -29,9 +29,9 @@ SECTION = re.compile(r"^### `podium (?P<command>[a-z -]+)`$\n(?P<text>.*?)(?=^##
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTINGS = re.compile(r"(<!-- settings: .*? -->\n)(.*?)(<!-- end of settings -->)", re.DOTALL)
 RENEW = "PODIUM_RENEW_SNAPSHOTS"
-# Addresses of the command line alone, which no process of Podium reads as a setting.
 # Only docker-compose.yml reads it.
 OF_COMPOSE = {"PODIUM_METRICS_KEY"}
+# Addresses of the command line alone, which no process of Podium reads as a setting.
 OF_THE_COMMAND_LINE = {"PODIUM_API_URL", "PODIUM_AGENT_KEY", "PODIUM_MANAGEMENT_AUTH"}
 
 
