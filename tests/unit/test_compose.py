@@ -126,6 +126,18 @@ def test_the_profile_observability_uses_the_files_of_this_repository() -> None:
     assert ports == {"api": 8080, "worker": SERVICES["worker"]["environment"]["PODIUM_WORKER_PORT"]}
 
 
+def test_prometheus_gets_a_key_of_its_own() -> None:
+    """One that can be limited to reading: no service but the API gets the key that may do everything."""
+    assert {name: each["environment"] for name, each in COMPOSE["secrets"].items()} == {
+        "podium_metrics_key": "PODIUM_METRICS_KEY"
+    }
+    assert SERVICES["prometheus"]["secrets"] == ["podium_metrics_key"]
+    scraped = yaml.safe_load((ROOT / "deploy" / "observability" / "prometheus.yml").read_text())["scrape_configs"]
+    files = [each["authorization"]["credentials_file"] for each in scraped if "authorization" in each]
+    assert files == ["/run/secrets/podium_metrics_key"]
+    assert FILE.read_text().count("PODIUM_API_KEY") == 2, "the name and the value in the environment of the API"
+
+
 def test_nothing_is_published_beyond_this_machine() -> None:
     """Every port is on loopback."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
@@ -143,7 +155,10 @@ def test_no_password_has_a_default() -> None:
 
 
 def test_the_documented_command_makes_every_variable(tmp_path: Path) -> None:
-    """`.env` gets each required variable, each time other values that fit into a URL, readable by its owner alone."""
+    """`.env` gets each required variable, each time other values that fit into a URL, readable by its owner alone.
+
+    The key of Prometheus is empty: it can be made only once the API runs.
+    """
     command = documented_command(ROOT / "docs" / "operations.md", "openssl rand")
     values = []
     for folder in (tmp_path / "one", tmp_path / "two"):
@@ -151,6 +166,7 @@ def test_the_documented_command_makes_every_variable(tmp_path: Path) -> None:
         subprocess.run(["sh", "-euc", command], cwd=folder, check=True)  # noqa: S607 - whichever shell the reader has
         assert (folder / ".env").stat().st_mode & 0o777 == 0o600
         values.append(dict(line.split("=", 1) for line in (folder / ".env").read_text().splitlines()))
+    assert [each.pop("PODIUM_METRICS_KEY") for each in values] == ["", ""]
     assert values[0].keys() == REQUIRED
     assert len({*values[0].values(), *values[1].values()}) == 2 * len(REQUIRED)
     assert all(re.fullmatch(r"[A-Za-z0-9]{32,}", value) for value in values[0].values())

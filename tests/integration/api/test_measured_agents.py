@@ -99,6 +99,7 @@ async def test_only_who_may_read_all_agents_gets_their_metrics(serve: Serve) -> 
     shown = []
     for headers in (
         {},
+        {"authorization": "Bearer "},
         {"x-api-key": "wrong"},
         {"x-api-key": bound.json["secret"]},
         {"x-api-key": reader.json["secret"]},
@@ -108,7 +109,7 @@ async def test_only_who_may_read_all_agents_gets_their_metrics(serve: Serve) -> 
         assert answer.status == 200
         assert "podium_http_requests_total" in answer.body.decode()
         shown.append("hidden-bot" in answer.body.decode())
-    assert shown == [False, False, False, True, True]
+    assert shown == [False, False, False, False, True, True]
 
 
 async def test_credentials_that_are_refused_are_counted(serve: Serve) -> None:
