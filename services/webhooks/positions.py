@@ -67,11 +67,16 @@ SELECT (SELECT count(*) FROM behind) = :webhooks
     EXISTS (SELECT FROM webhooks AS w WHERE w.status = 'active') AS has_webhooks
 """)  # noqa: S608 - built from constants only
 
+# The index of retries has other rows than that of first attempts.
+_DUE = f"""
+    SELECT p.agent_id, p.sequence, p.last_sequence FROM webhook_positions AS p
+    WHERE p.webhook_id = w.id AND p.attempts {{which}} 0 ORDER BY p.due_at LIMIT {MOST_COUNTED}
+"""  # noqa: S608 - built from constants only
+
 # What waits for the webhook `w`: of how many agents, and since when the oldest event.
 _WAITING = f"""
     SELECT count(*) AS agents, min(next.created_at) AS since FROM (
-        SELECT p.agent_id, p.sequence, p.last_sequence FROM webhook_positions AS p
-        WHERE p.webhook_id = w.id ORDER BY p.due_at LIMIT {MOST_COUNTED}
+        ({_DUE.format(which=">")}) UNION ALL ({_DUE.format(which="<=")}) LIMIT {MOST_COUNTED}
     ) AS p LEFT JOIN LATERAL (
         SELECT o.created_at FROM outbox AS o
         WHERE o.agent_id = p.agent_id AND o.sequence > p.sequence AND o.sequence <= p.last_sequence
