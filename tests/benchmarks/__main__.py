@@ -24,8 +24,10 @@ def main(runs: int, results: str | None, release: Path | None) -> None:
     found: Results = measure(runs, FULL, release, lambda each, title: console.print(table(each, title)))
     if results is not None:
         Path(f"{results}.json").write_text(found.as_json())
-        Path(f"{results}.svg").write_text(draw(found.figures, found.about))
-        insert(Path(f"{results}.md"), markdown(found))
+        # The file has fewer digits.
+        stored = Results.read(Path(f"{results}.json"))
+        Path(f"{results}.svg").write_text(draw(stored.figures, stored.about))
+        insert(Path(f"{results}.md"), markdown(stored))
 
 
 if __name__ == "__main__":

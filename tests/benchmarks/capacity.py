@@ -176,7 +176,8 @@ def main(results: str | None, seconds: float, rounds: int) -> None:
     console.print(markdown(found), highlight=False, soft_wrap=True)
     if results is not None:
         Path(f"{results}.json").write_text(found.as_json())
-        insert(Path(f"{results}.md"), markdown(found))
+        # The file has fewer digits.
+        insert(Path(f"{results}.md"), markdown(Capacity.read(Path(f"{results}.json"))))
 
 
 async def _measure(folder: Path, seconds: float, rounds: int) -> tuple[dict[str, UnitCost], dict[str, Scaled]]:
