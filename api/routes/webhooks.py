@@ -1,5 +1,6 @@
 """Webhooks: who gets events by HTTP. A secret is in the answer that makes it, and nowhere else."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
@@ -24,9 +25,10 @@ from api.http.parameters import (
 from api.http.problems import documented
 from api.http.requests import JsonBody
 from api.http.responses import DeletedAnswer
-from api.resources import Injected
+from api.resources import Injected, Resources
 from api.routes.audit import Before, entry_id
 from contracts.fields import AgentName, Moment, ReceiverUrl, Text
+from services.domain.identity import Identity
 from services.errors import InvalidRequest
 from services.events.log import Position, event_cursor, parse_cursor
 from services.storage.database import in_transaction
@@ -263,12 +265,7 @@ async def remove(webhook_id: FromPath[str], request: AnyRequest, resources: Inje
 async def pause(webhook_id: FromPath[str], request: AnyRequest, resources: Injected) -> WebhookAnswer:
     """Send no events until the webhook is resumed. Idempotent."""
     uuid, identity, change = webhook_uuid(webhook_id), identity_of(request), caller(request)
-
-    async def work(session: AsyncSession) -> WebhookView:
-        await pause_webhook(session, uuid, identity, change)
-        return await get_webhook(session, uuid, identity)
-
-    return WebhookAnswer.of(await in_transaction(resources.sessions, work))
+    return await _changed(resources, uuid, identity, lambda session: pause_webhook(session, uuid, identity, change))
 
 
 @post(
@@ -286,13 +283,12 @@ async def resume(
     """Send events again, where the webhook was or from a cursor. Also ends that it is disabled."""
     uuid, identity, change = webhook_uuid(webhook_id), identity_of(request), caller(request)
 
-    async def work(session: AsyncSession) -> WebhookView:
+    async def work(session: AsyncSession) -> None:
         cursor = await event_cursor(session) if data.cursor == NOW else data.cursor
         start = None if cursor is None else _position(cursor)
         await resume_webhook(session, uuid, identity, change, start=start)
-        return await get_webhook(session, uuid, identity)
 
-    return WebhookAnswer.of(await in_transaction(resources.sessions, work))
+    return await _changed(resources, uuid, identity, work)
 
 
 @post(
@@ -314,12 +310,9 @@ async def send_again(
     uuid, identity, change = webhook_uuid(webhook_id), identity_of(request), caller(request)
     since = _position(data.cursor) if data.cursor is not None else data.since
     assert since is not None
-
-    async def work(session: AsyncSession) -> WebhookView:
-        await replay(session, uuid, identity, change, since=since)
-        return await get_webhook(session, uuid, identity)
-
-    return WebhookAnswer.of(await in_transaction(resources.sessions, work))
+    return await _changed(
+        resources, uuid, identity, lambda session: replay(session, uuid, identity, change, since=since)
+    )
 
 
 @post(
@@ -351,6 +344,18 @@ async def send_test(webhook_id: FromPath[str], request: AnyRequest, resources: I
         resources.sessions, lambda session: trial_of(session, uuid, identity, change, event_id=uuid4())
     )
     return TrialAnswer.model_validate(await resources.webhooks.send(delivery))
+
+
+async def _changed(
+    resources: Resources, webhook_id: UUID, identity: Identity, change: Callable[[AsyncSession], Awaitable[object]]
+) -> WebhookAnswer:
+    """The webhook after a change, read in its transaction."""
+
+    async def work(session: AsyncSession) -> WebhookView:
+        await change(session)
+        return await get_webhook(session, webhook_id, identity)
+
+    return WebhookAnswer.of(await in_transaction(resources.sessions, work))
 
 
 def _columns(webhook: Webhook) -> dict[str, Any]:
