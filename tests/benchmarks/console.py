@@ -55,8 +55,14 @@ INSERT INTO call_counts (agent_id, minute, deployment_id, process_id, calls, age
     answer_seconds, longest_seconds)
     SELECT id, date_trunc('minute', now()) - m * interval '1 minute', name || '-v1',
         '00000000-0000-4000-8000-000000000001', 20, 1, 0, 20, 2, 0.5
-    FROM agents, generate_series(0, 59) AS m
+    FROM agents, generate_series(5, 44) AS m
 """
+
+# The console's policy allows no `eval`, which waiting for an expression would need.
+FIRST_PAINT = """new Promise(done => new PerformanceObserver(list => {
+    const paint = list.getEntriesByName('first-contentful-paint')[0];
+    if (paint) done(paint.startTime);
+}).observe({type: 'paint', buffered: true}))"""
 
 console = Console()
 
@@ -77,9 +83,7 @@ async def first_paints(url: str) -> list[float]:
         for _ in range(SAMPLES + 1):
             page = await browser.new_page()
             await page.goto(f"{url}/console/agents")
-            read = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
-            await page.wait_for_function(read)
-            found.append(float(await page.evaluate(read)) / 1000)
+            found.append(float(await page.evaluate(FIRST_PAINT)) / 1000)
             await page.close()
     return found[1:]
 
