@@ -40,7 +40,7 @@ from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
 from api.http.parameters import REQUEST_ID_HEADER
 from api.http.problems import refusal_headers
-from api.http.request_body import ClientDisconnected, check_headers, read_body, until_disconnect
+from api.http.request_body import ClientDisconnected, check_headers, on_disconnect, read_body
 from contracts.fields import ErrorStyle
 from services.errors import MessageTooLarge, PodiumError
 from services.routing.routes import Route, RouteKey
@@ -112,7 +112,7 @@ class Forward:
             except PodiumError as exc:
                 await self._refuse(exc, b"", record, scope, send)
             else:
-                await _cancel_on_disconnect(self._forward(scope, send, headers, buffered, record), receive)
+                await _cancel_on_disconnect(self._forward(scope, send, headers, buffered, record), scope, receive)
 
     async def _read(self, scope: HTTPScope, receive: Receive, buffered: BufferedBody, record: CallRecord) -> bytes:
         """The body. A large one is refused before it is read if its call would be refused now."""
@@ -288,7 +288,7 @@ def _path(scope: HTTPScope) -> str:
     return scope["raw_path"].decode("latin-1")
 
 
-async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], receive: Receive) -> None:
+async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], scope: HTTPScope, receive: Receive) -> None:
     """Run `forwarding`; cancel it as soon as the caller disconnects, which closes the connection to the agent.
 
     Raises `ClientDisconnected`.
@@ -297,14 +297,13 @@ async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], receive: 
     assert task is not None
     disconnected = finished = False
 
-    def cancel(_: asyncio.Task[None]) -> None:
+    def cancel() -> None:
         nonlocal disconnected
         if not finished:
             disconnected = True
             task.cancel()
 
-    watching = asyncio.create_task(until_disconnect(receive))
-    watching.add_done_callback(cancel)
+    stop_watching = on_disconnect(scope, receive, cancel)
     try:
         await forwarding
     except asyncio.CancelledError:
@@ -313,7 +312,7 @@ async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], receive: 
         raise
     finally:
         finished = True
-        watching.cancel()
+        stop_watching()
 
 
 async def _receive_nothing() -> Any:  # noqa: ANN401 - the type that ASGI specifies

@@ -1,5 +1,9 @@
-"""One request and its answer: HTTP/1.0, answers without a body and offered upgrades, which uvicorn leaves undone."""
+"""One request and its answer: HTTP/1.0, answers without a body and offered upgrades, which uvicorn leaves undone.
 
+It also joins the head of an answer with its body, and tells the application at once that the client has left.
+"""
+
+import asyncio
 import sys
 from collections.abc import Callable
 from email.utils import formatdate
@@ -11,24 +15,85 @@ from typing import Any
 from httptools import HttpParserError, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from api.http.request_body import BodyTimeout
+from api.http.request_body import ON_DISCONNECT, BodyTimeout
 
 _NO_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
+class JoinedHead(asyncio.Transport):
+    """The transport of one answer: its head is sent together with what follows at once, in one system call.
+
+    What follows later does not hold it back: the head waits only until the event loop goes on.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._began = False
+        self._head = b""
+
+    def write(self, data: Any) -> None:  # noqa: ANN401 - the buffer types of asyncio
+        """Send `data` after what waits; the first data of all wait."""
+        if not self._began:
+            self._began, self._head = True, data
+            self._loop.call_soon(self.flush)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._head:
+            head, self._head = self._head, b""
+            if not self._transport.is_closing():
+                self._transport.write(head)
+
+    def close(self) -> None:
+        """Close the connection after what waits is sent."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or will be."""
+        return self._transport.is_closing()
+
+
 class Exchange:
     """An ASGI application that runs the real one for one request."""
 
-    def __init__(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - an ASGI application
+    def __init__(self, cycle: RequestResponseCycle, app: Any, loop: asyncio.AbstractEventLoop) -> None:  # noqa: ANN401 - an ASGI application
         self._cycle = cycle
         self._app = app
         self._ends_with_connection = False
+        self._on_disconnect: Callable[[], None] | None = None
         self.is_late = False
+        self.writes = cycle.transport = JoinedHead(cycle.transport, loop)
 
     async def __call__(self, scope: Any, _receive: object, _send: object) -> None:  # noqa: ANN401 - an ASGI scope
         """Run the application."""
+        scope["extensions"] = {ON_DISCONNECT: self._watch}
         await self._app(scope, self._receive, self._send)
+
+    def ends(self) -> None:
+        """Tell the application if its client has disconnected. The connection calls this when it is lost."""
+        if self._cycle.disconnected and self._on_disconnect is not None:
+            act, self._on_disconnect = self._on_disconnect, None
+            act()
+
+    def _watch(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Call `act` once the client has disconnected; what is returned ends that."""
+        # While reading is paused, nothing tells that the client has left.
+        self._cycle.flow.resume_reading()
+        self._on_disconnect = act
+        self.ends()
+        return self._forget
+
+    def _forget(self) -> None:
+        self._on_disconnect = None
 
     async def _receive(self) -> Any:  # noqa: ANN401 - an ASGI message
         """The next piece of the body, or a disconnect. Raises `BodyTimeout`."""

@@ -92,6 +92,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         # What arrived after a request and before the end of its answer.
         self._early = b""
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the application whose answer is not complete."""
+        super().connection_lost(exc)
+        if self._exchange is not None:
+            self._exchange.ends()
+
     def data_received(self, data: bytes) -> None:
         """Parse the data. Refuse the request if it is not valid or a limit of bytes is exceeded."""
         if self._phase is _Phase.OVER:
@@ -147,6 +153,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the time of an idle connection, or the next request."""
         self.server_state.total_requests += 1
+        if self._exchange is not None:
+            self._exchange.writes.flush()
         if self._phase is _Phase.IDLE:
             self._phase_began = self.loop.time()
         if self.transport.is_closing():
@@ -257,6 +265,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             # The application sees a disconnect, and its answer is not sent.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            if self._exchange is not None:
+                self._exchange.ends()
         self.cycle = None  # type: ignore[assignment]  # as before the first request
         self._enter(_Phase.OVER)
         body = status.description.encode() or status.phrase.encode()
@@ -269,7 +279,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - an ASGI application
-        self._exchange = Exchange(cycle, app)
+        self._exchange = Exchange(cycle, app, self.loop)
         super()._start_asgi_task(cycle, self._exchange)
 
 

@@ -12,6 +12,8 @@ from services.errors import MessageTooLarge, PodiumError
 
 # The limit of common servers. Most agents' servers have a lower one, and answer with their own error.
 HEADERS_MAX_BYTES = 64 * 1024
+# The extension of Podium's server in an ASGI scope: calls a function once the client has disconnected.
+ON_DISCONNECT = "podium.on_disconnect"
 
 
 class ClientDisconnected(Exception):
@@ -79,6 +81,25 @@ async def until_disconnect(receive: Receive) -> None:
     with suppress(OSError):
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+def on_disconnect(scope: HTTPScope, receive: Receive, act: Callable[[], None]) -> Callable[[], None]:
+    """Have `act` called once the client has disconnected; call what is returned to end that, and ignore `act` then.
+
+    Call it after the body is read.
+    """
+    watch: Callable[[Callable[[], None]], Callable[[], None]] | None
+    watch = (scope.get("extensions") or {}).get(ON_DISCONNECT)  # type: ignore[assignment]
+    if watch is not None:
+        return watch(act)
+    # Another server tells it only to those who wait for it.
+    watching = asyncio.create_task(until_disconnect(receive))
+    watching.add_done_callback(lambda _: act())
+
+    def end() -> None:
+        watching.cancel()
+
+    return end
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -26,6 +26,8 @@ from tests.support.waiting import eventually
 FIRST_BYTE_SECONDS = 0.05
 # One of these streams must be this quick: a busy machine delays some, a gateway that buffers delays all.
 STREAMS = 20
+# More than a server reads ahead of the application.
+LARGE_BYTES = 1024 * 1024
 
 
 @pytest_asyncio.fixture(scope="module", params=["uvicorn", "granian"])
@@ -106,9 +108,13 @@ async def test_calls_pass_and_are_refused(client: aiohttp.ClientSession) -> None
         assert response.status == 413
 
 
-@pytest.mark.parametrize("started", [False, True], ids=["before the first byte", "in the middle of a stream"])
+@pytest.mark.parametrize(
+    ("started", "size"),
+    [(False, 2), (True, 2), (False, LARGE_BYTES)],
+    ids=["before the first byte", "in the middle of a stream", "after a large body"],
+)
 async def test_a_disconnect_of_the_caller_ends_the_call_to_the_agent(
-    url: str, client: aiohttp.ClientSession, *, started: bool
+    url: str, client: aiohttp.ClientSession, *, started: bool, size: int
 ) -> None:
     """Within a second."""
     arrived, ended = asyncio.Event(), asyncio.Event()
@@ -129,7 +135,7 @@ async def test_a_disconnect_of_the_caller_ends_the_call_to_the_agent(
         path = await register(client, pod.url)
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\n\r\n".encode() + b" " * size)
         await arrived.wait()
         if started:
             await reader.readuntil(b"piece")
@@ -162,6 +168,15 @@ async def test_the_first_byte_of_a_stream_is_not_held_back(client: aiohttp.Clien
                 seconds.append(perf_counter() - sent[-1])
                 finish.set()
     assert min(seconds) < FIRST_BYTE_SECONDS, seconds
+
+
+async def test_the_head_of_an_answer_does_not_wait_for_its_body(client: aiohttp.ClientSession) -> None:
+    """An agent opens a stream of events before there is one."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with raw_pod(head, close=False) as pod, asyncio.timeout(10):
+        path = await register(client, pod.url)
+        async with client.get(path) as response:
+            assert response.content_type == "text/event-stream"
 
 
 def breaking(*, length: bool) -> Handler:
