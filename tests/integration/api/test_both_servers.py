@@ -26,8 +26,8 @@ from tests.support.waiting import eventually
 FIRST_BYTE_SECONDS = 0.05
 # One of these streams must be this quick: a busy machine delays some, a gateway that buffers delays all.
 STREAMS = 20
-# More than a server reads ahead of the application.
-LARGE_BYTES = 1024 * 1024
+# More than a server reads ahead of the application, in one piece.
+LARGE_BYTES = 1_000_000
 
 
 @pytest_asyncio.fixture(scope="module", params=["uvicorn", "granian"])
@@ -135,7 +135,11 @@ async def test_a_disconnect_of_the_caller_ends_the_call_to_the_agent(
         path = await register(client, pod.url)
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\n\r\n".encode() + b" " * size)
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\nExpect: 100-continue\r\n\r\n"
+        writer.write(head.encode())
+        # The application waits for the body.
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        writer.write(b" " * size)
         await arrived.wait()
         if started:
             await reader.readuntil(b"piece")
