@@ -155,9 +155,7 @@ async def _stored(session: AsyncSession, process_id: UUID, rows: str) -> float:
 
 
 @asynccontextmanager
-async def open_call_counts(
-    sessions: Sessions, retention: timedelta, *, every: timedelta = STORE_EVERY
-) -> AsyncGenerator[CallCounts, None]:
+async def open_call_counts(sessions: Sessions, retention: timedelta) -> AsyncGenerator[CallCounts, None]:
     """Counts calls, and stores the counts until the end of the context and once more then."""
     counts = CallCounts(retention)
     fails = False
@@ -165,7 +163,7 @@ async def open_call_counts(
     async def store_repeatedly() -> None:
         nonlocal fails
         while True:
-            await asyncio.sleep(every.total_seconds())
+            await asyncio.sleep(STORE_EVERY.total_seconds())
             try:
                 await counts.store(sessions)
             except Exception as error:  # noqa: BLE001 - the next write has what this one has not stored

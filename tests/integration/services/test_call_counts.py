@@ -145,9 +145,10 @@ async def test_minutes_are_the_database_s(world: World, monkeypatch: pytest.Monk
     assert sum(minute.calls for minute in minutes[-2:]) == 2
 
 
-async def test_a_clean_stop_stores_the_last_calls(world: World) -> None:
+async def test_a_clean_stop_stores_the_last_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """G104: at the end of a process nothing is left; while it runs, counts are stored by themselves."""
-    async with open_call_counts(world.sessions, KEPT, every=timedelta(milliseconds=20)) as process:
+    monkeypatch.setattr(counts, "STORE_EVERY", timedelta(milliseconds=20))
+    async with open_call_counts(world.sessions, KEPT) as process:
         called(process)
 
         async def is_stored() -> bool:
