@@ -9,7 +9,7 @@ from hashlib import sha256
 from secrets import token_urlsafe
 from time import time
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlencode
 
 from aiohttp import encode_basic_auth, web
 from joserfc import jwt
@@ -32,6 +32,8 @@ class Issuer:
     away: bool = False
     client_id: str = "the-console"
     client_secret: str | None = None
+    refusal: dict[str, str] = field(default_factory=lambda: {"error": "access_denied"})
+    """What it answers for who does not agree."""
     who: dict[str, Any] = field(default_factory=dict)
     """The claims of who signs in."""
     tampered: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +109,7 @@ async def running_issuer(host: str = "127.0.0.1") -> AsyncIterator[Issuer]:
         allowed = f"code={code}&state={state}&iss={quote(issuer.url)}"
         body = (
             f'<title>Issuer</title><a id="allow" href="{back}?{allowed}">Allow</a>'
-            f'<a id="deny" href="{back}?error=access_denied&state={state}">Deny</a>'
+            f'<a id="deny" href="{back}?{urlencode(issuer.refusal)}&state={state}">Deny</a>'
         )
         return web.Response(text=body, content_type="text/html")
 
