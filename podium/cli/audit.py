@@ -22,10 +22,13 @@ COLUMNS = [
 @command
 async def audit(
     context: CommandContext,
+    *,
     agent: Annotated[
         str | None, typer.Option(metavar="AGENT", help="Show only this agent; the agent need not exist.")
     ] = None,
-    actor: Annotated[str | None, typer.Option(metavar="ACTOR", help="Show only changes by, say, key:ci-deploy.")] = None,
+    actor: Annotated[
+        str | None, typer.Option(metavar="ACTOR", help="Show only changes by, say, key:ci-deploy.")
+    ] = None,
     action: Annotated[str | None, typer.Option(metavar="ACTION", help="Show only, say, key.revoked.")] = None,
     before: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Show only entries before this one.")] = None,
     limit: Limit = 50,

@@ -277,7 +277,7 @@ async def test_the_story_of_a_person_s_sign_in(
 async def sign_in_with_words(window: Opened, issuer: Issuer) -> None:
     """Sign in at an issuer that answers attacks, with a refusal and then with the name of a person."""
     page, who = window.page, issuer.who
-    issuer.refusal = {name: ALL_HOSTILE for name in ("error", "error_description", "error_uri")}
+    issuer.refusal = dict.fromkeys(("error", "error_description", "error_uri"), ALL_HOSTILE)
     issuer.who = {**who, "email": ALL_HOSTILE}
     await examine(window, f"/console/sign-in?next={quote('/console/audit?actor=' + ALL_HOSTILE)}")
     for link in ("Deny", "Allow"):
@@ -300,10 +300,14 @@ def hostile_card(host: str) -> dict[str, Any]:
         {"id": words, "name": words, "description": f"{host} {words}", "tags": [words], "examples": [words]}
         for words in HOSTILE
     ]
-    provider = {words: words for words in HOSTILE} | {"organization": f"{host} {ALL_HOSTILE}", "url": HOSTILE[-1] + host}
-    links = {"documentationUrl": f"javascript:alert('{host}')", "iconUrl": f"{HOSTILE[-1]}/{host}"}
-    more = {words: f"{host} {words}" for words in HOSTILE}
-    return {"name": f"{host} {ALL_HOSTILE}", "url": HOSTILE[-1], "provider": provider, "skills": skills, **links, **more}
+    return {
+        **{words: f"{host} {words}" for words in HOSTILE},
+        "name": f"{host} {ALL_HOSTILE}",
+        "provider": {ALL_HOSTILE: host, "organization": f"{host} {ALL_HOSTILE}", "url": HOSTILE[-1] + host},
+        "documentationUrl": f"javascript:alert('{host}')",
+        "iconUrl": f"{HOSTILE[-1]}/{host}",
+        "skills": skills,
+    }
 
 
 async def hostile_key(console: str) -> str:
@@ -430,6 +434,8 @@ async def examine(window: Opened, path: str) -> None:
     if path.endswith("/cards"):
         for host in ("127.0.0.1", "localhost"):
             await expect(window.page.locator("#cards")).to_contain_text(f"{host} {HOSTILE[0]}")
+    if path == "/console/audit":
+        await expect(window.page.locator("td.text", has_text=f"“{HOSTILE[0]}")).to_have_count(1)
     await examine_shown(window)
 
 
