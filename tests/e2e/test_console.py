@@ -17,6 +17,7 @@ from playwright.async_api import Browser, Page, expect
 from playwright.async_api import Error as BrowserError
 
 from api.gateway.agent_cards import CARD_PATH
+from api.routes.audit import FILTER_MAX_LENGTH
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.settings import Settings
 from tests.integration.api.issuers import Issuer, running_issuer
@@ -365,7 +366,7 @@ async def paths_of(console: str, agent: dict[str, Any], key_id: str) -> list[str
         f"/console/keys/{key_id}/revoke",
         "/console/audit",
         "/console/audit?action=agent.deleted",
-        f"/console/audit?actor={quote(ALL_HOSTILE, safe='')}",
+        f"/console/audit?actor={quote(ALL_HOSTILE[:FILTER_MAX_LENGTH], safe='')}",
         f"/console/audit?action={quote(ALL_HOSTILE, safe='')}",
         "/console/none",
     ]
