@@ -9,7 +9,7 @@ from litestar.response import Template
 
 from api.console.page import OnPage
 from api.http.parameters import agent_filter
-from api.routes.audit import Before, entry_id
+from api.routes.audit import FILTER_MAX_LENGTH, Before, actor_filter, entry_id
 from services.errors import InvalidRequest
 from services.identities.audit import list_audit
 from services.storage.database import in_transaction
@@ -35,7 +35,7 @@ ACTIONS = {
     "webhook.tested": "Webhook tested",
     "webhook.disabled": "Webhook disabled",
 }
-Text = Annotated[str, QueryParameter(max_length=300)]
+Text = Annotated[str, QueryParameter(max_length=FILTER_MAX_LENGTH)]
 
 
 @get(PATH, include_in_schema=False)
@@ -44,8 +44,8 @@ async def show_audit(
 ) -> Template:
     """The changes that the visitor may see, newest first, 50 at a time; of one agent, actor or action, or all."""
     page.require("admin")
-    name, who = agent_filter(agent.strip() or None), actor.strip()
-    if "\0" in who or (action and action not in ACTIONS):
+    name, who = agent_filter(agent.strip() or None), actor_filter(actor.strip()) or ""
+    if action and action not in ACTIONS:
         raise InvalidRequest("action must be one of those on the page.", field="action")
     first = entry_id(before)
     found = await in_transaction(

@@ -21,6 +21,20 @@ Before = Annotated[
     str | None,
     QueryParameter(description="Only entries before the one with this id.", schema_extra={"pattern": ENTRY_ID_PATTERN}),
 ]
+ACTION_PATTERN = r"^[a-z]+([.-][a-z]+)*$"
+FILTER_MAX_LENGTH = 300
+ActorFilter = Annotated[
+    str | None,
+    QueryParameter(description="Only changes by this actor, such as 'key:ci-deploy'.", max_length=FILTER_MAX_LENGTH),
+]
+ActionFilter = Annotated[
+    str | None,
+    QueryParameter(
+        description="Only changes of this kind, such as 'key.revoked'.",
+        max_length=FILTER_MAX_LENGTH,
+        schema_extra={"pattern": ACTION_PATTERN},
+    ),
+]
 
 
 def entry_id(text: str | None) -> int | None:
@@ -30,6 +44,19 @@ def entry_id(text: str | None) -> int | None:
     if not re.fullmatch(ENTRY_ID_PATTERN, text):
         raise InvalidRequest("before must be the id of an entry, such as 42.", field="before")
     return int(text)
+
+
+def actor_filter(text: str | None) -> str | None:
+    """The actor in the query parameter `actor`, if there is one. Raises `InvalidRequest` for one that cannot be."""
+    if text is not None and "\0" in text:
+        raise InvalidRequest("actor must be an actor's name, such as key:ci-deploy.", field="actor")
+    return text
+
+
+def _action_filter(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(ACTION_PATTERN, text):
+        raise InvalidRequest("action must be a word of the log, such as key.revoked.", field="action")
+    return text
 
 
 class AuditAnswer(BaseModel):
@@ -54,14 +81,19 @@ async def read_audit(
     request: AnyRequest,
     resources: Injected,
     agent: AgentFilter = None,
+    actor: ActorFilter = None,
+    action: ActionFilter = None,
     limit: Limit = 50,
     before: Before = None,
 ) -> list[AuditAnswer]:
     """Changes that are not in the ledger, newest first: keys, settings, deletions, parked messages."""
     name, identity, first = agent_filter(agent), identity_of(request), entry_id(before)
+    who, what = actor_filter(actor), _action_filter(action)
     found = await in_transaction(
         resources.reads,
-        lambda session: list_audit(session, identity, limit=limit, before=first, agent_name=name),
+        lambda session: list_audit(
+            session, identity, limit=limit, before=first, agent_name=name, actor=who, action=what
+        ),
     )
     return [AuditAnswer.model_validate(each) for each in found]
 

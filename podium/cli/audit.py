@@ -22,9 +22,14 @@ COLUMNS = [
 @command
 async def audit(
     context: CommandContext,
+    *,
     agent: Annotated[
         str | None, typer.Option(metavar="AGENT", help="Show only this agent; the agent need not exist.")
     ] = None,
+    actor: Annotated[
+        str | None, typer.Option(metavar="ACTOR", help="Show only changes by, say, key:ci-deploy.")
+    ] = None,
+    action: Annotated[str | None, typer.Option(metavar="ACTION", help="Show only, say, key.revoked.")] = None,
     before: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Show only entries before this one.")] = None,
     limit: Limit = 50,
 ) -> None:
@@ -36,7 +41,7 @@ async def audit(
 
     name = agent_segment(agent) if agent is not None else None
     async with context.output.progress("Reading the audit log"):
-        rows = await context.api.get("/audit", agent=name, limit=limit, before=before)
+        rows = await context.api.get("/audit", agent=name, actor=actor, action=action, limit=limit, before=before)
     context.output.rows(rows, [str(row["id"]) for row in rows], COLUMNS, [_cells(row) for row in rows])
     if not rows and before is None:
         context.output.note("The audit log is empty.")

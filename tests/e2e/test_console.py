@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aio_pika
 import aiohttp
@@ -14,15 +16,20 @@ from aiohttp import web
 from playwright.async_api import Browser, Page, expect
 from playwright.async_api import Error as BrowserError
 
+from api.gateway.agent_cards import CARD_PATH
+from api.routes.audit import FILTER_MAX_LENGTH
 from contracts.topology import REGISTRATIONS_EXCHANGE
 from services.settings import Settings
-from tests.integration.api.issuers import running_issuer
+from tests.integration.api.issuers import Issuer, running_issuer
 from tests.integration.api.pods import Pod, running_pod
 from tests.support.browser import Opened, chromium, opened
 from tests.support.factories import a_body
 from tests.support.processes import api_process, worker_process
 
 AXE = Path(__file__).parent / "vendored" / "axe.min.js"
+# Attributes that no page has; words that end theirs early would add them.
+ATTACKED = """[...document.querySelectorAll('*')].flatMap((each) => each.getAttributeNames())
+    .filter((name) => name.startsWith('on') || ['style', 'srcdoc', 'formaction'].includes(name))"""
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -31,7 +38,11 @@ HOSTILE = [
     "{{7*7}}<b hx-get='/console/sign-out' hx-trigger='load'>x</b>",
     "</pre></script><iframe srcdoc='<script>alert(1)</script>'>",
     "a\u202eb<a href=data:text/html,x>x</a>",
+    "http://evil.test/\"onmouseover='alert(1)'style=\"color:red",
 ]
+ALL_HOSTILE = " ".join(HOSTILE)
+SSO = 'Example SSO"><img src=x onerror=alert(1)>'
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
 
 
 @pytest_asyncio.fixture
@@ -51,9 +62,11 @@ async def console(settings: Settings, broker: aio_pika.abc.AbstractConnection, t
 
 @pytest_asyncio.fixture
 async def pod() -> AsyncIterator[Pod]:
-    """A pod that streams its answer in pieces."""
+    """A pod that streams its answer in pieces. Its card is an attack, another one by each of its two addresses."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == CARD_PATH:
+            return web.json_response(hostile_card(request.host.partition(":")[0]))
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for piece in ("data: one\n\n", "data: <b>two</b>\n\n"):
@@ -221,27 +234,34 @@ async def test_the_story_of_a_key(console: str, browser: Browser) -> None:
 async def test_the_story_of_a_person_s_sign_in(
     settings: Settings, broker: aio_pika.abc.AbstractConnection, tmp_path: Path, browser: Browser
 ) -> None:
-    """G106: at an issuer on another site, back to the page that was wanted, with the grants of the file; and out."""
+    """G106: at an issuer on another site, back to the page that was wanted, with the grants of the file; and out.
+
+    G85: whatever the issuer says.
+    """
     assert broker
     async with running_issuer("localhost") as issuer:
         issuer.who = {"groups": ["operators"], "email": "alice@example.com", "email_verified": True}
         grants = tmp_path / "grants.toml"
         grants.write_text(
             f'[[issuer]]\nurl = "{issuer.url}"\naudience = "podium"\nconsole_client_id = "the-console"\n'
-            'console_name = "Example SSO"\n[[issuer.grant]]\nclaims = { groups = "operators" }\nscopes = ["admin"]\n'
+            f"console_name = '{SSO}'\n"
+            '[[issuer.grant]]\nclaims = { groups = "operators" }\nscopes = ["admin"]\n'
         )
         async with (
             api_process(settings, tmp_path, PODIUM_OIDC_FILE=str(grants)) as url,
             opened(browser, url, also=issuer.url) as window,
+            opened(browser, url, also=issuer.url, **PHONE) as small,
         ):
+            for each in (window, small):
+                await sign_in_with_words(each, issuer)
             page = window.page
             await window.go("/console/audit")
             await expect(page.get_by_label("Key", exact=True)).to_be_visible()
-            await page.get_by_role("link", name="Sign in with Example SSO").click()
+            await page.get_by_role("link", name=f"Sign in with {SSO}").click()
             await page.get_by_role("link", name="Deny").click()
             await expect(page.locator("#error")).to_contain_text("did not sign you in (access denied)")
             await page.get_by_role("link", name="Back to the sign-in").click()
-            await page.get_by_role("link", name="Sign in with Example SSO").click()
+            await page.get_by_role("link", name=f"Sign in with {SSO}").click()
             await page.get_by_role("link", name="Allow").click()
             await expect(page).to_have_url(f"{url}/console/audit")
             await expect(page.locator(".who")).to_contain_text("oidc:alice@example.com")
@@ -255,8 +275,44 @@ async def test_the_story_of_a_person_s_sign_in(
             await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+async def sign_in_with_words(window: Opened, issuer: Issuer) -> None:
+    """Sign in at an issuer that answers attacks, with a refusal and then with the name of a person."""
+    page, who = window.page, issuer.who
+    issuer.refusal = dict.fromkeys(("error", "error_description", "error_uri"), ALL_HOSTILE)
+    issuer.who = {**who, "email": ALL_HOSTILE}
+    await examine(window, f"/console/sign-in?next={quote('/console/audit?actor=' + ALL_HOSTILE)}")
+    for link in ("Deny", "Allow"):
+        await page.get_by_role("link", name=f"Sign in with {SSO}").click()
+        await page.get_by_role("link", name=link).click()
+        if link == "Deny":
+            await expect(page.locator("#error")).to_contain_text(f"{SSO} did not sign you in (without a reason)")
+            await examine_shown(window)
+            await page.get_by_role("link", name="Back to the sign-in").click()
+    await expect(page.locator(".who")).to_contain_text(f"oidc:{HOSTILE[0]}")
+    await examine_shown(window)
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page).to_have_url(f"{window.url}/console/sign-in")
+    issuer.refusal, issuer.who = {"error": "access_denied"}, who
+
+
+def hostile_card(host: str) -> dict[str, Any]:
+    """A card all of whose words are attacks."""
+    skills = [
+        {"id": words, "name": words, "description": f"{host} {words}", "tags": [words], "examples": [words]}
+        for words in HOSTILE
+    ]
+    return {
+        **{words: f"{host} {words}" for words in HOSTILE},
+        "name": f"{host} {ALL_HOSTILE}",
+        "provider": {ALL_HOSTILE: host, "organization": f"{host} {ALL_HOSTILE}", "url": HOSTILE[-1] + host},
+        "documentationUrl": f"javascript:alert('{host}')",
+        "iconUrl": f"{HOSTILE[-1]}/{host}",
+        "skills": skills,
+    }
+
+
 async def hostile_key(console: str) -> str:
-    """A key whose owner is an attack, made on behalf of one, and a change of it for a reason that is one."""
+    """A key whose owner is an attack, made on behalf of one."""
     async with aiohttp.ClientSession() as client:
         for number, words in enumerate(HOSTILE):
             body = {"name": f"key-{number}", "scopes": ["read"], "owner": words}
@@ -276,7 +332,8 @@ async def hostile_agent(console: str, settings: Settings, pod: Pod) -> dict[str,
             "docker_image": "".join(each for each in words if "!" <= each <= "~"),
             "registration_metadata": metadata,
         }
-        agent = await registered(console, "bot", f"v{number}", pod.url, **fields)
+        address = pod.url if number == 0 else pod.url.replace("127.0.0.1", "localhost")
+        agent = await registered(console, "bot", f"v{number}", address, **fields)
         body = {**a_body("bot", deployment_id="taken", acp_url=words), "extra": words}
         await published(settings, body, "agent.bot")
     return agent
@@ -292,6 +349,7 @@ async def paths_of(console: str, agent: dict[str, Any], key_id: str) -> list[str
         "/console/agents?q=nothing",
         base,
         *(f"{base}/versions/v{number}" for number in range(len(HOSTILE))),
+        f"{base}/versions/v1/cards",
         f"{base}/promote?version=v1",
         f"{base}/rollback",
         f"{base}/pause",
@@ -308,6 +366,8 @@ async def paths_of(console: str, agent: dict[str, Any], key_id: str) -> list[str
         f"/console/keys/{key_id}/revoke",
         "/console/audit",
         "/console/audit?action=agent.deleted",
+        f"/console/audit?actor={quote(ALL_HOSTILE[:FILTER_MAX_LENGTH], safe='')}",
+        f"/console/audit?action={quote(ALL_HOSTILE, safe='')}",
         "/console/none",
     ]
 
@@ -318,10 +378,11 @@ async def test_no_words_of_an_agent_run(console: str, settings: Settings, pod: P
     agent = await hostile_agent(console, settings, pod)
     key_id = await hostile_key(console)
     await fail_calls(console)
-    phone: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
-    async with opened(browser, console) as window, opened(browser, console, **phone) as small:
+    async with opened(browser, console) as window, opened(browser, console, **PHONE) as small:
+        await delete_for_a_reason(window)
         for path in await paths_of(console, agent, key_id):
             await asyncio.gather(examine(window, path), examine(small, path))
+        await asyncio.gather(make_key(window, "made-here"), make_key(small, "made-there"))
 
 
 async def fail_calls(console: str) -> None:
@@ -334,12 +395,57 @@ async def fail_calls(console: str) -> None:
                 await response.read()
 
 
+async def delete_for_a_reason(window: Opened) -> None:
+    """Delete an agent; the reason in the audit log is an attack."""
+    gone = await registered(window.url, "gone", "gone-v1", "http://127.0.0.1:1")
+    await window.go(f"/console/agents/{gone['id']}/delete-agent")
+    await window.page.locator("#name").fill("gone")
+    await window.page.locator("#reason").fill(ALL_HOSTILE)
+    await window.page.get_by_role("button", name="Delete").click()
+    await expect(window.page.get_by_role("cell", name=HOSTILE[0])).to_be_visible()
+    await examine_shown(window)
+
+
+async def make_key(window: Opened, name: str) -> None:
+    """Fill in the form for a key with attacks, which are refused; then make the key. Both answers keep the rules."""
+    page = window.page
+    await window.go("/console/keys/new")
+    await page.locator("[name=scope-read]").check()
+    for field in ("name", "agents", "owner", "calls_per_second", "calls_in_flight", "expires_days"):
+        await page.locator(f"#{field}").fill(ALL_HOSTILE)
+    await page.get_by_role("button", name="Make the key").click()
+    await expect(page.locator("#error")).to_be_visible()
+    await expect(page.locator("#agents")).to_have_value(re.compile(re.escape(HOSTILE[-1])))
+    await examine_shown(window)
+    for field, words in (("name", name), ("agents", "bot"), ("expires_days", "1")):
+        await page.locator(f"#{field}").fill(words)
+    for field in ("calls_per_second", "calls_in_flight"):
+        await page.locator(f"#{field}").fill("")
+    await page.locator("#owner").fill(ALL_HOSTILE[:200])
+    await page.get_by_role("button", name="Make the key").click()
+    await expect(page.locator("#secret")).to_contain_text("podium_")
+    await examine_shown(window)
+
+
 async def examine(window: Opened, path: str) -> None:
     """Open the page; it keeps the rules."""
     await window.go(path)
-    page = window.page
-    kinds = "script:not([src]), style, iframe, img, object, embed, [onerror], [onload], [style], b[hx-get]"
+    # The version's page asks for the cards when it is there.
+    await expect(window.page.locator("#cards[hx-get]")).to_have_count(0)
+    if path.endswith("/cards"):
+        for host in ("127.0.0.1", "localhost"):
+            await expect(window.page.locator("#cards")).to_contain_text(f"{host} {HOSTILE[0]}")
+    if path == "/console/audit":
+        await expect(window.page.locator("td.text", has_text=f"“{HOSTILE[0]}")).to_have_count(1)
+    await examine_shown(window)
+
+
+async def examine_shown(window: Opened) -> None:
+    """The page that is shown keeps the rules."""
+    page, path = window.page, window.page.url
+    kinds = "script:not([src]), style, iframe, img, object, embed, b[hx-get]"
     assert await page.locator(kinds).count() == 0, path
+    assert await page.evaluate(ATTACKED) == [], path
     targets = await page.evaluate("[...document.querySelectorAll('a[href]')].map((a) => a.protocol)")
     assert set(targets) <= {"http:", "https:"}, path
     width = await page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")

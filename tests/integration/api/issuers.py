@@ -9,7 +9,7 @@ from hashlib import sha256
 from secrets import token_urlsafe
 from time import time
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlencode
 
 from aiohttp import encode_basic_auth, web
 from joserfc import jwt
@@ -32,6 +32,10 @@ class Issuer:
     away: bool = False
     client_id: str = "the-console"
     client_secret: str | None = None
+    secret_in_form: bool = False
+    """Whether a client proves itself with `client_secret_post` alone; else with `client_secret_basic`."""
+    refusal: dict[str, str] = field(default_factory=lambda: {"error": "access_denied"})
+    """What it answers for who does not agree."""
     who: dict[str, Any] = field(default_factory=dict)
     """The claims of who signs in."""
     tampered: dict[str, Any] = field(default_factory=dict)
@@ -79,12 +83,14 @@ async def running_issuer(host: str = "127.0.0.1") -> AsyncIterator[Issuer]:
         issuer.discoveries += 1
         if issuer.away:
             return web.Response(status=503)
+        methods = {"token_endpoint_auth_methods_supported": ["client_secret_post"]} if issuer.secret_in_form else {}
         return web.json_response(
             {
                 "issuer": issuer.url,
                 "jwks_uri": f"{issuer.url}/keys",
                 "authorization_endpoint": f"{issuer.url}/authorize",
                 "token_endpoint": f"{issuer.url}/token",
+                **methods,
             }
         )
 
@@ -107,7 +113,7 @@ async def running_issuer(host: str = "127.0.0.1") -> AsyncIterator[Issuer]:
         allowed = f"code={code}&state={state}&iss={quote(issuer.url)}"
         body = (
             f'<title>Issuer</title><a id="allow" href="{back}?{allowed}">Allow</a>'
-            f'<a id="deny" href="{back}?error=access_denied&state={state}">Deny</a>'
+            f'<a id="deny" href="{back}?{urlencode(issuer.refusal)}&state={state}">Deny</a>'
         )
         return web.Response(text=body, content_type="text/html")
 
@@ -121,8 +127,10 @@ async def running_issuer(host: str = "127.0.0.1") -> AsyncIterator[Issuer]:
         asked = issuer.codes.pop(form["code"], None)
         challenge = urlsafe_b64encode(sha256(form["code_verifier"].encode()).digest()).decode().rstrip("=")
         secret = issuer.client_secret
-        proof = None if secret is None else encode_basic_auth(issuer.client_id, quote_plus(secret))
-        proven = request.headers.get("authorization") == proof
+        in_form, in_header = (secret, None) if issuer.secret_in_form else (None, secret)
+        proof = None if in_header is None else encode_basic_auth(issuer.client_id, quote_plus(in_header))
+        # One proof, and no other: https://www.rfc-editor.org/rfc/rfc6749#section-2.3
+        proven = (form.get("client_secret"), request.headers.get("authorization")) == (in_form, proof)
         if (
             asked is None
             or not proven

@@ -240,11 +240,12 @@ async def test_a_session_ends_with_its_token_and_its_grant(
     assert (await browser.read("/console/agents")).status == 303
 
 
+@pytest.mark.parametrize("in_form", [False, True], ids=["client_secret_basic", "client_secret_post"])
 async def test_a_confidential_client_proves_itself(
-    serve: Serve, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, in_form: bool
 ) -> None:
-    """G106: with the secret in the named variable, without which the API does not start."""
-    issuer.client_secret = "a secret"
+    """G106: as the issuer supports it, with the secret in the named variable, without which the API does not start."""
+    issuer.client_secret, issuer.secret_in_form = "a secret", in_form
     path = tmp_path / "grants.toml"
     path.write_text(GRANTS.format(url=issuer.url, more='console_client_secret_env = "CONSOLE_SECRET"'))
     with pytest.raises(StartRefused, match="CONSOLE_SECRET is not set"):

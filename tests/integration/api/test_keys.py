@@ -212,6 +212,40 @@ async def test_the_ledger_and_the_audit_log_name_the_key(serve: Serve, sessions:
     assert (await api.get("/audit?agent=bot", headers=headers)).json == audit[:-1]
 
 
+async def test_the_audit_log_of_one_actor_and_one_action(serve: Serve) -> None:
+    """Filters go together, with the agent and with pages by id; one that cannot match anything is refused."""
+    api = await keyed(serve)
+    headers, _ = await created(api, "register", "admin", name="ci-deploy")
+    for number in range(3):
+        version = f"v{number}"
+        for sent in (headers, ADMIN):
+            name = f"bot-{'ci' if sent is headers else 'root'}"
+            body = a_body(name, deployment_id=f"{name}-{version}")
+            agent = (await api.post("/agents/register", body, headers=sent)).json
+            await api.call("PATCH", f"/agents/{agent['id']}", json={"description": version}, headers=sent)
+            await api.post(f"/agents/{agent['id']}/deployments", {"docker_image": "i"}, headers=sent)
+    audit = (await api.get("/audit", headers=ADMIN)).json
+
+    async def found(query: str) -> Any:
+        answer = await api.get(f"/audit?{query}", headers=ADMIN)
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    by_key = [each for each in audit if each["actor"] == "key:ci-deploy"]
+    changes = [each for each in by_key if each["action"] == "agent.changed"]
+    assert (len(audit), len(by_key), len(changes)) == (13, 6, 3)
+    assert await found("actor=key:ci-deploy") == by_key
+    assert await found("action=agent.changed") == [each for each in audit if each["action"] == "agent.changed"]
+    both = "actor=key:ci-deploy&action=agent.changed"
+    assert await found(both) == changes
+    assert await found(f"{both}&limit=2") == changes[:2]
+    assert await found(f"{both}&limit=2&before={changes[1]['id']}") == changes[2:]
+    assert await found(f"{both}&agent=bot-root") == []
+    assert await found("actor=key:ci") == []
+    for bad in ("action=Agent.changed", "action=", "actor=%00", f"actor={'x' * 301}", "subject=x"):
+        (await api.get(f"/audit?{bad}", headers=ADMIN)).problem(400, "invalid-request", bad.partition("=")[0])
+
+
 async def test_what_cannot_stand_for_somebody(serve: Serve) -> None:
     """400 for a long or unprintable value, and nothing changes."""
     api = await keyed(serve)

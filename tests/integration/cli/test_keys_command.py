@@ -70,6 +70,8 @@ async def test_from_the_first_key_to_the_last(terminal: Terminal, database: dict
         ("key.created", "key:ops"),
         ("key.created", "bootstrap"),
     ]
+    by_action = ("audit", "--json", "--actor", "key:ops", "--action", "key.created")
+    assert (await terminal.done(*by_action, **admin)).json == entries[2:3]
     shown = await terminal.quick("audit", "--limit", "2", **admin)
     assert "key.revoked" in shown.out
     assert f"--before {entries[1]['id']}" in shown.err
