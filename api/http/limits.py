@@ -266,6 +266,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self._exchange is not None:
+                self._exchange.writes.flush()
                 self._exchange.ends()
         self.cycle = None  # type: ignore[assignment]  # as before the first request
         self._enter(_Phase.OVER)
