@@ -19,6 +19,7 @@ from services.retention.versions import START, Cursor, StepLimits, TaskStep, del
 from services.routing.conversations import remove_unseen
 from services.settings import Settings
 from services.webhooks.missed import count_missed
+from services.webhooks.registry import remove_of_deleted
 
 # First half of the advisory lock's key; must differ from the locks of the relay and of migrations.
 _LOCKS = 0x7377_6570
@@ -41,6 +42,7 @@ class RetentionTask(IntEnum):
     FAILED_INSTANCES = 7
     DEPARTED_INSTANCES = 8
     CALL_COUNTS = 9
+    WEBHOOKS_OF_DELETED_AGENTS = 10
 
 
 NOTHING = TaskStep(0, None)
@@ -58,6 +60,7 @@ def retention_of(task: RetentionTask, settings: Settings) -> timedelta | None:
         RetentionTask.FAILED_INSTANCES: settings.instance_retention,
         RetentionTask.DEPARTED_INSTANCES: settings.inbox_retention,
         RetentionTask.CALL_COUNTS: settings.call_counts_retention,
+        RetentionTask.WEBHOOKS_OF_DELETED_AGENTS: settings.deleted_retention,
     }[task]
 
 
@@ -105,4 +108,5 @@ _REMOVALS: dict[RetentionTask, Callable[[AsyncSession, datetime, int], Awaitable
     RetentionTask.FAILED_INSTANCES: remove_failed_instances,
     RetentionTask.DEPARTED_INSTANCES: forget_departed,
     RetentionTask.CALL_COUNTS: remove_old,
+    RetentionTask.WEBHOOKS_OF_DELETED_AGENTS: remove_of_deleted,
 }

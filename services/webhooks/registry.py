@@ -29,6 +29,17 @@ _COUNT = (
     .outerjoin(Agent, Agent.id == Webhook.agent_id)
     .where(Agent.deleted_at.is_(None))
 )
+# Each takes its attempts with it, `DELIVERIES_KEPT` at most, so it counts as a hundred rows.
+_REMOVE = text("""
+WITH removed AS (
+    DELETE FROM webhooks WHERE id IN (
+        SELECT w.id FROM webhooks AS w JOIN agents AS a ON a.id = w.agent_id
+        WHERE a.deleted_at < :before ORDER BY w.id
+        LIMIT greatest(CAST(:limit AS int) / 100, 1) FOR UPDATE OF w SKIP LOCKED
+    ) RETURNING 1
+)
+SELECT count(*) FROM removed
+""")
 _WAKE = text("UPDATE webhook_positions SET due_at = clock_timestamp(), claim = NULL WHERE webhook_id = :id")
 
 
@@ -124,6 +135,14 @@ async def delete_webhook(session: AsyncSession, webhook_id: UUID, identity: Iden
     await session.execute(delete(Webhook).where(Webhook.id == webhook_id))
     session.expunge(webhook)
     return webhook
+
+
+async def remove_of_deleted(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Remove webhooks of agents that were deleted before `before`, of each hundred of `limit` one; returns how many.
+
+    What they have not delivered by then, they never will.
+    """
+    return int(await session.scalar(_REMOVE, {"before": before, "limit": limit}) or 0)
 
 
 async def rotate_secret(
