@@ -116,9 +116,8 @@ class SharedLists:
         answer.callers += 1
         try:
             async with asyncio.timeout(2 * self._seconds):
-                return await asyncio.shield(
-                    answer.rows
-                )  # a caller that leaves must not take the answer from the others
+                # A caller that leaves must not take the answer from the others.
+                return await asyncio.shield(answer.rows)
         except (*AWAY, Unavailable) as exc:
             raise _error(exc) from exc
         finally:
