@@ -7,7 +7,6 @@ A message that is redelivered because its acknowledgement was lost is recognised
 import asyncio
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError
 
 from contracts.topology import PARKED_QUEUE
@@ -18,7 +17,9 @@ from services.storage.database import Sessions, in_transaction
 from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CHANNEL_CLOSED, CONNECT_SECONDS, NO_ANSWER, connected
+from workers.amqp.consumer import Consumer
 from workers.amqp.decoding import tolerate_invalid_properties
+from workers.amqp.delivery import Delivery
 from workers.fault import cannot_park
 from workers.metrics import WorkerMetrics
 from workers.retry import Outage, pause, run_with_retries
@@ -52,36 +53,32 @@ class Drainer:
         goes on with the next message.
         """
         buffer = DeliveryBuffer()
-
-        async def receive(message: AbstractIncomingMessage) -> None:
-            buffer.put(message)
-
         async with connected(broker_url(self._settings)) as broker:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     channel = await broker.channel()
                     await channel.set_qos(prefetch_count=PREFETCH)
-                    queue = await channel.get_queue(PARKED_QUEUE)
-                    consumer = await queue.consume(receive)
+                    consumer = await Consumer.of(await channel.get_queue(PARKED_QUEUE), buffer)
+                    await consumer.start()
             except TimeoutError as error:
                 raise AMQPConnectionError(NO_ANSWER) from error
             self._outage.over()
             while not stop.is_set():
-                if channel.is_closed:
+                if buffer.closed:
                     raise AMQPConnectionError(CHANNEL_CLOSED)
                 buffer.changed.clear()
                 if buffer.messages and not await self._park(buffer.messages.popleft()):
-                    await queue.cancel(consumer, timeout=CONNECT_SECONDS)
-                    consumer = await queue.consume(receive, timeout=CONNECT_SECONDS)
+                    await consumer.stop()
+                    await consumer.start()
                 if not buffer.messages:
                     await pause(stop, IDLE_SECONDS, buffer.changed)
 
-    async def _park(self, message: AbstractIncomingMessage) -> bool:
+    async def _park(self, message: Delivery) -> bool:
         """Park one message, and acknowledge it after the commit; False if the database refuses it.
 
         A refused message stays unacknowledged until the connection ends.
         """
-        envelope = Envelope(message.routing_key or "", message.body, dict(message.headers))
+        envelope = Envelope(message.routing_key, message.body, dict(message.headers))
         refusal = dead_letter(envelope)
         try:
             await in_transaction(self._sessions, lambda session: park(session, [refusal]))
@@ -96,7 +93,7 @@ class Drainer:
                 error=f"{type(error).__name__}: {error}"[:300],
             )
             return False
-        await message.ack()
+        await message.acknowledge(multiple=False)
         self._metrics.parked.inc()
         log.warning(
             "Parked a message that the broker had dead-lettered.",

@@ -1,9 +1,10 @@
 """Commands of operators and pipelines: create and delete deployments, change and delete agents."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
+from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,6 +15,7 @@ from services.domain.registration_policy import refusal
 from services.domain.state import (
     Affinity,
     AgentSnapshot,
+    AgentState,
     AutoPromote,
     ConversationKeys,
     DeploymentState,
@@ -207,7 +209,11 @@ async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChang
     require_generation(before, caller.if_generation)
     after = replace(before, agent=replace(changed, updated_at=before.now))
     await save_state(session, before, after)
-    details = {name: value for name, value in asdict(changed).items() if value != getattr(agent, name)}
+    details = {
+        name: getattr(changed, name)
+        for name in AgentState.__struct_fields__
+        if getattr(changed, name) != getattr(agent, name)
+    }
     await record(session, caller, "agent.changed", str(agent_id), agent_name=before.agent.name, details=details)
     return after
 

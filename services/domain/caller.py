@@ -1,6 +1,8 @@
 """The author of a change, as the ledger and the audit log name it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from services.domain.state import AgentSnapshot
 

@@ -1,7 +1,8 @@
 """Cutover: the only function that changes what serves an agent."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from contracts.events import DeploymentDemoted, DeploymentPromoted, Serving
 from contracts.fields import Cause

@@ -6,10 +6,12 @@ is no result, and never reaches this module. A call that the deployment answered
 the count, too. Production needs the agreement of a second janitor if one runs.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from contracts.fields import joined
 from services.domain.instances import announce_instance, fail_instance, settle

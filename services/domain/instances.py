@@ -4,7 +4,7 @@ A deployment becomes one with instances when the first of them announces itself.
 before, without an instance id, is then an instance with the empty id.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from contracts.events import InstanceFailed, InstanceGone, InstanceReady
 from services.domain.readiness import UNPROVEN, set_failed, set_ready

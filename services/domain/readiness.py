@@ -1,6 +1,6 @@
 """Readiness: deployments that become Ready or Failed, with their events, and automatic promotion the first time."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from contracts.events import DeploymentFailed, DeploymentReady
 from contracts.fields import Cause

@@ -3,9 +3,10 @@
 `decide` is deterministic: the same messages in the same order give the same rows, ledger and events.
 """
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
+
+from msgspec.structs import replace
 
 from contracts.events import AgentRegistered, DeploymentCreated
 from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH

@@ -1,10 +1,12 @@
 """An agent and its deployments as plain values: the input and the output of decisions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from contracts.events import EVENT_TYPES, EventData, EventType, Serving
 from contracts.fields import DEFAULT_HEALTH_PATH, DEFAULT_RPC_PATH, AcpType, Cause, ErrorStyle, InputType
@@ -21,8 +23,7 @@ DeploymentStatus = Literal["Pending", "Ready", "Failed"]
 Precedence = tuple[datetime, UUID]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentState:
+class AgentState(Struct, frozen=True, kw_only=True):
     """One row of `agents`."""
 
     id: UUID
@@ -68,8 +69,7 @@ class AgentState:
         return _precedence(self.registered_at, self.registered_message_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedProbes:
+class FailedProbes(Struct, frozen=True, kw_only=True):
     """What is known about the failed probes in a row of a deployment. Only the health checks load it."""
 
     since: datetime | None = None
@@ -82,8 +82,7 @@ class FailedProbes:
 NO_FAILURES = FailedProbes()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentState:
+class DeploymentState(Struct, frozen=True, kw_only=True):
     """One row of `deployments`, the name of the agent it belongs to, and the results of its last probes."""
 
     id: str
@@ -121,8 +120,7 @@ class DeploymentState:
         return _precedence(self.registered_at, self.registered_message_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceState:
+class InstanceState(Struct, frozen=True, kw_only=True):
     """One row of `instances`, and the results of its last probes. The id is empty for the pod that names none."""
 
     deployment_id: str
@@ -156,8 +154,7 @@ class InstanceState:
 Instances = Mapping[str, Mapping[str, InstanceState]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerRow:
+class LedgerRow(Struct, frozen=True, kw_only=True):
     """One row of `promotions`: what served before, what serves from `at` on, and why."""
 
     agent_id: UUID
@@ -173,8 +170,7 @@ class LedgerRow:
     on_behalf_of: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """One row of `outbox`."""
 
     type: EventType
@@ -187,8 +183,7 @@ class Event:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSnapshot:
+class AgentSnapshot(Struct, frozen=True, kw_only=True):
     """The input of one decision, and the ledger rows and events that it adds.
 
     `deployments` holds the production deployment and those that the decision names, of this agent or another.

@@ -1,8 +1,8 @@
 """Promote. The agent row is locked first and the state is read after that, so concurrent calls run one by one."""
 
-from dataclasses import replace
 from uuid import UUID
 
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.domain.caller import Caller

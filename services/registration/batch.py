@@ -1,12 +1,13 @@
 """Decides a batch of announcements in one transaction: agents, deployments, promotions, events and the inbox."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress
 from uuid import UUID
 
+from msgspec.structs import replace
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.messages import REGISTRATION_MAX_BYTES, DeregisterInstance, RegisterAgent
@@ -289,9 +290,8 @@ async def _record(
         if isinstance(result.outcome, Rejected) and incoming.envelope is not None:
             refusals.append(_refusal(content, incoming.envelope, result.outcome))
     if entries:
-        inserted = await session.execute(
-            statements.INSERT_REGISTRATIONS, {"rows": to_json(list(entries.values())).decode()}
-        )
+        rows = statements.as_json(list(entries.values()))
+        inserted = await session.execute(statements.INSERT_REGISTRATIONS, {"rows": rows})
         if inserted.rowcount < len(entries):  # type: ignore[attr-defined]  # a cursor result, since it inserts
             raise LostRace
     await park(session, refusals)

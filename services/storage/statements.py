@@ -7,7 +7,24 @@ set its parameters, for example `\set rows '[...]'` with `:'rows'` in place of `
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+from pydantic import BaseModel
+from pydantic_core import to_json
 from sqlalchemy import text
+
+
+def _raw_json(model: object) -> msgspec.Raw:
+    if isinstance(model, BaseModel):
+        return msgspec.Raw(to_json(model))
+    raise NotImplementedError(f"Objects of type {type(model)} are not stored as JSON.")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_raw_json)
+
+
+def as_json(rows: object) -> str:
+    """The rows of a statement: dicts or states, with the data of events."""
+    return _encoder.encode(rows).decode()
 
 
 def names(columns: Iterable[str]) -> str:

@@ -5,13 +5,12 @@ alone: a lock inside a join or CTE would return rows as they were before the wai
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
 
-from pydantic_core import to_json
 from sqlalchemy import Select, TextClause, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,10 +31,10 @@ from services.storage import statements
 from services.storage.database import mark_events_written
 from services.storage.models import Agent, Deployment, Instance, Probe, Promotion
 
-AGENT_FIELDS = [field.name for field in fields(AgentState)]
+AGENT_FIELDS = AgentState.__struct_fields__
 # The health checks load the failures themselves.
-DEPLOYMENT_FIELDS = [field.name for field in fields(DeploymentState) if field.name != "failures"]
-_INSTANCE_FIELDS = [field.name for field in fields(InstanceState) if field.name != "failures"]
+DEPLOYMENT_FIELDS = [name for name in DeploymentState.__struct_fields__ if name != "failures"]
+_INSTANCE_FIELDS = [name for name in InstanceState.__struct_fields__ if name != "failures"]
 
 # Tables, not models: for a query of one row, the work of the ORM takes longer than the query.
 _agents = Agent.__table__
@@ -195,7 +194,7 @@ async def load_departed(
         return {}
     names = ("agent_name", "deployment_id", "instance_id")
     rows = await session.execute(
-        statements.DEPARTED, {"rows": _as_json([dict(zip(names, key, strict=True)) for key in sorted(keys)])}
+        statements.DEPARTED, {"rows": statements.as_json([dict(zip(names, key, strict=True)) for key in sorted(keys)])}
     )
     return {
         (row.agent_name, row.deployment_id, row.instance_id): (row.registered_at, row.message_id) for row in rows.all()
@@ -270,7 +269,9 @@ async def save(
         "events": [outbox_row(event) for event in events],
     }
     if any(change.values()):
-        await session.execute(statements.CHANGE_SERVING, {name: _as_json(rows) for name, rows in change.items()})
+        await session.execute(
+            statements.CHANGE_SERVING, {name: statements.as_json(rows) for name, rows in change.items()}
+        )
     if change["events"]:
         mark_events_written(session)
 
@@ -288,12 +289,8 @@ async def _write(session: AsyncSession, statement: TextClause, rows: Sequence[ob
     """Run the statement if there are rows; returns how many rows it wrote."""
     if not rows:
         return 0
-    result = await session.execute(statement, {"rows": _as_json(rows)})
+    result = await session.execute(statement, {"rows": statements.as_json(rows)})
     return int(result.rowcount)  # type: ignore[attr-defined]  # a cursor result, since the statement writes
-
-
-def _as_json(rows: object) -> str:
-    return to_json(rows).decode()
 
 
 async def _save_instances(

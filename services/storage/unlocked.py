@@ -16,11 +16,17 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
-
 from services.domain.state import AgentSnapshot, AgentState, DeploymentState
 from services.storage.driver import Row
-from services.storage.statements import LEDGER_COLUMNS, OUTBOX_COLUMNS, SERVING_COLUMNS, assignments, names, types
+from services.storage.statements import (
+    LEDGER_COLUMNS,
+    OUTBOX_COLUMNS,
+    SERVING_COLUMNS,
+    as_json,
+    assignments,
+    names,
+    types,
+)
 from services.storage.store import AGENT_FIELDS, DEPLOYMENT_FIELDS, ledger_row, outbox_row, serving_columns
 
 # The time of a change is read with its rows; the statement that writes it must follow soon.
@@ -160,7 +166,7 @@ def arguments(changes: Sequence[tuple[Unlocked, AgentSnapshot]]) -> tuple[str, s
     deployments = [_deployment(before, after, id_) for before, after in changes for id_ in before.versions]
     ledger = [ledger_row(entry) for _, after in changes for entry in after.ledger]
     events = [outbox_row(event) for _, after in changes for event in after.events]
-    return _as_json(agents), _as_json(deployments), _as_json(ledger), _as_json(events)
+    return as_json(agents), as_json(deployments), as_json(ledger), as_json(events)
 
 
 def _agent(before: Unlocked, after: AgentSnapshot) -> dict[str, object]:
@@ -185,7 +191,3 @@ def _deployment(before: Unlocked, after: AgentSnapshot, deployment_id: str) -> d
         "changes": deployment != before.state.deployments[deployment_id],
         **{name: getattr(deployment, name) for name in _SERVED_COLUMNS},
     }
-
-
-def _as_json(rows: object) -> str:
-    return to_json(rows).decode()

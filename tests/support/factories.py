@@ -1,10 +1,10 @@
 """Test data: registrations as pods send them, and states as decisions read them."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from msgspec.structs import replace
 from pydantic_core import to_json
 
 from contracts.messages import RegisterAgent, RegisterBuildRequest

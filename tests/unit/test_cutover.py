@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from contracts.events import DeploymentDemoted, DeploymentPromoted, Serving
 from services.domain.cutover import cutover
@@ -85,7 +84,7 @@ def test_flag_and_pointer_move_together() -> None:
 )
 def test_the_ledger_s_time_moves_on_though_the_clock_does_not(last: object, at: object) -> None:
     """If the clock stood still or went back, the new generation is a microsecond after the one before."""
-    state = replace(state_before("nothing"), last_cutover_at=last)  # type: ignore[arg-type]
+    state = replace(state_before("nothing"), last_cutover_at=last)
     after = cutover(state, "v2", cause="manual", actor="amy")
     assert after.ledger[0].at == at
     again = cutover(after, None, cause="rollback", actor="amy")

@@ -1,9 +1,9 @@
 """`ready_requires_probe`: the first answered probe makes a deployment Ready, not its announcement."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from services.domain.health_policy import INTERVAL_SHARE, ProbeResult, apply_probe, wait_before_next
 from services.domain.readiness import UNPROVEN

@@ -117,4 +117,4 @@ def test_a_first_deployment_of_a_build_serves_with_the_build_s_image() -> None:
 
 
 def _fields(state: AgentSnapshot) -> set[str]:
-    return set(type(state.agent).__dataclass_fields__)
+    return set(type(state.agent).__struct_fields__)

@@ -80,7 +80,7 @@ def test_what_a_legacy_message_leaves_out_stays() -> None:
         registration_metadata={"team": "mail"},
     )
     after, _ = decide(a_state(agent), an_announcement(acp_url="http://old"))
-    fields = set(AgentState.__dataclass_fields__)
+    fields = set(AgentState.__struct_fields__)
     kept = {name for name in fields if getattr(after.agent, name) == getattr(agent, name)}
     assert fields - kept == {"registered_at", "registered_message_id"}
     assert event_types(after) == []

@@ -1,8 +1,9 @@
 """Before production is Failed: the opinion of a second janitor, and calls that it has answered."""
 
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from services.domain.health_policy import ProbeResult, apply_probe
 from services.domain.state import AgentSnapshot, DeploymentState

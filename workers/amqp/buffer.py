@@ -5,19 +5,19 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-from aio_pika.abc import AbstractIncomingMessage
+from workers.amqp.delivery import Delivery
 
 
 class DeliveryBuffer:
     """Messages of one connection that are delivered and not yet decided, in delivery order."""
 
     def __init__(self) -> None:
-        self.messages: deque[AbstractIncomingMessage] = deque()
+        self.messages: deque[Delivery] = deque()
         self.changed = asyncio.Event()
         """Set when a message is added and when the buffer is closed. The consumer clears it."""
         self.closed = False
 
-    def put(self, message: AbstractIncomingMessage) -> None:
+    def put(self, message: Delivery) -> None:
         """Add a delivered message."""
         self.messages.append(message)
         self.changed.set()
@@ -30,7 +30,7 @@ class DeliveryBuffer:
         self.closed = True
         self.changed.set()
 
-    def take(self, count: int, max_bytes: int) -> list[AbstractIncomingMessage]:
+    def take(self, count: int, max_bytes: int) -> list[Delivery]:
         """Remove and return the oldest messages: at most `count`, and at most `max_bytes` unless the first has more."""
         taken = first_messages(self.messages, count, max_bytes)
         for _ in taken:
@@ -38,11 +38,9 @@ class DeliveryBuffer:
         return taken
 
 
-def first_messages(
-    messages: Iterable[AbstractIncomingMessage], count: int, max_bytes: int
-) -> list[AbstractIncomingMessage]:
+def first_messages(messages: Iterable[Delivery], count: int, max_bytes: int) -> list[Delivery]:
     """The first messages: at most `count`, and at most `max_bytes` in all bodies unless the first one has more."""
-    taken: list[AbstractIncomingMessage] = []
+    taken: list[Delivery] = []
     size = 0
     for message in islice(messages, count):
         size += len(message.body)

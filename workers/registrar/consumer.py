@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError
 
 from services.registration.batch import Terms
@@ -22,6 +21,7 @@ from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS
 from workers.amqp.decoding import tolerate_invalid_properties
+from workers.amqp.delivery import Delivery
 from workers.metrics import WorkerMetrics
 from workers.registrar.batches import Decider
 from workers.registrar.deferred import DeferredMessages
@@ -102,7 +102,7 @@ class Registrar:
         buffer, deferred = DeliveryBuffer(), DeferredMessages()
         prefetch = prefetch_of(self._settings)
         async with (
-            consuming(self._settings, buffer) as reader,
+            consuming(self._settings, buffer) as consumer,
             SecondConsumer(self._settings, buffer) as more,
             self._replies() as replies,
             self._deciding_deferred(deferred, buffer),
@@ -119,7 +119,7 @@ class Registrar:
                 await settler.settle(deferred.divert(batch), stop)
             if buffer.closed:
                 raise AMQPConnectionError("The broker closed the connection or cancelled the consumer.")
-            await ended(reader, CLOSE_SECONDS)
+            await consumer.stop()
             await more.stop()
             while batch := buffer.take(self._settings.batch_size, BATCH_MAX_BYTES):
                 if not await settler.settle(deferred.divert(batch), stop):
@@ -131,7 +131,7 @@ class Registrar:
     def _replies(self) -> Replies:
         return Replies(broker_url(self._settings))
 
-    async def _next_batch(self, buffer: DeliveryBuffer, stop: asyncio.Event) -> list[AbstractIncomingMessage]:
+    async def _next_batch(self, buffer: DeliveryBuffer, stop: asyncio.Event) -> list[Delivery]:
         """Wait for messages, then a short time for more of them; returns at most one batch, possibly an empty one."""
         buffer.changed.clear()
         if not buffer.messages:

@@ -9,16 +9,16 @@ from itertools import chain
 from time import monotonic
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 
 from contracts.topology import agent_of_key
 from workers.amqp.buffer import first_messages
+from workers.amqp.delivery import Delivery
 
 log = structlog.get_logger(__name__)
 
 # None: the routing key names no agent.
 AgentName = str | None
-Messages = dict[int, AbstractIncomingMessage]
+Messages = dict[int, Delivery]
 
 
 class DeferredMessages:
@@ -33,8 +33,10 @@ class DeferredMessages:
     def __len__(self) -> int:
         return sum(map(len, self._of_agent.values()))
 
-    def divert(self, messages: Iterable[AbstractIncomingMessage]) -> list[AbstractIncomingMessage]:
+    def divert(self, messages: Iterable[Delivery]) -> list[Delivery]:
         """Defer the messages of agents that have deferred messages already; returns the others."""
+        if not self._of_agent:
+            return list(messages)
         others = []
         for message in messages:
             if (agent := _agent(message)) in self._of_agent:
@@ -43,7 +45,7 @@ class DeferredMessages:
                 others.append(message)
         return others
 
-    def defer(self, messages: Collection[AbstractIncomingMessage]) -> None:
+    def defer(self, messages: Collection[Delivery]) -> None:
         """Defer these messages; their agents are tried after all other deferred agents."""
         for agent in dict.fromkeys(map(_agent, messages)):
             if agent not in self._of_agent:
@@ -59,11 +61,11 @@ class DeferredMessages:
         if messages:
             self.added.set()
 
-    def next_batch(self, count: int, max_bytes: int) -> list[AbstractIncomingMessage]:
+    def next_batch(self, count: int, max_bytes: int) -> list[Delivery]:
         """The messages to try next; they stay deferred until `settled` is called."""
         return first_messages(chain.from_iterable(each.values() for each in self._of_agent.values()), count, max_bytes)
 
-    def settled(self, messages: Iterable[AbstractIncomingMessage]) -> None:
+    def settled(self, messages: Iterable[Delivery]) -> None:
         """Remove messages that were decided and acknowledged; ignores messages that are not deferred."""
         for message in messages:
             agent = _agent(message)
@@ -79,5 +81,5 @@ class DeferredMessages:
             )
 
 
-def _agent(message: AbstractIncomingMessage) -> AgentName:
-    return agent_of_key(message.routing_key or "")
+def _agent(message: Delivery) -> AgentName:
+    return agent_of_key(message.routing_key)

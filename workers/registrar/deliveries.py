@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPConnectionError, AMQPError
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
@@ -21,7 +20,8 @@ from services.settings import Settings
 from services.tls import broker_url
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS, connected, with_heartbeat
-from workers.retry import CONNECTION_LOST, at_most, ended
+from workers.amqp.consumer import Consumer
+from workers.retry import CONNECTION_LOST, at_most
 
 # One batch in its transaction, and the next one already delivered.
 PREFETCH_BATCHES = 2
@@ -41,37 +41,22 @@ def prefetch_of(settings: Settings) -> int:
 
 
 @asynccontextmanager
-async def consuming(settings: Settings, buffer: DeliveryBuffer) -> AsyncIterator["asyncio.Task[None]"]:
-    """A task that moves deliveries into the buffer, on its own connection, with which the buffer is closed."""
+async def consuming(settings: Settings, buffer: DeliveryBuffer) -> AsyncIterator[Consumer]:
+    """A consumer that has started, on its own connection, with which the buffer is closed."""
     broker = RabbitBroker(
         with_heartbeat(broker_url(settings)),
         timeout=CONNECT_SECONDS,
-        on_close=[buffer.close],
         default_channel=Channel(prefetch_count=prefetch_of(settings)),
         ack_policy=AckPolicy.MANUAL,
         logger=None,
     )
     queue = RabbitQueue(REGISTRATIONS_QUEUE, queue_type=QueueType.QUORUM, durable=True, declare=False)
-    subscriber = broker.subscriber(queue, ack_policy=AckPolicy.MANUAL)
-
-    async def read() -> None:
-        """Read every delivery, in order: an acknowledgement includes all earlier deliveries of the channel."""
-        last = 0
-        async for message in subscriber:
-            tag = message.raw_message.delivery_tag
-            if tag != last + 1:
-                raise AMQPConnectionError(f"Delivery {last + 1} was not read.")
-            last = tag
-            await _receive(message.raw_message, buffer)
-
     try:
-        await _start(broker)
-        reader = asyncio.create_task(read(), name="registrar.reader")
-        reader.add_done_callback(buffer.close)
+        consumer = await _start(broker, queue, buffer)
         try:
-            yield reader
+            yield consumer
         finally:
-            await ended(reader, CLOSE_SECONDS)
+            await consumer.stop()
     finally:
         await at_most(CLOSE_SECONDS, broker.stop())
 
@@ -86,8 +71,7 @@ class SecondConsumer:
         self._url = broker_url(settings)
         self._buffer = buffer
         self._stack = AsyncExitStack()
-        self._queue: AbstractQueue | None = None
-        self._consumer_tag: str | None = None
+        self._consumer: Consumer | None = None
         self._retry_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -100,13 +84,15 @@ class SecondConsumer:
 
     async def start(self) -> None:
         """Consume, unless it does already. A failure is logged, and a later call tries again."""
-        if self._consumer_tag is not None or monotonic() < self._retry_at:
+        if self._consumer is not None and self._consumer.is_consuming:
+            return
+        if monotonic() < self._retry_at:
             return
         try:
             with lost_as(AMQPConnectionError(CONNECTION_LOST)):
                 async with asyncio.timeout(2 * CONNECT_SECONDS):
-                    queue = self._queue = self._queue or await self._open()
-                    self._consumer_tag = await queue.consume(self._receive)
+                    self._consumer = self._consumer or await self._open()
+                    await self._consumer.start()
             log.info("Consuming more registrations beside deferred ones.", action="registrar.second_consumer")
         except (AMQPError, OSError) as error:
             self._retry_at = monotonic() + SECOND_RETRY_SECONDS
@@ -118,35 +104,27 @@ class SecondConsumer:
 
     async def stop(self) -> None:
         """Stop the deliveries; those already delivered stay in the buffer."""
-        if self._queue is not None and self._consumer_tag is not None:
-            tag, self._consumer_tag = self._consumer_tag, None
-            await at_most(CLOSE_SECONDS, self._queue.cancel(tag))
+        if self._consumer is not None:
+            await self._consumer.stop()
 
-    async def _open(self) -> AbstractQueue:
+    async def _open(self) -> Consumer:
         connection = await self._stack.enter_async_context(connected(self._url))
         channel = await connection.channel()
-        channel.close_callbacks.add(self._buffer.close)
         await channel.set_qos(prefetch_count=SECOND_PREFETCH)
-        return await channel.get_queue(REGISTRATIONS_QUEUE)
-
-    async def _receive(self, message: AbstractIncomingMessage) -> None:
-        await _receive(message, self._buffer)
-
-
-async def _receive(message: AbstractIncomingMessage, buffer: DeliveryBuffer) -> None:
-    """Put the message into the buffer, unless it is too large: the broker dead-letters it, and the drainer parks it."""
-    if len(message.body) > REGISTRATION_MAX_BYTES:
-        await message.reject(requeue=False)
-    else:
-        buffer.put(message)
+        return await Consumer.of(
+            await channel.get_queue(REGISTRATIONS_QUEUE), self._buffer, max_bytes=REGISTRATION_MAX_BYTES
+        )
 
 
-async def _start(broker: RabbitBroker) -> None:
+async def _start(broker: RabbitBroker, queue: RabbitQueue, buffer: DeliveryBuffer) -> Consumer:
     try:
         await broker.connect()  # has its own timeout; cancelling it would leave it running
         async with asyncio.timeout(CONNECT_SECONDS):
             await broker.start()
+            consumer = await Consumer.of(await broker.declare_queue(queue), buffer, max_bytes=REGISTRATION_MAX_BYTES)
+            await consumer.start()
     except AMQPError:
         raise
     except (OSError, RuntimeError) as error:
         raise AMQPConnectionError(f"The broker cannot be used: {error or type(error).__name__}") from error
+    return consumer

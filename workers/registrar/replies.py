@@ -7,7 +7,7 @@ from typing import Self
 
 import structlog
 from aio_pika import Message, connect
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError
 from pydantic_core import to_json
 
@@ -15,6 +15,7 @@ from services.cancellation import lost_as
 from services.domain.announcement import Rejected
 from services.registration.batch import Decided
 from workers.amqp.connection import CLOSE_SECONDS, with_heartbeat
+from workers.amqp.delivery import Delivery
 from workers.retry import at_most
 
 # The queue of any other name could belong to another program.
@@ -41,7 +42,7 @@ class Replies:
         if self._connection is not None:
             await at_most(CLOSE_SECONDS, self._connection.close())
 
-    async def send(self, messages: Sequence[AbstractIncomingMessage], decided: Sequence[Decided]) -> None:
+    async def send(self, messages: Sequence[Delivery], decided: Sequence[Decided]) -> None:
         """Reply to the messages that request it. A failure is only logged, because the outcome is already committed."""
         requested = [
             (message, result)
@@ -69,7 +70,7 @@ class Replies:
         return self._channel
 
 
-def _reply(request: AbstractIncomingMessage, decided: Decided) -> Message:
+def _reply(request: Delivery, decided: Decided) -> Message:
     outcome = decided.outcome
     error = outcome.error if isinstance(outcome, Rejected) else None
     agent = decided.state.agent if decided.state is not None and error is None else None

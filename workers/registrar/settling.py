@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPConnectionError, AMQPError, ChannelInvalidStateError
 
 from services.cancellation import lost_as
@@ -18,6 +17,7 @@ from services.domain.announcement import Announcement, Duplicate
 from services.registration.batch import Decided, Incoming, read_message
 from services.registration.parked import Envelope
 from services.registration.signatures import require_signature
+from workers.amqp.delivery import Delivery
 from workers.metrics import WorkerMetrics
 from workers.registrar.batches import Decider
 from workers.registrar.deferred import DeferredMessages
@@ -40,14 +40,14 @@ class Acknowledgements:
     def __init__(self) -> None:
         self._lost = 0
 
-    async def send(self, messages: Sequence[AbstractIncomingMessage], *, multiple: bool) -> None:
+    async def send(self, messages: Sequence[Delivery], *, multiple: bool) -> None:
         """Acknowledge these messages; with `multiple`, also all earlier messages of their channels, in one frame."""
         ends = {id(message.channel): message for message in messages}.values() if multiple else messages
         try:
             with lost_as(AMQPConnectionError(CONNECTION_LOST)):
                 async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
                     for message in ends:
-                        await message.ack(multiple=multiple)
+                        await message.acknowledge(multiple=multiple)
         except (ChannelInvalidStateError, AMQPError, OSError) as error:
             self._lost += len(messages)
             log.warning(
@@ -87,7 +87,7 @@ class Settler:
         self._deferred = deferred
         self._replies = replies
 
-    async def settle(self, messages: Sequence[AbstractIncomingMessage], stop: asyncio.Event) -> bool:
+    async def settle(self, messages: Sequence[Delivery], stop: asyncio.Event) -> bool:
         """Decide a batch, acknowledge it and send the requested replies; False if `stop` was set before a decision."""
         if not messages:
             return True
@@ -114,7 +114,7 @@ class Settler:
             spans.end(batch, outcomes)
         return True
 
-    async def _conclude(self, settled: Sequence[tuple[AbstractIncomingMessage, Incoming, Decided]]) -> None:
+    async def _conclude(self, settled: Sequence[tuple[Delivery, Incoming, Decided]]) -> None:
         messages = [message for message, _, _ in settled]
         # Without deferred messages, all earlier messages of the channel are decided.
         await self._records.acknowledgements.send(messages, multiple=not self._deferred)
@@ -124,8 +124,8 @@ class Settler:
         await self._replies.send(messages, [decided for _, _, decided in settled])
 
 
-def _incoming(message: AbstractIncomingMessage, traceparent: str | None, signed_with: str | None) -> Incoming:
-    envelope = Envelope(message.routing_key or "", message.body, dict(message.headers))
+def _incoming(message: Delivery, traceparent: str | None, signed_with: str | None) -> Incoming:
+    envelope = Envelope(message.routing_key, message.body, dict(message.headers))
     incoming = read_message(envelope, traceparent=traceparent)
     return incoming if signed_with is None else require_signature(signed_with, incoming)
 

@@ -10,13 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aio_pika.abc import AbstractIncomingMessage
-
 from contracts.fields import TRACEPARENT_PATTERN
 from contracts.topology import REGISTRATIONS_EXCHANGE, REGISTRATIONS_QUEUE
 from services.domain.announcement import Announcement, Rejected
 from services.registration.batch import Decided, Incoming
 from services.tracing.attributes import agent_attributes
+from workers.amqp.delivery import Delivery
 
 if TYPE_CHECKING:
     from services.tracing.tracer import Span, Tracer
@@ -30,7 +29,7 @@ _OPERATION: dict[str, str | int | bool] = {
 }
 
 
-def traceparent_of(message: AbstractIncomingMessage) -> str | None:
+def traceparent_of(message: Delivery) -> str | None:
     """The valid `traceparent` in the headers of a message; None if there is none."""
     given = message.headers.get("traceparent")
     return given if isinstance(given, str) and re.fullmatch(TRACEPARENT_PATTERN, given) else None
@@ -39,7 +38,7 @@ def traceparent_of(message: AbstractIncomingMessage) -> str | None:
 class BatchSpans:
     """The spans of the messages of one batch, and of the batch."""
 
-    def __init__(self, tracer: "Tracer", messages: Sequence[AbstractIncomingMessage]) -> None:
+    def __init__(self, tracer: "Tracer", messages: Sequence[Delivery]) -> None:
         self._batch: Span | None = None
         if len(messages) > 1:
             published = [each for each in map(traceparent_of, messages) if each is not None]
@@ -61,12 +60,12 @@ class BatchSpans:
         if self._batch is not None and any(each is not None for each in decided):
             self._batch.end({})
 
-    def _start(self, tracer: "Tracer", message: AbstractIncomingMessage) -> "Span":
-        key = message.routing_key or ""
+    def _start(self, tracer: "Tracer", message: Delivery) -> "Span":
+        key = message.routing_key
         attributes = _OPERATION | {
             "messaging.destination.name": f"{REGISTRATIONS_EXCHANGE}:{key}:{REGISTRATIONS_QUEUE}",
             "messaging.rabbitmq.destination.routing_key": key,
-            "messaging.rabbitmq.message.delivery_tag": message.delivery_tag or 0,
+            "messaging.rabbitmq.message.delivery_tag": message.tag,
             "messaging.message.body.size": len(message.body),
         }
         if message.message_id:

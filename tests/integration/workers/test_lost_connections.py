@@ -17,6 +17,7 @@ from tests.support.broker import publish
 from tests.support.factories import a_body
 from tests.support.waiting import eventually_rows
 from workers import runner
+from workers.amqp.delivery import Delivery
 from workers.runner import WorkerLost, WorkerName, run_drainer, run_registrar, run_relay, run_workers
 
 
@@ -37,8 +38,8 @@ def cancelled_once(method: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("work", "where", "method", "waiting"),
     [
-        (run_registrar, aio_pika.IncomingMessage, "ack", "registrations"),
-        (run_drainer, aio_pika.IncomingMessage, "ack", "parked"),
+        (run_registrar, Delivery, "acknowledge", "registrations"),
+        (run_drainer, Delivery, "acknowledge", "parked"),
         (run_relay, aio_pika.Exchange, "publish", "outbox"),
         (run_relay, aio_pika.Channel, "get_exchange", "outbox"),
     ],

@@ -3,13 +3,12 @@
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import aio_pika
 import aiormq
 import pytest
 from aio_pika.abc import AbstractConnection
 from aiormq import spec
+from aiormq.abc import DeliveredMessage
 from pydantic_core import to_json
 from structlog.testing import capture_logs
 
@@ -21,6 +20,7 @@ from tests.support.broker import publish, ready_messages
 from tests.support.factories import a_body
 from tests.support.processes import worker_process
 from tests.support.waiting import eventually, eventually_rows, rows
+from workers.amqp.delivery import Delivery
 from workers.runner import run_registrar
 
 NANOSECONDS = struct.pack(">Q", 1_764_000_000_000_000_000)
@@ -133,16 +133,16 @@ async def test_a_delivery_that_is_not_read_is_not_acknowledged_with_its_neighbou
     broker: AbstractConnection, settings: Settings, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the library drops a delivery, the broker redelivers it: acknowledging the next one would include it."""
-    original: Any = aio_pika.IncomingMessage
+    read = Delivery.of
     dropped: list[bytes] = []
 
-    def drops_one(message: Any, **options: Any) -> Any:
+    def drops_one(message: DeliveredMessage) -> Delivery:
         if b"dropped" in message.body and not dropped:
             dropped.append(message.body)
             raise ValueError("cannot be read")
-        return original(message, **options)
+        return read(message)
 
-    monkeypatch.setattr("aio_pika.queue.IncomingMessage", drops_one)
+    monkeypatch.setattr(Delivery, "of", drops_one)
     for name in ("first", "dropped", "last"):
         await publish(broker, a_body(name, deployment_id=f"{name}-v1"))
     async with working(run_registrar, settings):
