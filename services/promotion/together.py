@@ -31,7 +31,7 @@ from services.promotion.rollback_targets import (
 from services.settings import Settings
 from services.storage.database import error_of_state
 from services.storage.driver import AWAY, PreparedConnection, Row
-from services.storage.unlocked import READ, WRITE, Unlocked, arguments, unlocked
+from services.storage.unlocked import READ, WRITE, Unlocked, argument, unlocked
 
 _READ, _WRITE = 0, 1
 # For what deployments are read: the values are the last periods, the generation that put it into service last, and the
@@ -198,7 +198,7 @@ class CutoversTogether:
         if not decisions:
             return set()
         rows: list[Row] = await self._connection.fetch(
-            _WRITE, *arguments([(each.before, each.after) for each in decisions])
+            _WRITE, argument([(each.before, each.after) for each in decisions])
         )
         unchanged = {row["id"] for row in rows}
         if any(each.after.events for each in decisions if each.before.state.agent.id in unchanged):

@@ -66,43 +66,49 @@ _SERVED_COLUMNS = {
 }
 _served = assignments(_SERVED_COLUMNS, "r")
 
-# $1: agents, $2: their deployments; `changes` is false for those that are compared only. $3: ledger, $4: events.
+# $1: one row for each agent, with its deployments, ledger rows and events inside: in arrays of their own, they would be
+# compared with each agent. `changes` is false for what is compared only.
 # Deployments are locked and compared before any is changed, and demoted before any is promoted: `promoted` needs the
 # rows of `demoted`. Otherwise the partial unique index of production would refuse some of them.
 WRITE = f"""
 WITH wanted AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS r(
-        id uuid, version xid, read_at timestamptz, deployments integer, changes boolean,
-        {types(SERVING_COLUMNS)}, updated_at timestamptz)
-), compared AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset($2::jsonb) AS r(
-        id text, agent_id uuid, version xid, changes boolean, {types(_SERVED_COLUMNS)})
+        id uuid, version xid, read_at timestamptz, changes boolean, {types(SERVING_COLUMNS)}, updated_at timestamptz,
+        deployments jsonb, ledger jsonb, events jsonb)
 ), locked AS MATERIALIZED (
-    SELECT a.id FROM wanted AS r JOIN agents AS a ON a.id = r.id
-    WHERE a.xmin = r.version
+    SELECT wanted.* FROM wanted JOIN agents AS a ON a.id = wanted.id
+    WHERE a.xmin = wanted.version
     ORDER BY a.id
     FOR NO KEY UPDATE OF a SKIP LOCKED
 ), held AS MATERIALIZED (
-    SELECT d.id, r.agent_id
-    FROM locked JOIN compared AS r ON r.agent_id = locked.id JOIN deployments AS d ON d.id = r.id
+    SELECT locked.id
+    FROM locked CROSS JOIN jsonb_to_recordset(locked.deployments) AS r(id text, version xid)
+        JOIN deployments AS d ON d.id = r.id
     WHERE d.xmin = r.version
     ORDER BY d.id
     FOR NO KEY UPDATE OF d SKIP LOCKED
+), counted AS MATERIALIZED (
+    SELECT id, count(*) AS deployments FROM held GROUP BY id
 ), unchanged AS MATERIALIZED (
-    SELECT r.* FROM locked JOIN wanted AS r ON r.id = locked.id
-    WHERE r.deployments = (SELECT count(*) FROM held WHERE held.agent_id = r.id)
-        AND clock_timestamp() <= r.read_at + interval '{SOON.total_seconds()} s'
+    SELECT locked.* FROM locked LEFT JOIN counted ON counted.id = locked.id
+    WHERE jsonb_array_length(locked.deployments) = coalesce(counted.deployments, 0)
+        AND clock_timestamp() <= locked.read_at + interval '{SOON.total_seconds()} s'
+), changed AS MATERIALIZED (
+    SELECT r.*
+    FROM unchanged CROSS JOIN jsonb_to_recordset(unchanged.deployments) AS r(
+        id text, changes boolean, {types(_SERVED_COLUMNS)})
+    WHERE r.changes
 ), demoted AS (
     UPDATE deployments AS d SET
     {_served}
-    FROM compared AS r JOIN unchanged ON unchanged.id = r.agent_id
-    WHERE d.id = r.id AND r.changes AND NOT r.is_production
+    FROM changed AS r
+    WHERE d.id = r.id AND NOT r.is_production
     RETURNING d.id
 ), promoted AS (
     UPDATE deployments AS d SET
     {_served}
-    FROM compared AS r JOIN unchanged ON unchanged.id = r.agent_id
-    WHERE d.id = r.id AND r.changes AND r.is_production AND (SELECT count(*) FROM demoted) >= 0
+    FROM changed AS r
+    WHERE d.id = r.id AND r.is_production AND (SELECT count(*) FROM demoted) >= 0
     RETURNING d.id
 ), probed AS (
     UPDATE probes AS p SET is_production = true FROM promoted WHERE p.deployment_id = promoted.id
@@ -114,11 +120,11 @@ WITH wanted AS MATERIALIZED (
 ), ledger AS (
     INSERT INTO promotions ({names(LEDGER_COLUMNS)})
     SELECT {names(f"r.{name}" for name in LEDGER_COLUMNS)}
-    FROM jsonb_to_recordset($3::jsonb) AS r({types(LEDGER_COLUMNS)}) JOIN unchanged ON unchanged.id = r.agent_id
+    FROM unchanged CROSS JOIN jsonb_to_recordset(unchanged.ledger) AS r({types(LEDGER_COLUMNS)})
 ), events AS (
     INSERT INTO outbox ({names(OUTBOX_COLUMNS)})
     SELECT {names(f"r.{name}" for name in OUTBOX_COLUMNS)}
-    FROM jsonb_to_recordset($4::jsonb) AS r({types(OUTBOX_COLUMNS)}) JOIN unchanged ON unchanged.id = r.agent_id
+    FROM unchanged CROSS JOIN jsonb_to_recordset(unchanged.events) AS r({types(OUTBOX_COLUMNS)})
     ORDER BY r.agent_id, r.sequence
 )
 SELECT id FROM unchanged
@@ -160,13 +166,9 @@ def unlocked(rows: Iterable[Row]) -> dict[UUID, Unlocked]:
     return found
 
 
-def arguments(changes: Sequence[tuple[Unlocked, AgentSnapshot]]) -> tuple[str, str, str, str]:
-    """The parameters of `WRITE` for what was read of each agent, and its state after the change."""
-    agents = [_agent(before, after) for before, after in changes]
-    deployments = [_deployment(before, after, id_) for before, after in changes for id_ in before.versions]
-    ledger = [ledger_row(entry) for _, after in changes for entry in after.ledger]
-    events = [outbox_row(event) for _, after in changes for event in after.events]
-    return as_json(agents), as_json(deployments), as_json(ledger), as_json(events)
+def argument(changes: Sequence[tuple[Unlocked, AgentSnapshot]]) -> str:
+    """The parameter of `WRITE` for what was read of each agent, and its state after the change."""
+    return as_json([_agent(before, after) for before, after in changes])
 
 
 def _agent(before: Unlocked, after: AgentSnapshot) -> dict[str, object]:
@@ -175,10 +177,12 @@ def _agent(before: Unlocked, after: AgentSnapshot) -> dict[str, object]:
         "id": after.agent.id,
         "version": before.version,
         "read_at": before.state.now,
-        "deployments": len(before.versions),
         "changes": values != serving_columns(before.state.agent),
         "updated_at": after.agent.updated_at,
         **dict(zip(SERVING_COLUMNS, values, strict=True)),
+        "deployments": [_deployment(before, after, id_) for id_ in before.versions],
+        "ledger": [ledger_row(entry) for entry in after.ledger],
+        "events": [outbox_row(event) for event in after.events],
     }
 
 
@@ -186,7 +190,6 @@ def _deployment(before: Unlocked, after: AgentSnapshot, deployment_id: str) -> d
     deployment = after.deployments[deployment_id]
     return {
         "id": deployment_id,
-        "agent_id": after.agent.id,
         "version": before.versions[deployment_id],
         "changes": deployment != before.state.deployments[deployment_id],
         **{name: getattr(deployment, name) for name in _SERVED_COLUMNS},

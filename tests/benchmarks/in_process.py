@@ -1,11 +1,10 @@
 """Promotes as calls inside one process, without HTTP: those that share a commit, and those under the lock."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from time import perf_counter
+from time import perf_counter, process_time
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -45,11 +44,11 @@ async def promotes(bench: Bench, sessions: int, each: int) -> Figures:
             agents = await _register(engine, sessions)
             async with way(settings, engine) as make:
                 await _make(make, agents, WARM_UP)
-                before = cpu_seconds(os.getpid()), cpu_seconds(bench.database_pid)
+                before = process_time(), cpu_seconds(bench.database_pid)
                 began = perf_counter()
                 await _make(make, agents, each)
                 seconds = perf_counter() - began
-                after = cpu_seconds(os.getpid()), cpu_seconds(bench.database_pid)
+                after = process_time(), cpu_seconds(bench.database_pid)
             await engine.dispose()
         count = sessions * each
         found[name] = count / seconds

@@ -410,7 +410,7 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
     world = World(Sessions(filled))
     async with opened(own) as together:
         assert await together.make([Promote(an_id(), "v1", Caller(actor="amy"))]) == [None]
-        for number, parameters in enumerate(("'{}', '{}', '{}', '{}'", "'[]', '[]', '[]', '[]'")):
+        for number, parameters in enumerate(("'{}', '{}', '{}', '{}'", "'[]'")):
             plan = await explained(together._connection, number, parameters)
             assert "Seq Scan" not in plan
             assert "Hash Join" not in plan
@@ -425,3 +425,27 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
         plan = await explained(together._connection, 0, parameters, "ANALYZE, TIMING false, COSTS false")
         assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", plan)) <= PERIODS_SHOWN, plan
         assert "Rows Removed" not in plan
+
+
+async def test_the_work_of_a_group_grows_with_its_changes(
+    world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan compares each agent with each other one once, where it counts what is locked, and nowhere else."""
+    agents = 30
+    for number in range(agents):
+        await world.two_versions(f"bot-{number}")
+    written: list[str] = []
+    write = together._connection.fetch
+
+    async def fetch(number: int, *values: str) -> list[Any]:
+        if number == 1:
+            written.append(values[0])
+            plan = await explained(together._connection, number, f"'{values[0]}'", "ANALYZE, TIMING false, COSTS false")
+            loops = [int(rows) * int(times) for rows, times in re.findall(r"actual rows=(\d+) loops=(\d+)", plan)]
+            assert len([each for each in loops if each > 4 * agents]) <= 1, plan
+            return []
+        return await write(number, *values)
+
+    monkeypatch.setattr(together._connection, "fetch", fetch)
+    await together.make([await request(world, f"bot-{number}.v2", f"bot-{number}") for number in range(agents)])
+    assert written
