@@ -3,6 +3,9 @@
 import logging
 import re
 import sys
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -13,6 +16,8 @@ from services.settings import Settings
 
 # Values with such a character are quoted.
 _QUOTED = re.compile(r"[ \t=\r\n\"']")
+# Ids and words come again, in each line of an agent.
+_REPEATED_MAX_LENGTH = 64
 
 
 def configure(settings: Settings) -> None:
@@ -24,7 +29,7 @@ def configure(settings: Settings) -> None:
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamped,
         structlog.processors.format_exc_info,
     ]
     rendering = _rendering(settings.log_format, is_terminal=sys.stderr.isatty())
@@ -47,20 +52,45 @@ def _rendering(log_format: str, *, is_terminal: bool) -> list[Any]:
         # It escapes all characters that are not ASCII.
         return [structlog.processors.JSONRenderer()]
     # Colours are for people at a terminal. Rendering them takes a tenth of the time of a forwarded call.
-    return [harmless, structlog.dev.ConsoleRenderer(colors=True) if is_terminal else without_colours]
+    return [harmless, structlog.dev.ConsoleRenderer(colors=True)] if is_terminal else [without_colours]
+
+
+def stamped(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the time, as `structlog.processors.TimeStamper` does, in a fifth of its time."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    line["timestamp"] = f"{_second(seconds)}.{microseconds:06d}Z"
+    return line
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def without_colours(_: object, __: str, line: structlog.typing.EventDict) -> str:
-    """The line as `structlog.dev.ConsoleRenderer` renders it without colours, in a fifth of its time."""
-    head = f"{line.pop('timestamp')} [{line.pop('level'):<9}] {line.pop('event'):<30}"
+    """The line, made `harmless`, as `structlog.dev.ConsoleRenderer` renders it without colours, in a tenth of its time.
+
+    Most of the time of the log line of a forwarded call is this.
+    """
+    head = f"{line.pop('timestamp')} [{line.pop('level'):<9}] {escaped(line.pop('event')):<30}"
     traceback = line.pop("exception", None)
-    fields = "".join(f" {name}={_shown(value)}" for name, value in sorted(line.items()))
-    text = f"{head}{fields}".rstrip(" ")
-    return text if traceback is None else f"{text}\n{traceback}"
+    fields = [
+        f" {name}={_shown(value) if isinstance(value, str) else repr(value)}" for name, value in sorted(line.items())
+    ]
+    text = f"{head}{''.join(fields)}".rstrip(" ")
+    return text if traceback is None else f"{text}\n{_indented(traceback)}"
 
 
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) and _QUOTED.search(value) is None else repr(value)
+def _shown(value: str) -> str:
+    return _shown_again(value) if len(value) <= _REPEATED_MAX_LENGTH else _quoted(value)
+
+
+def _quoted(value: str) -> str:
+    text = escaped(value)
+    return text if _QUOTED.search(text) is None else repr(text)
+
+
+_shown_again = lru_cache(maxsize=4096)(_quoted)
 
 
 def harmless(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -70,5 +100,9 @@ def harmless(_: object, __: str, line: structlog.typing.EventDict) -> structlog.
     """
     harmless = {name: escaped(value) if isinstance(value, str) else value for name, value in line.items()}
     if isinstance(traceback := line.get("exception"), str):
-        harmless["exception"] = "\n".join(f"  {escaped(each)}" for each in traceback.splitlines())
+        harmless["exception"] = _indented(traceback)
     return harmless
+
+
+def _indented(traceback: str) -> str:
+    return "\n".join(f"  {escaped(each)}" for each in traceback.splitlines())

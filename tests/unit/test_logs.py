@@ -75,6 +75,4 @@ def test_a_line_without_colours_is_that_of_structlog(fields: dict[str, Any], eve
     """Character by character; only the time that it takes is another one."""
     line = {**fields, "event": event}
     of_structlog = structlog.dev.ConsoleRenderer(colors=False)
-    assert without_colours(None, "", dict(harmless(None, "", dict(line)))) == of_structlog(
-        None, "", harmless(None, "", dict(line))
-    )
+    assert without_colours(None, "", dict(line)) == of_structlog(None, "", harmless(None, "", dict(line)))
