@@ -17,7 +17,8 @@ async def check_request(connection: ASGIConnection[Any, Any, Any, Any], handler:
     Raises `InvalidRequest` for a query parameter that the route does not have, and for If-Match on a route that does
     not honour it.
     """
-    known = query_parameters(handler)
+    # The handler itself: Litestar gives each guard a copy, which no cache knows.
+    known = query_parameters(connection.scope["route_handler"])
     unknown = next((name for name in connection.query_params if name not in known), None)
     if unknown is not None:
         listed = f"only {', '.join(sorted(known))}" if known else "no query parameters"
