@@ -7,17 +7,22 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractConnection
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+from yarl import URL
 
 from contracts import topology
 from services.cancellation import lost_as
 from services.settings import Settings
 from services.storage.database import Sessions
+from tests.integration.services.proxy import Proxy
 from tests.integration.workers.conftest import Work, working
 from tests.support.broker import publish
 from tests.support.factories import a_body
-from tests.support.waiting import eventually_rows
+from tests.support.waiting import eventually, eventually_rows
 from workers import runner
 from workers.amqp.delivery import Delivery
+from workers.amqp.topology import declare
 from workers.runner import WorkerLost, WorkerName, run_drainer, run_registrar, run_relay, run_workers
 
 
@@ -69,6 +74,63 @@ async def test_a_worker_goes_on(
         await channel.default_exchange.publish(aio_pika.Message(b"dead too"), topology.PARKED_QUEUE)
         if waiting != "outbox":
             await eventually_rows(sessions, f"SELECT 1 FROM {waiting}", 2)
+
+
+async def announce(broker: AbstractConnection, queue: str, version: str) -> None:
+    """One more message in the queue."""
+    if queue == topology.REGISTRATIONS_QUEUE:
+        await publish(broker, a_body("bot", deployment_id=version))
+    else:
+        await (await broker.channel()).default_exchange.publish(aio_pika.Message(version.encode()), queue)
+
+
+CONSUMERS = pytest.mark.parametrize(
+    ("work", "queue", "table"),
+    [
+        (run_registrar, topology.REGISTRATIONS_QUEUE, "registrations"),
+        (run_drainer, topology.PARKED_QUEUE, "parked"),
+    ],
+)
+
+
+@CONSUMERS
+async def test_an_idle_consumer_notices_that_its_connection_is_lost(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions, work: Work, queue: str, table: str
+) -> None:
+    """It opens another one, and continues."""
+    url = URL(settings.amqp_url.get_secret_value())
+    proxy = Proxy("127.0.0.1", url.port or 0)
+    await proxy.start()
+    through = settings.model_copy(update={"amqp_url": SecretStr(str(url.with_port(proxy.port)))})
+    async with working(work, through):
+        await announce(broker, queue, "v1")
+        await eventually_rows(sessions, f"SELECT 1 FROM {table}", 1)
+        await proxy.stop()
+        await proxy.start()
+        await announce(broker, queue, "v2")
+        await eventually_rows(sessions, f"SELECT 1 FROM {table}", 2)
+    await proxy.stop()
+
+
+@CONSUMERS
+async def test_a_consumer_whose_queue_was_deleted_consumes_from_the_next_one(
+    broker: AbstractConnection, settings: Settings, sessions: Sessions, work: Work, queue: str, table: str
+) -> None:
+    """The broker cancels the consumer then, and closes nothing."""
+    with capture_logs() as logs:
+        async with working(work, settings):
+            await announce(broker, queue, "v1")
+            await eventually_rows(sessions, f"SELECT 1 FROM {table}", 1)
+            await (await broker.channel()).queue_delete(queue)
+
+            async def noticed() -> bool:
+                return any(line["action"].endswith(".disconnected") for line in logs)
+
+            # RabbitMQ says nothing if there is another queue of this name at once.
+            await eventually(noticed, "the worker notices")
+            await declare(settings)
+            await announce(broker, queue, "v2")
+            await eventually_rows(sessions, f"SELECT 1 FROM {table}", 2)
 
 
 async def test_a_real_cancellation_ends_the_task() -> None:
