@@ -11,6 +11,7 @@ from typing import Annotated
 from uuid import UUID
 
 from litestar import get
+from litestar.enums import ScopeType
 from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -18,7 +19,7 @@ from api.console.page import OnPage
 from api.events.stream import HEADERS, PAGE
 from api.events.topics import Step, Topic, frame
 from api.http.parameters import agent_uuid
-from api.http.request_body import while_connected
+from api.http.request_body import ClientDisconnected, while_connected
 from api.resources import Resources
 from services.domain.identity import Identity
 from services.errors import InvalidRequest, Unavailable
@@ -97,9 +98,11 @@ class LiveStream:
     identify: Callable[[], Awaitable[Identity | None]]
     """The visitor anew: the stream of a key that is revoked ends within the heartbeat interval."""
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a word per change until the browser leaves or the process stops."""
-        await while_connected(self._send(send), receive)
+        assert scope["type"] == ScopeType.HTTP
+        with suppress(ClientDisconnected):
+            await while_connected(self._send(send), scope, receive)
 
     @contextmanager
     def _calls(self) -> Iterator[Callable[[], bool]]:

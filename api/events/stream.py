@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
+from litestar.enums import ScopeType
 from litestar.types import Receive, Scope, Send
 
 from api.events.fanout import RETRY
 from api.events.topics import Step, Topic, frame
-from api.http.request_body import while_connected
+from api.http.request_body import ClientDisconnected, while_connected
 from api.resources import Resources
 from services.domain.identity import EVERYBODY, Identity
 from services.errors import PodiumError, Unavailable
@@ -62,9 +63,11 @@ class EventStream:
         self._position = subscription.start
         self._sent_position = subscription.start
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client disconnects, the process stops, or the subscription is complete."""
-        await while_connected(self._send(send), receive)
+        assert scope["type"] == ScopeType.HTTP
+        with suppress(ClientDisconnected):
+            await while_connected(self._send(send), scope, receive)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})

@@ -4,8 +4,6 @@ The gateway never parses the body, and sends each chunk of the answer as it arri
 after it has received the call, so that a promote applies to every call sent after the promote's reply.
 """
 
-import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -40,7 +38,7 @@ from api.gateway.upstream import AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
 from api.http.parameters import REQUEST_ID_HEADER
 from api.http.problems import refusal_headers
-from api.http.request_body import ClientDisconnected, check_headers, on_disconnect, read_body
+from api.http.request_body import ClientDisconnected, check_headers, read_body, while_connected
 from contracts.fields import ErrorStyle
 from services.errors import MessageTooLarge, PodiumError
 from services.routing.routes import Route, RouteKey
@@ -112,7 +110,7 @@ class Forward:
             except PodiumError as exc:
                 await self._refuse(exc, b"", record, scope, send)
             else:
-                await _cancel_on_disconnect(self._forward(scope, send, headers, buffered, record), scope, receive)
+                await while_connected(self._forward(scope, send, headers, buffered, record), scope, receive)
 
     async def _read(self, scope: HTTPScope, receive: Receive, buffered: BufferedBody, record: CallRecord) -> bytes:
         """The body. A large one is refused before it is read if its call would be refused now."""
@@ -286,33 +284,6 @@ class Forward:
 def _path(scope: HTTPScope) -> str:
     """The path as the caller has sent it."""
     return scope["raw_path"].decode("latin-1")
-
-
-async def _cancel_on_disconnect(forwarding: Coroutine[Any, Any, None], scope: HTTPScope, receive: Receive) -> None:
-    """Run `forwarding`; cancel it as soon as the caller disconnects, which closes the connection to the agent.
-
-    Raises `ClientDisconnected`.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    disconnected = finished = False
-
-    def cancel() -> None:
-        nonlocal disconnected
-        if not finished:
-            disconnected = True
-            task.cancel()
-
-    stop_watching = on_disconnect(scope, receive, cancel)
-    try:
-        await forwarding
-    except asyncio.CancelledError:
-        if disconnected and task.uncancel() == 0:
-            raise ClientDisconnected from None
-        raise
-    finally:
-        finished = True
-        stop_watching()
 
 
 async def _receive_nothing() -> Any:  # noqa: ANN401 - the type that ASGI specifies

@@ -102,18 +102,31 @@ def on_disconnect(scope: HTTPScope, receive: Receive, act: Callable[[], None]) -
     return end
 
 
-async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Run `work` to its end, or until the client disconnects, which cancels it. Call it after the body is read."""
-    working = asyncio.create_task(work)
-    disconnect = asyncio.create_task(until_disconnect(receive))
+async def while_connected(work: Coroutine[Any, Any, None], scope: HTTPScope, receive: Receive) -> None:
+    """Run `work`, and cancel it as soon as the client has disconnected. Call it after the body is read.
+
+    Raises `ClientDisconnected` then.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    disconnected = finished = False
+
+    def cancel() -> None:
+        nonlocal disconnected
+        if not finished:
+            disconnected = True
+            task.cancel()
+
+    stop_watching = on_disconnect(scope, receive, cancel)
     try:
-        await asyncio.wait((working, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        await work
+    except asyncio.CancelledError:
+        if disconnected and task.uncancel() == 0:
+            raise ClientDisconnected from None
+        raise
     finally:
-        working.cancel()
-        disconnect.cancel()
-        await asyncio.wait((working, disconnect))
-    if not working.cancelled():
-        working.result()
+        finished = True
+        stop_watching()
 
 
 async def _piece(receive: Receive) -> tuple[bytes, bool]:

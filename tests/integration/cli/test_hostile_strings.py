@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from podium.cli import output
 from podium.cli.main import app
 from services.registration.batch import read_message, register_batch
 from services.registration.parked import Envelope
@@ -93,6 +94,12 @@ def _logs_apart() -> Iterator[None]:
     """The API runs in this process: its logs must not get into the output of commands."""
     with capture_logs():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine would show one, which acts on the terminal."""
+    monkeypatch.setattr(output, "PROGRESS_AFTER_SECONDS", 600)
 
 
 @pytest_asyncio.fixture
