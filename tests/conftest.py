@@ -21,6 +21,7 @@ from services.settings import Settings
 from services.storage.database import Sessions, async_url, make_engine
 from services.storage.migrate import migrate
 from tests.support.containers import both_containers
+from tests.support.processes import forks_allowed
 from tests.support.reused_databases import ReusedDatabases, reused_databases
 from workers.amqp.topology import declare
 
@@ -50,6 +51,12 @@ class TestServers:
 def _without_developer_settings() -> None:
     for name in EXTERNAL:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks(_without_developer_settings: None) -> Iterator[None]:
+    with forks_allowed():
+        yield
 
 
 @pytest.fixture(scope="session")
