@@ -28,8 +28,9 @@ demo: setup ## Start the whole system with sample agents, show what it does, end
 up: setup ## Start the whole system and stay, at http://127.0.0.1:8080
 	@$(BIN)/podium up
 
+# Whatever the shell says, the modules of the tests are compiled once and not by each process of each run.
 test: servers-for-tests ## Run every test against real servers
-	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## Measure Podium beside its peers, 6 minutes (RUNS=3; RESULTS=name for name.json and .svg; RELEASE=wheel)
 	@$(BIN)/python -m tests.benchmarks --runs $(RUNS) $(if $(RESULTS),--results $(RESULTS)) $(if $(RELEASE),--release $(RELEASE))

@@ -33,7 +33,7 @@ from api.http.options import options_handlers
 from api.http.problems import EXCEPTION_HANDLERS
 from api.http.request_checks import check_request
 from api.http.sniffing import UnsniffedApp
-from api.measured import Measured
+from api.measured import Measured, scrape
 from api.resources import open_resources, provide_resources
 from api.routes import (
     agents,
@@ -57,21 +57,27 @@ MAX_DESCRIPTORS = 65_536
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings) -> Litestar:
-    """The application. It connects to nothing before the first request. Raises `StartRefused`."""
+def create_app(settings: Settings, routed: Litestar | None = None) -> Litestar:
+    """The application. It connects to nothing before the first request. Raises `StartRefused`.
+
+    `routed` is what `route` makes for these settings, if it was made before; nobody else may serve it.
+    """
     check_bind(settings)
     issuers = read_issuers(settings)
     if (why := refusal(settings)) is not None:
         raise StartRefused(why)
+    app = routed or route(keys_required=settings.keys_required)
     measured = Measured()
+    app.state.measured = measured
+    app.state.opening = partial(open_resources, settings, measured.registry, measured.of_agents, issuers)
+    # Around routing, so that requests without a route are counted too.
+    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), measured.registry)
+    return app
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        async with open_resources(settings, measured.registry, measured.of_agents, issuers) as resources:
-            app.state.resources = resources
-            yield
 
-    app = Litestar(
+def route(*, keys_required: bool) -> Litestar:
+    """All routes: most of the work of `create_app`, and nothing that belongs to one process or to its settings."""
+    return Litestar(
         # OpenAPI lists the routes in this order.
         route_handlers=[
             _resource("Registrations", registrations.REGISTER_ROUTES),
@@ -86,26 +92,26 @@ def create_app(settings: Settings) -> Litestar:
             *options_handlers(rpc_routes.ROUTES),
             *rpc_routes.ROUTES,
             _resource("Agent cards", [*agent_cards.ROUTES, *resource_metadata.ROUTES]),
-            _resource(
-                "Monitoring",
-                [*health.ROUTES, metrics_route(measured.scrape)],
-            ),
+            _resource("Monitoring", [*health.ROUTES, metrics_route(scrape)]),
             _resource("Documents", documents.ROUTES),
             *console_routes(),
         ],
         dependencies={"resources": Provide(provide_resources, sync_to_thread=False)},
         exception_handlers=EXCEPTION_HANDLERS,
         guards=[check_caller],
-        lifespan=[lifespan],
+        lifespan=[_open],
         logging_config=None,
-        openapi_config=documents.openapi_config(key_required=settings.keys_required),
+        openapi_config=documents.openapi_config(key_required=keys_required),
         request_max_body_size=REGISTRATION_MAX_BYTES,
         template_config=template_config(),
     )
-    app.state.measured = measured
-    # Around routing, so that requests without a route are counted too.
-    app.asgi_handler = MeasuredApp(UnsniffedApp(FastPath(app)), measured.registry)
-    return app
+
+
+@contextlib.asynccontextmanager
+async def _open(app: Litestar) -> AsyncGenerator[None, None]:
+    async with app.state.opening() as resources:
+        app.state.resources = resources
+        yield
 
 
 def _resource(tag: str, handlers: Sequence[HTTPRouteHandler]) -> Router:
@@ -181,9 +187,12 @@ class _BrokenUpstreamFilter(logging.Filter):
 _BROKEN_UPSTREAM_FILTER = _BrokenUpstreamFilter()
 
 
-def make_server(settings: Settings) -> ApiServer:
-    """A server to run inside an asyncio program: `await server.serve()`. Raises `StartRefused`."""
-    app, limits = create_app(settings), ConnectionLimits.of(settings)
+def make_server(settings: Settings, routed: Litestar | None = None) -> ApiServer:
+    """A server to run inside an asyncio program: `await server.serve()`. Raises `StartRefused`.
+
+    `routed` is for `create_app`.
+    """
+    app, limits = create_app(settings, routed), ConnectionLimits.of(settings)
     logging.getLogger("uvicorn.error").addFilter(_BROKEN_UPSTREAM_FILTER)
     return ApiServer(
         uvicorn.Config(

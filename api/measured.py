@@ -19,14 +19,18 @@ class Measured:
 
     def __init__(self) -> None:
         self.registry, self.of_agents = CollectorRegistry(), CollectorRegistry()
-        self._ready = Gauge("podium_api_ready", "1 if the database answers.", registry=self.registry)
+        self.ready = Gauge("podium_api_ready", "1 if the database answers.", registry=self.registry)
 
-    async def scrape(self, request: Request[Any, Any, Any]) -> list[CollectorRegistry]:
-        """What the caller may see, read anew. Does not fail if the database cannot be reached."""
-        resources = provide_resources(request.app.state)
-        failure, _ = await asyncio.gather(resources.database.failure(), _forget_deleted(resources))
-        self._ready.set(failure is None)
-        return [self.registry, self.of_agents] if await reads_all_agents(request, resources) else [self.registry]
+
+async def scrape(request: Request[Any, Any, Any]) -> list[CollectorRegistry]:
+    """What the caller may see, read anew. Does not fail if the database cannot be reached."""
+    measured, resources = request.app.state.measured, provide_resources(request.app.state)
+    assert isinstance(measured, Measured)
+    failure, _ = await asyncio.gather(resources.database.failure(), _forget_deleted(resources))
+    measured.ready.set(failure is None)
+    if await reads_all_agents(request, resources):
+        return [measured.registry, measured.of_agents]
+    return [measured.registry]
 
 
 async def _forget_deleted(resources: Resources) -> None:

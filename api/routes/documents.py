@@ -3,6 +3,7 @@
 Both are served as JSON only: pages that render OpenAPI load scripts from other hosts.
 """
 
+from copy import deepcopy
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -77,8 +78,9 @@ class OpenApiRenderPlugin(JsonRenderPlugin):
     """Serves the document under /schema/openapi.json."""
 
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
-        """The completed document."""
-        return super().render(request, completed(openapi_schema, REQUESTS, ANSWERS, rules_of(request.app.routes)))
+        """The completed document. The framework keeps its own for the next request, so that is completed as a copy."""
+        document = completed(deepcopy(openapi_schema), REQUESTS, ANSWERS, rules_of(request.app.routes))
+        return super().render(request, document)
 
 
 @get("/openapi.json", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)

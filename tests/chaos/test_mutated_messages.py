@@ -19,6 +19,7 @@ from tests.chaos.size import SIZE
 from tests.chaos.system import System
 from tests.chaos.traffic import waiting_in
 from tests.support.amqp_wire import RawKey, RawProperties
+from tests.support.forked_programs import NEW_PROCESS
 from tests.support.invariants import assert_invariants
 from tests.support.mutants import Mutant, Mutants
 from tests.support.processes import megabytes
@@ -142,7 +143,7 @@ async def test_mutated_messages_are_each_applied_or_parked(system: System) -> No
     mutants = Mutants(random.Random(FRESH_SEED))  # noqa: S311 - reproducible mutations, no secret
     sent: list[Mutant] = []
     try:
-        async with system.worker("registrar drainer") as worker, publisher(system) as broker:
+        async with system.worker("registrar drainer", **NEW_PROCESS) as worker, publisher(system) as broker:
             memory = []
             for count in (round(SIZE.mutants * WARM_UP), SIZE.mutants):
                 while len(sent) < count:

@@ -24,6 +24,7 @@ from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.integration.api.pods import Handler, running_pod
 from tests.support.factories import a_body
+from tests.support.forked_programs import NEW_PROCESS
 from tests.support.processes import environment, program
 from tests.support.waiting import eventually
 
@@ -190,7 +191,7 @@ async def post(client: aiohttp.ClientSession, url: str) -> str:
 async def api_with_pid(settings: Settings, folder: Path) -> AsyncIterator[tuple[str, int]]:
     """The base URL and the process id of a `podium api`."""
     port = free_ports(["api"])["api"]
-    env = environment(settings, PODIUM_PORT=str(port))
+    env = environment(settings, PODIUM_PORT=str(port), **NEW_PROCESS)
     async with program("podium api", env, folder / "api.log") as process:
         url = f"http://127.0.0.1:{port}"
 

@@ -15,6 +15,7 @@ from services.settings import Settings
 from services.storage.database import Sessions
 from tests.support.broker import publish, ready_messages
 from tests.support.factories import a_body
+from tests.support.forked_programs import NEW_PROCESS
 from tests.support.processes import megabytes, worker_process
 from tests.support.waiting import eventually, eventually_rows, rows
 
@@ -46,7 +47,7 @@ async def test_large_bodies_do_not_fill_the_memory_of_a_worker(
 ) -> None:
     """G54: 200 of them are in the queue; each is applied or parked, and a good announcement behind them is applied."""
     size, settled = BODIES[kind]
-    async with worker_process(settings, tmp_path, "registrar drainer") as worker:
+    async with worker_process(settings, tmp_path, "registrar drainer", **NEW_PROCESS) as worker:
         await publish(broker, a_body("first"))
         await eventually_rows(sessions, "SELECT 1 FROM agents WHERE name = 'first'")
         before = megabytes(worker.pid, "VmRSS")
@@ -56,7 +57,7 @@ async def test_large_bodies_do_not_fill_the_memory_of_a_worker(
         message = Message(a_body_of(size, number), delivery_mode=DeliveryMode.PERSISTENT)
         await exchange.publish(message, topology.registration_key(f"bot-{number}"))
     await publish(broker, a_body("last"))
-    async with worker_process(settings, tmp_path, "registrar drainer") as worker:
+    async with worker_process(settings, tmp_path, "registrar drainer", **NEW_PROCESS) as worker:
         await eventually_rows(sessions, "SELECT 1 FROM agents WHERE name = 'last'", seconds=60)
         await eventually_rows(sessions, settled(MESSAGES), MESSAGES, seconds=60)
 

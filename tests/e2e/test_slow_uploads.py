@@ -9,6 +9,7 @@ import aiohttp
 from services.settings import Settings
 from tests.integration.api.pods import running_pod
 from tests.support.factories import a_body
+from tests.support.forked_programs import NEW_PROCESS
 from tests.support.processes import api_process
 
 MIB = 1024 * 1024
@@ -37,7 +38,7 @@ def resident_mib(port: int) -> float:
 
 async def test_slow_uploads_take_bounded_memory(settings: Settings, tmp_path: Path) -> None:
     """Nearly whole bodies of 4 MiB that never end, while small calls to another agent are answered."""
-    limits = {"PODIUM_REQUEST_BUFFER_BYTES": str(BUFFER_MIB * MIB)}
+    limits = {**NEW_PROCESS, "PODIUM_REQUEST_BUFFER_BYTES": str(BUFFER_MIB * MIB)}
     async with (
         api_process(settings, tmp_path, **limits) as url,
         running_pod() as pod,

@@ -1,6 +1,5 @@
 """An HTTP client that sends requests exactly as given and returns answers unprocessed."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from multidict import CIMultiDictProxy
 from pydantic_core import from_json
 from yarl import URL
 
-from api.app import make_server
 from services.settings import Settings
+from tests.support.apps import serving
 from tests.support.factories import a_body
 
 PROBLEM = "application/problem+json"
@@ -107,18 +106,8 @@ class Api:
 @asynccontextmanager
 async def running_api(settings: Settings) -> AsyncIterator[Api]:
     """An API under a real uvicorn on a free port."""
-    server = make_server(settings.model_copy(update={"port": 0, "drain_timeout": DRAIN_TIMEOUT}))
-    task = asyncio.create_task(server.serve())
-    try:
-        async with asyncio.timeout(10):
-            while not server.started:
-                assert not task.done(), "the server ended"
-                await asyncio.sleep(0.005)
+    async with serving(settings.model_copy(update={"port": 0, "drain_timeout": DRAIN_TIMEOUT})) as server:
         # A new connection for each call: none can fail because the server has just closed an idle one.
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             yield Api(f"http://{server.addresses[0]}", session)
-    finally:
-        server.stop()
-        async with asyncio.timeout(10):
-            await task

@@ -17,12 +17,13 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from api.app import ApiServer, make_server
+from api.app import ApiServer
 from api.resources import provide_resources
 from services.settings import Settings
 from services.storage.database import Sessions, async_url, in_transaction
 from tests.integration.api.client import Api
 from tests.integration.api.streams import listening, write_event
+from tests.support.apps import serving
 from tests.support.processes import api_process
 from tests.support.waiting import eventually
 
@@ -34,18 +35,11 @@ OPEN_FILES = 4096
 @asynccontextmanager
 async def a_server(settings: Settings) -> AsyncIterator[tuple[ApiServer, Api]]:
     """A running server whose state the test can read."""
-    server = make_server(settings.model_copy(update={"port": 0}))
-    running = asyncio.create_task(server.serve())
-
-    async def listens() -> bool:
-        return server.started
-
-    await eventually(listens, "the server listens")
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
+    async with (
+        serving(settings.model_copy(update={"port": 0})) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client,
+    ):
         yield server, Api(f"http://{server.addresses[0]}", client)
-    server.stop()
-    async with asyncio.timeout(10):
-        await running
 
 
 def clients_of(server: ApiServer) -> int:

@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from api.app import make_server
 from podium.servers.ports import free_ports
 from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.cli.terminal import Terminal
-from tests.support.waiting import eventually
+from tests.support.apps import serving
 
 TIMEOUT_SECONDS = 20
 
@@ -20,16 +19,8 @@ TIMEOUT_SECONDS = 20
 @asynccontextmanager
 async def api_at(settings: Settings, port: int) -> AsyncIterator[str]:
     """Another API at this port. Yields its address."""
-    server = make_server(settings.model_copy(update={"port": port}))
-    running = asyncio.create_task(server.serve())
-
-    async def listens() -> bool:
-        return server.started
-
-    await eventually(listens, "the API listens")
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-    await running
+    async with serving(settings.model_copy(update={"port": port})):
+        yield f"http://127.0.0.1:{port}"
 
 
 async def next_event(process: asyncio.subprocess.Process) -> dict[str, object]:
