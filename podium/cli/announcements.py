@@ -11,7 +11,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import typer
-from aio_pika import DeliveryMode, Message, connect
+from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
@@ -35,6 +35,7 @@ from podium.cli.exits import ExitCode, Failure
 from services.cancellation import lost_as
 from services.registration.signatures import signing_key
 from services.tls import certificate_problem, check_ca_file, trusting
+from workers.amqp.connection import open_connection
 from workers.retry import at_most, backoff
 
 CONNECT_SECONDS = 5
@@ -249,7 +250,7 @@ async def _attempt(send: Send, message: PodMessage) -> AwaitDecision | None:
 
 
 async def _publish(url: str, message: PodMessage, key: str | None) -> AwaitDecision:
-    connection = await connect(url, timeout=CONNECT_SECONDS)
+    connection = await open_connection(url, CONNECT_SECONDS)
     try:
         # Without on_return_raises, the broker confirms a message that no queue takes, and the message is lost.
         channel = await connection.channel(on_return_raises=True)

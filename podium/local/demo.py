@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aio_pika
 import aiohttp
 from aio_pika.exceptions import ChannelNotFoundEntity
 from pydantic import SecretStr
@@ -22,6 +21,7 @@ from podium.servers import ServersError
 from podium.servers.ports import LOOPBACK, free_ports
 from services.settings import Settings
 from services.tls import broker_url
+from workers.amqp.connection import CONNECT_SECONDS, open_connection
 
 CONSUMER_QUEUE = "example.consumer"
 STEP_TIMEOUT_SECONDS = 20.0
@@ -156,7 +156,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 async def _consumer_bound(system: System) -> bool:
-    async with await aio_pika.connect(broker_url(system.settings)) as connection:
+    async with await open_connection(broker_url(system.settings), CONNECT_SECONDS) as connection:
         try:
             queue = await (await connection.channel()).get_queue(CONSUMER_QUEUE)
         except ChannelNotFoundEntity:

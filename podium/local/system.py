@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import aio_pika
 import aiohttp
 from aio_pika.exceptions import AMQPError
 from pydantic import SecretStr
@@ -26,6 +25,7 @@ from services.events.outbox import RELAY_LOCK
 from services.settings import Settings
 from services.storage.database import make_engine
 from services.tls import broker_url
+from workers.amqp.connection import CONNECT_SECONDS, open_connection
 
 ENV_FILE = "podium.env"
 START_TIMEOUT_SECONDS = 30.0
@@ -158,7 +158,7 @@ async def _wait_until(system: System, is_ready: Callable[[System], Awaitable[boo
 async def _workers_ready(system: System) -> bool:
     """Whether a registrar consumes announcements and a relay holds its lock."""
     try:
-        async with await aio_pika.connect(broker_url(system.settings)) as connection:
+        async with await open_connection(broker_url(system.settings), CONNECT_SECONDS) as connection:
             channel = await connection.channel()
             queue = await channel.get_queue(REGISTRATIONS_QUEUE)
             consumers = queue.declaration_result.consumer_count or 0

@@ -24,18 +24,32 @@ def with_heartbeat(url: str) -> str:
     return url if "heartbeat" in parsed.query else str(parsed.update_query(heartbeat=HEARTBEAT_SECONDS))
 
 
+async def open_connection(url: str, seconds: float) -> AbstractConnection:
+    """A connection that does not reconnect by itself. Raises what `aio_pika.connect` raises.
+
+    One that cannot be opened is closed at once. The client library leaves that to the garbage collector, which may run
+    where nothing can be awaited.
+    """
+    connection = Connection(URL(url))
+    try:
+        await connection.connect(timeout=seconds)
+    except BaseException:
+        await at_most(CLOSE_SECONDS, connection.close())
+        raise
+    return connection
+
+
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[AbstractConnection]:
     """A connection that does not reconnect by itself. Raises `AMQPError`, also if the broker is unreachable."""
-    connection = Connection(URL(with_heartbeat(url)))
     try:
-        try:
-            await connection.connect(timeout=CONNECT_SECONDS)
-        except AMQPError:
-            raise
-        except OSError as error:
-            reason = str(error) or f"no answer within {CONNECT_SECONDS:.0f} s"
-            raise AMQPConnectionError(f"The broker cannot be reached: {reason}") from error
+        connection = await open_connection(with_heartbeat(url), CONNECT_SECONDS)
+    except AMQPError:
+        raise
+    except OSError as error:
+        reason = str(error) or f"no answer within {CONNECT_SECONDS:.0f} s"
+        raise AMQPConnectionError(f"The broker cannot be reached: {reason}") from error
+    try:
         yield connection
     finally:
         await at_most(CLOSE_SECONDS, connection.close())

@@ -3,18 +3,19 @@
 Safe to repeat. The broker refuses it if a queue or an exchange exists with other properties.
 """
 
-from aio_pika import ExchangeType, connect
+from aio_pika import ExchangeType
 
 from contracts import topology
 from services.settings import Settings
 from services.tls import broker_url
+from workers.amqp.connection import open_connection
 
 CONNECT_TIMEOUT_SECONDS = 10
 
 
 async def declare(settings: Settings) -> None:
     """Create the exchanges, queues and bindings that do not exist yet. Raises `AMQPError` or `OSError`."""
-    connection = await connect(broker_url(settings), timeout=CONNECT_TIMEOUT_SECONDS)
+    connection = await open_connection(broker_url(settings), CONNECT_TIMEOUT_SECONDS)
     async with connection:
         channel = await connection.channel()
         await channel.declare_exchange(topology.EVENTS_EXCHANGE, ExchangeType.TOPIC, durable=True)

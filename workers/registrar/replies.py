@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from aio_pika import Message, connect
+from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError
 from pydantic_core import to_json
@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from services.cancellation import lost_as
 from services.domain.announcement import Rejected
 from services.registration.batch import Decided
-from workers.amqp.connection import CLOSE_SECONDS, with_heartbeat
+from workers.amqp.connection import CLOSE_SECONDS, open_connection, with_heartbeat
 from workers.amqp.delivery import Delivery
 from workers.retry import at_most
 
@@ -64,7 +64,7 @@ class Replies:
     async def _open(self) -> AbstractChannel:
         if self._channel is None or self._channel.is_closed:
             if self._connection is None or self._connection.is_closed:
-                self._connection = await connect(with_heartbeat(self._url), timeout=TIMEOUT_SECONDS)
+                self._connection = await open_connection(with_heartbeat(self._url), TIMEOUT_SECONDS)
             # Without confirms: a lost reply is acceptable, and must not delay the next batch.
             self._channel = await self._connection.channel(publisher_confirms=False)
         return self._channel

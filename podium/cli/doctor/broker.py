@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-from aio_pika import connect
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
@@ -18,6 +17,7 @@ from contracts import topology
 from podium.cli.doctor.checks import Check, Part, first_line, host_and_port
 from services.settings import Settings
 from services.tls import broker_url, certificate_problem
+from workers.amqp.connection import open_connection
 
 MIN_VERSION = (3, 10)
 CONNECT_SECONDS = 5
@@ -37,7 +37,7 @@ async def check_broker(settings: Settings) -> AsyncIterator[Check]:
         return
     address = host_and_port(url)
     try:
-        async with await connect(broker_url(settings), timeout=CONNECT_SECONDS) as connection:
+        async with await open_connection(broker_url(settings), CONNECT_SECONDS) as connection:
             yield _version(connection, address)
             for exchange in (topology.REGISTRATIONS_EXCHANGE, topology.EVENTS_EXCHANGE):
                 yield await _exchange(connection, exchange)
