@@ -68,6 +68,7 @@ _served = assignments(_SERVED_COLUMNS, "r")
 
 # $1: one row for each agent, with its deployments, ledger rows and events inside: in arrays of their own, they would be
 # compared with each agent. `changes` is false for what is compared only.
+# `compared` is apart from `held`, which copies whole rows of what it joins with what it locks.
 # Deployments are locked and compared before any is changed, and demoted before any is promoted: `promoted` needs the
 # rows of `demoted`. Otherwise the partial unique index of production would refuse some of them.
 WRITE = f"""
@@ -80,17 +81,18 @@ WITH wanted AS MATERIALIZED (
     WHERE a.xmin = wanted.version
     ORDER BY a.id
     FOR NO KEY UPDATE OF a SKIP LOCKED
-), held AS MATERIALIZED (
-    SELECT locked.id
+), compared AS MATERIALIZED (
+    SELECT locked.id AS agent_id, r.id, r.version
     FROM locked CROSS JOIN jsonb_to_recordset(locked.deployments) AS r(id text, version xid)
-        JOIN deployments AS d ON d.id = r.id
+), held AS MATERIALIZED (
+    SELECT r.agent_id FROM compared AS r JOIN deployments AS d ON d.id = r.id
     WHERE d.xmin = r.version
     ORDER BY d.id
     FOR NO KEY UPDATE OF d SKIP LOCKED
 ), counted AS MATERIALIZED (
-    SELECT id, count(*) AS deployments FROM held GROUP BY id
+    SELECT agent_id, count(*) AS deployments FROM held GROUP BY agent_id
 ), unchanged AS MATERIALIZED (
-    SELECT locked.* FROM locked LEFT JOIN counted ON counted.id = locked.id
+    SELECT locked.* FROM locked LEFT JOIN counted ON counted.agent_id = locked.id
     WHERE jsonb_array_length(locked.deployments) = coalesce(counted.deployments, 0)
         AND clock_timestamp() <= locked.read_at + interval '{SOON.total_seconds()} s'
 ), changed AS MATERIALIZED (

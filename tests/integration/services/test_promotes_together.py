@@ -35,7 +35,7 @@ from services.storage.database import Sessions
 from tests.integration.services.test_draining import begin
 from tests.integration.services.world import NAME, World, settled
 from tests.support.databases import empty
-from tests.support.factories import an_id
+from tests.support.factories import an_id, incoming
 from tests.support.instances import Instances
 from tests.support.plans import explained
 
@@ -427,6 +427,24 @@ async def test_a_plan_from_an_empty_database_stays_right(filled: AsyncEngine) ->
         assert "Rows Removed" not in plan
 
 
+async def plan_of_write(together: CutoversTogether, monkeypatch: pytest.MonkeyPatch, wanted: list[Promote]) -> str:
+    """How PostgreSQL wrote this group."""
+    plans: list[str] = []
+    fetch = together._connection.fetch
+
+    async def explaining(number: int, *values: str) -> list[Any]:
+        if number != 1:
+            return await fetch(number, *values)
+        options = "ANALYZE, TIMING false, COSTS false"
+        plans.append(await explained(together._connection, number, f"'{values[0]}'", options))
+        return []
+
+    monkeypatch.setattr(together._connection, "fetch", explaining)
+    await together.make(wanted)
+    [plan] = plans
+    return plan
+
+
 async def test_the_work_of_a_group_grows_with_its_changes(
     world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,18 +455,17 @@ async def test_the_work_of_a_group_grows_with_its_changes(
     agents = 30
     for number in range(agents):
         await world.two_versions(f"bot-{number}")
-    written: list[str] = []
-    write = together._connection.fetch
+    wanted = [await request(world, f"bot-{number}.v2", f"bot-{number}") for number in range(agents)]
+    plan = await plan_of_write(together, monkeypatch, wanted)
+    loops = [int(rows) * int(times) for rows, times in re.findall(r"actual rows=(\d+) loops=(\d+)", plan)]
+    assert len([each for each in loops if each > 4 * agents]) <= 3, plan
 
-    async def fetch(number: int, *values: str) -> list[Any]:
-        if number == 1:
-            written.append(values[0])
-            plan = await explained(together._connection, number, f"'{values[0]}'", "ANALYZE, TIMING false, COSTS false")
-            loops = [int(rows) * int(times) for rows, times in re.findall(r"actual rows=(\d+) loops=(\d+)", plan)]
-            assert len([each for each in loops if each > 4 * agents]) <= 3, plan
-            return []
-        return await write(number, *values)
 
-    monkeypatch.setattr(together._connection, "fetch", fetch)
-    await together.make([await request(world, f"bot-{number}.v2", f"bot-{number}") for number in range(agents)])
-    assert written
+async def test_many_changes_of_one_agent_are_written_in_memory(
+    world: World, together: CutoversTogether, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written about the agent is not copied for each of its deployments."""
+    versions = [f"{NAME}.v{number}" for number in range(100)]
+    await world.register(*(incoming(deployment_id=version) for version in versions))
+    plan = await plan_of_write(together, monkeypatch, [await request(world, version) for version in versions[1:]])
+    assert "Disk:" not in plan, plan
