@@ -15,7 +15,6 @@ from services.domain.registration_policy import refusal
 from services.domain.state import (
     Affinity,
     AgentSnapshot,
-    AgentState,
     AutoPromote,
     ConversationKeys,
     DeploymentState,
@@ -35,7 +34,7 @@ from services.identities.audit import record
 from services.promotion.promote import require_generation
 from services.routing.conversations import DEFAULT_TERMS, ConversationTerms
 from services.routing.draining import open_conversations
-from services.storage.store import lock_state, save_state
+from services.storage.store import AGENT_FIELDS, lock_state, save_state
 
 T = TypeVar("T")
 # Resets a value to that of the setting.
@@ -209,11 +208,7 @@ async def change_agent(session: AsyncSession, agent_id: UUID, change: AgentChang
     require_generation(before, caller.if_generation)
     after = replace(before, agent=replace(changed, updated_at=before.now))
     await save_state(session, before, after)
-    details = {
-        name: getattr(changed, name)
-        for name in AgentState.__struct_fields__
-        if getattr(changed, name) != getattr(agent, name)
-    }
+    details = {name: getattr(changed, name) for name in AGENT_FIELDS if getattr(changed, name) != getattr(agent, name)}
     await record(session, caller, "agent.changed", str(agent_id), agent_name=before.agent.name, details=details)
     return after
 

@@ -62,8 +62,9 @@ class Consumer:
         """
         delivery = Delivery.of(message)
         if delivery.tag != self._last + 1:
-            log.warning("A delivery was not read; reconnecting.", action="amqp.delivery_missing", tag=delivery.tag)
-            self._buffer.close()
+            if not self._buffer.closed:
+                log.warning("A delivery was not read; reconnecting.", action="amqp.delivery_missing", tag=delivery.tag)
+                self._buffer.close()
             return
         self._last = delivery.tag
         if self._max_bytes is not None and len(delivery.body) > self._max_bytes:

@@ -9,7 +9,6 @@ from typing import Self
 
 import structlog
 from aio_pika.exceptions import AMQPConnectionError, AMQPError
-from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.schemas import QueueType
 
@@ -47,7 +46,6 @@ async def consuming(settings: Settings, buffer: DeliveryBuffer) -> AsyncIterator
         with_heartbeat(broker_url(settings)),
         timeout=CONNECT_SECONDS,
         default_channel=Channel(prefetch_count=prefetch_of(settings)),
-        ack_policy=AckPolicy.MANUAL,
         logger=None,
     )
     queue = RabbitQueue(REGISTRATIONS_QUEUE, queue_type=QueueType.QUORUM, durable=True, declare=False)
