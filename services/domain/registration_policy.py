@@ -186,15 +186,15 @@ def _instance(
     agent = state.agent
     deployment_id, instance_id = metadata.deployment_id or "", metadata.instance_id or ""
     stored = state.deployments.get(deployment_id)
-    if stored is not None and not stored.has_instances:
-        state = with_unnamed(state, stored)
-    own = state.instances.get(deployment_id, {})
+    named = with_unnamed(state, stored) if stored is not None and not stored.has_instances else state
+    own = named.instances.get(deployment_id, {})
     before = own.get(instance_id)
     newest = before.newest if before is not None else state.departed.get((deployment_id, instance_id))
     if newest is not None and precedence <= newest:
         return state, Stale()
     if before is None and len(own) >= state.instances_max:
         return state, Rejected(TooManyInstances())
+    state = named
     if agent.event_seq == 0:
         state = _announce_agent(state, _described(agent, request))
     version = _version(state, stored, metadata, precedence)

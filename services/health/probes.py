@@ -135,7 +135,7 @@ _OVERDUE = text("""
 UNION ALL
 (
     SELECT d.id, d.agent_id, i.status_changed_at FROM instances AS i JOIN deployments AS d ON d.id = i.deployment_id
-    WHERE i.status <> 'Ready' AND i.status = 'Pending' AND d.expires_at IS NULL
+    WHERE i.status <> 'Ready' AND i.status = 'Pending' AND d.expires_at IS NULL AND d.has_instances
         AND i.status_changed_at <= statement_timestamp() - CAST(:age AS interval)
     ORDER BY i.status_changed_at
     LIMIT :limit

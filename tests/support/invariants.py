@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.storage.models import Agent, Deployment, OutboxEvent, Promotion
+from services.storage.models import Agent, Deployment, Instance, OutboxEvent, Promotion
 
 PROMOTED = "podium.deployment.promoted.v1"
 DEMOTED = "podium.deployment.demoted.v1"
@@ -24,6 +24,8 @@ async def assert_invariants(session: AsyncSession) -> None:
     """Raise if the pointer, the flag, the ledger and the events of any agent disagree."""
     agents = list(await session.scalars(select(Agent)))
     deployments = list(await session.scalars(select(Deployment)))
+    with_rows = set(await session.scalars(select(Instance.deployment_id)))
+    assert with_rows <= {each.id for each in deployments if each.has_instances}, "instances of deployments without any"
     ledger = list(await session.scalars(select(Promotion).order_by(Promotion.agent_id, Promotion.generation)))
     events = list(await session.scalars(select(OutboxEvent).order_by(OutboxEvent.id)))
     names = [agent.name for agent in agents if agent.deleted_at is None]

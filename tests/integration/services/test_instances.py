@@ -177,6 +177,23 @@ async def test_a_goodbye_before_everything_else(world: World) -> None:
     assert await instances(world) == {"pod-1": "Ready"}
 
 
+@pytest.mark.parametrize("most", [1, 100])
+async def test_a_named_pod_that_changes_nothing_leaves_its_deployment_without_instances(
+    world: World, most: int
+) -> None:
+    """One that is gone or too many adds no row for the pod without a name."""
+    await world.register(announced(None, registered_at=ago(40)))
+    if most > 1:
+        await world.register(a_goodbye(V1, "pod-1", registered_at=ago(10)))
+    late = announced("pod-1", registered_at=ago(20))
+    (decided,) = await world.do(lambda session: register_batch(session, [late], terms=Terms(instances_max=most)))
+    assert type(decided.outcome).__name__ == ("Rejected" if most == 1 else "Stale")
+    assert await instances(world) == {}
+    assert not (await world.deployment(V1)).has_instances
+    await world.register(announced(None, host="later", registered_at=ago(5)))
+    assert (await world.deployment(V1)).acp_url == "http://later:8000"
+
+
 async def test_goodbyes_that_are_refused_or_have_no_effect(world: World) -> None:
     """Nobody says goodbye for a pod of another agent; the pods of a deleted deployment may."""
     await world.register(announced("pod-1"), announced("pod-1", deployment_id="v2"), _other_agent("thief"))
