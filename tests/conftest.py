@@ -39,6 +39,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: tests of outages and limits wait for a third of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what lives as long as the run: a tenth of the CPU time of tests."""
     gc.collect()

@@ -99,10 +99,10 @@ async def running_system(settings: Settings, data_dir: Path, say: Say) -> AsyncI
         _write_env(data_dir / ENV_FILE, system.environment)
         await migrate_all(settings, say)
         say("Starting the workers and the API ...")
-        await _start_part(system, stack, "worker")
-        await _wait_until(system, _workers_ready)
-        await _start_part(system, stack, "api")
-        await _wait_until(system, _api_ready)
+        for name in ("worker", "api"):
+            await _start_part(system, stack, name)
+        for is_ready in (_api_ready, _workers_ready):
+            await _wait_until(system, is_ready)
         yield system
 
 

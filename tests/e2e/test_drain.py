@@ -43,9 +43,13 @@ async def test_a_pipeline_waits_for_the_old_version(settings: Settings, tmp_path
             body = a_body("bot", deployment_id=version, acp_url=pod.url)
             async with client.post("/agents/register", json=body) as response:
                 agent_id = (await response.json())["id"]
-        change = {"conversation_idle_seconds": 4}
-        async with client.patch(f"/agents/{agent_id}", json=change) as response:
-            assert response.status == 200
+
+        async def set_idle(seconds: int) -> None:
+            change = {"conversation_idle_seconds": seconds}
+            async with client.patch(f"/agents/{agent_id}", json=change) as response:
+                assert response.status == 200
+
+        await set_idle(600)
         code, printed = await podium(url, settings, "drain", "bot", "v1", "--wait")
         assert code == 5, printed
         assert "promote another deployment first" in printed
@@ -58,6 +62,7 @@ async def test_a_pipeline_waits_for_the_old_version(settings: Settings, tmp_path
         assert "1 conversations are open" in printed
         async with client.post(RPC, json={"id": 1}, headers={"x-podium-session": "mine"}) as response:
             assert response.headers["x-podium-deployment-id"] == "v1"
+        await set_idle(1)
         code, printed = await podium(url, settings, "drain", "bot", "v1", "--wait", "--timeout", "30s")
         assert code == 0, printed
         assert "its pods can be stopped" in printed

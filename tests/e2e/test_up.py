@@ -6,25 +6,37 @@ import signal
 import stat
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import pytest
 
 from podium.servers.ports import free_ports
 from tests.support.factories import a_body
 from tests.support.system_process import all_gone, line_with, output, podium, processes_of, up
 
 
-async def test_up_keeps_its_state_and_stops_in_order(folder: Path) -> None:
-    """It serves when it says so, writes `podium.env`, and after SIGTERM no process is left and no state is lost."""
+@pytest.mark.timeout(240)  # four starts
+async def test_up_keeps_its_state_however_it_ends(folder: Path) -> None:
+    """It serves when it says so, and writes `podium.env`. Whatever ends it, the next start finds the state.
+
+    After SIGTERM, SIGINT and SIGKILL, and when a part has ended, no process is left.
+    """
     data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
     url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as client:
+
+        async def register() -> dict[str, Any]:
+            async with client.post(f"{url}/agents/register", json=a_body("bot", deployment_id="v1")) as response:
+                registered: dict[str, Any] = await response.json()
+                return {name: registered[name] for name in ("id", "agent_api_key", "generation")}
+
         async with up(data_dir, port, MARK=mark) as process:
             async with client.get(f"{url}/health/ready") as response:
                 assert response.status == 200
-            async with client.post(f"{url}/agents/register", json=a_body("bot", deployment_id="v1")) as response:
-                registered = await response.json()
+            registered = await register()
+            assert registered["generation"] == 1
             env = data_dir / "podium.env"
             assert stat.S_IMODE(env.stat().st_mode) == 0o600
             values = dict(line.split("=", 1) for line in env.read_text().splitlines())
@@ -41,37 +53,25 @@ async def test_up_keeps_its_state_and_stops_in_order(folder: Path) -> None:
         await all_gone(mark, str(data_dir))
 
         async with up(data_dir, port, MARK=mark) as process:
-            async with client.post(f"{url}/agents/register", json=a_body("bot", deployment_id="v1")) as response:
-                again = await response.json()
-            assert (again["id"], again["agent_api_key"]) == (registered["id"], registered["agent_api_key"])
-            assert again["generation"] == 1
+            assert await register() == registered
+            (worker,) = processes_of(mark) & processes_of("podium\0worker")
+            os.kill(worker, signal.SIGKILL)
+            assert "The worker has ended." in await output(process)
+            assert process.returncode == 1
+        await all_gone(mark, str(data_dir))
+
+        async with up(data_dir, port, MARK=mark) as process:
+            assert await register() == registered
+            assert len(processes_of(mark, str(data_dir))) > 4
+            process.kill()
+            await output(process)
+        await all_gone(mark, str(data_dir))
+
+        async with up(data_dir, port, MARK=mark) as process:
+            assert await register() == registered
             process.send_signal(signal.SIGINT)
             await output(process)
             assert process.returncode == 0
-    await all_gone(mark, str(data_dir))
-
-
-async def test_no_process_survives_a_killed_podium_up(folder: Path) -> None:
-    """After SIGKILL no server, worker or API is left, and the next start finds the directory usable."""
-    data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
-    async with up(data_dir, port, MARK=mark) as process:
-        assert len(processes_of(mark, str(data_dir))) > 4
-        process.kill()
-        await output(process)
-    await all_gone(mark, str(data_dir))
-    async with up(data_dir, port, MARK=mark):
-        pass
-    await all_gone(mark, str(data_dir))
-
-
-async def test_up_ends_with_the_reason_when_a_part_ends(folder: Path) -> None:
-    """If a worker ends, `podium up` stops, says which part has ended, and fails."""
-    data_dir, port, mark = folder / "data", free_ports(["api"])["api"], uuid4().hex
-    async with up(data_dir, port, MARK=mark) as process:
-        (worker,) = processes_of(mark) & processes_of("podium\0worker")
-        os.kill(worker, signal.SIGKILL)
-        assert "The worker has ended." in await output(process)
-        assert process.returncode == 1
     await all_gone(mark, str(data_dir))
 
 
