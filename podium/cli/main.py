@@ -175,10 +175,11 @@ def migrate() -> None:
 @app.command()
 def api(port: Port = None) -> None:
     """Serve the HTTP API, configured by PODIUM_* variables."""
+    # First: a wrong setting is said at once, not after the imports.
+    settings = _with_port(_required("database_url", "secret_key"), port)
     from api.app import serve  # noqa: PLC0415 - other commands start faster without it
     from api.auth.binding import StartRefused  # noqa: PLC0415 - as above
 
-    settings = _with_port(_required("database_url", "secret_key"), port)
     try:
         _run(serve(settings))
     except StartRefused as error:

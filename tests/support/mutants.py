@@ -4,6 +4,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -182,9 +183,9 @@ class Mutants:
             )
         elif change == 2 and len(content) > 1:
             other = rng.choice(list(content))
-            target[name] = content[other] if content[other] is not target else "x"
+            target[name] = deepcopy(content[other])
         else:
-            target[name] = rng.choice(VALUES)
+            target[name] = deepcopy(rng.choice(VALUES))
 
     def _with_odd_text(self, content: dict[str, Any]) -> bytes:
         """A JSON text in place of a value, such as Python's encoder would not write."""
