@@ -53,6 +53,9 @@ from services.settings import Settings
 from services.tracing.start import refusal
 
 MAX_DESCRIPTORS = 65_536
+# When connections are shut down again: those that were accepted just before the end of listening are not among
+# uvicorn's yet, and would take calls for as long as others last. It waits for a tenth of a second at least.
+LATE_CONNECTIONS_SECONDS = 0.05
 
 log = structlog.get_logger(__name__)
 
@@ -161,7 +164,13 @@ class ApiServer(uvicorn.Server):
         app = self.config.app
         assert isinstance(app, Litestar)
         provide_resources(app.state).events.end()
+        again = asyncio.get_running_loop().call_later(LATE_CONNECTIONS_SECONDS, self._shut_down_connections)
         await super().shutdown(sockets)
+        again.cancel()
+
+    def _shut_down_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     @property
     def addresses(self) -> list[str]:

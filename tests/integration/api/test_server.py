@@ -7,12 +7,14 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 
 import aiohttp
 import pytest
 
 from services.settings import Settings
 from tests.integration.api.pods import pausing, running_pod
+from tests.support.apps import serving
 from tests.support.factories import a_body
 from tests.support.waiting import eventually
 
@@ -82,3 +84,35 @@ async def test_a_call_in_flight_ends_before_the_process(settings: Settings, numb
             finish.set()
             assert await response.content.read() == b"ended"
         assert await process.wait() == 0
+
+
+async def test_a_connection_that_was_accepted_at_the_end_takes_no_more_calls(settings: Settings) -> None:
+    """While a call is in flight; it is not yet among the server's connections when these are shut down."""
+    finish = asyncio.Event()
+    async with running_pod(pausing(b"begun ", finish, b"ended")) as pod, serving(with_port(settings)) as server:
+        host, _, port = server.addresses[0].rpartition(":")
+        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
+            async with session.post("/agents/register", json=a_body("bot", acp_url=pod.url)) as registered:
+                assert registered.status == 200
+            async with session.post("/agents/name/bot/rpc", json={}) as response:
+                assert await response.content.readany() == b"begun "
+                connections = server.server_state.connections
+                before = set(connections)
+                late, writer = await asyncio.open_connection(host, int(port))
+                async with asyncio.timeout(10):
+                    while not (accepted := connections - before):
+                        await asyncio.sleep(0)
+                    connections -= accepted
+                    server.stop()
+                    while server.servers[0].is_serving():
+                        await asyncio.sleep(0)
+                    connections |= accepted
+                    assert await late.read() == b""
+                writer.close()
+                finish.set()
+                assert await response.content.read() == b"ended"
+
+
+def with_port(settings: Settings) -> Settings:
+    """Settings for a free port, with time for a call in flight."""
+    return settings.model_copy(update={"port": 0, "drain_timeout": timedelta(seconds=20)})
