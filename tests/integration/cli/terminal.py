@@ -1,14 +1,15 @@
 """Runs Podium's commands as users and scripts do: in processes of their own, also at a terminal."""
 
 import asyncio
+import gc
 import io
 import json
 import os
 import pty
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, chdir, redirect_stderr, redirect_stdout, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ class Terminal:
     def _within(self, arguments: Sequence[str], variables: Mapping[str, str], stream: type[io.StringIO]) -> Ran:
         out, err = stream(), stream()
         with (
+            _without_collections(),
             patch.dict(os.environ, self._environment(variables), clear=True),
             patch("sys.stdin", io.StringIO()),
             chdir(self.folder),
@@ -124,6 +126,18 @@ class Terminal:
         ours = ("PODIUM_", "AGENT", "ACP_", "GIT_", "NO_COLOR", "COLUMNS", "TRACEPARENT", "PYTHONUNBUFFERED")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {**inherited, "PYTHONPATH": str(ROOT), **self.variables, **variables}
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Nothing is collected in this thread: aio-pika closes forgotten connections in the loop of whichever collects."""
+    threshold = gc.get_threshold()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
 
 
 @dataclass
