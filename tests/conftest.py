@@ -39,8 +39,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("FRESH_SEED", str(secrets.randbelow(10**6)))
 
 
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers() -> int | None:
     """One process more than there are cores: tests of outages and limits wait for a third of their time."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it, if this hook has no answer
     return (os.cpu_count() or 1) + 1
 
 

@@ -18,7 +18,7 @@ from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 
 CALLERS = ("bot", "other")
-CALLS = 30
+CALLS = 100
 AGAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"
 STRAYS = {
     "a second answer": AGAIN,

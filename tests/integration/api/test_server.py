@@ -89,7 +89,8 @@ async def test_a_call_in_flight_ends_before_the_process(settings: Settings, numb
 async def test_a_connection_that_was_accepted_at_the_end_takes_no_more_calls(settings: Settings) -> None:
     """While a call is in flight; it is not yet among the server's connections when these are shut down."""
     finish = asyncio.Event()
-    async with running_pod(pausing(b"begun ", finish, b"ended")) as pod, serving(with_port(settings)) as server:
+    patient = settings.model_copy(update={"port": 0, "drain_timeout": timedelta(seconds=20)})
+    async with running_pod(pausing(b"begun ", finish, b"ended")) as pod, serving(patient) as server:
         host, _, port = server.addresses[0].rpartition(":")
         async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
             async with session.post("/agents/register", json=a_body("bot", acp_url=pod.url)) as registered:
@@ -111,8 +112,3 @@ async def test_a_connection_that_was_accepted_at_the_end_takes_no_more_calls(set
                 writer.close()
                 finish.set()
                 assert await response.content.read() == b"ended"
-
-
-def with_port(settings: Settings) -> Settings:
-    """Settings for a free port, with time for a call in flight."""
-    return settings.model_copy(update={"port": 0, "drain_timeout": timedelta(seconds=20)})

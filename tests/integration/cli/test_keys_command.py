@@ -29,7 +29,7 @@ async def test_from_the_first_key_to_the_last(terminal: Terminal, database: dict
     refused = await terminal.quick("agents")
     assert refused.code == 1
     assert "valid key" in refused.error
-    made = await terminal.quick("keys", "create", "ops", "--scope", "admin", "--bootstrap", "-q", **database)
+    made = await terminal.quickly_done("keys", "create", "ops", "--scope", "admin", "--bootstrap", "-q", **database)
     admin = {"PODIUM_API_KEY": made.out.strip()}
 
     options = (
@@ -44,26 +44,26 @@ async def test_from_the_first_key_to_the_last(terminal: Terminal, database: dict
         "--expires",
         "90d",
     )
-    created = await terminal.quick("keys", "create", "ci-deploy", *options, **admin)
+    created = await terminal.quickly_done("keys", "create", "ci-deploy", *options, **admin)
     assert created.err == "Store the secret now: it cannot be read again.\n"
     secret = next(line.split()[-1] for line in created.out.splitlines() if line.strip().startswith("secret"))
-    assert (await terminal.quick("agents", "--json", PODIUM_API_KEY=secret)).json == []
+    assert (await terminal.quickly_done("agents", "--json", PODIUM_API_KEY=secret)).json == []
     assert "ci-deploy" in (await terminal.quick("keys", "list", **admin)).out
     assert "team [bold]x" in (await terminal.quick("keys", "list", **admin)).out
     assert secret not in (await terminal.quick("keys", "list", "--json", **admin)).out
 
-    rotated = await terminal.quick("keys", "rotate", "ci-deploy", "--overlap", "1h", **admin)
+    rotated = await terminal.quickly_done("keys", "rotate", "ci-deploy", "--overlap", "1h", **admin)
     newer = next(line.split()[-1] for line in rotated.out.splitlines() if line.strip().startswith("secret"))
     assert "valid for 1h" in rotated.err
     for valid in (secret, newer):
         assert (await terminal.quick("agents", PODIUM_API_KEY=valid)).code == 0
-    revoked = await terminal.quick("keys", "revoke", "ci-deploy", **admin)
+    revoked = await terminal.quickly_done("keys", "revoke", "ci-deploy", **admin)
     assert revoked.out == "Key ci-deploy is revoked.\n"
     assert (await terminal.quick("agents", PODIUM_API_KEY=secret)).code == 1
     assert (await terminal.quick("keys", "revoke", "ci-deploy", **admin)).code == 4
     assert "revoked" in (await terminal.quick("keys", "list", "--revoked", **admin)).out
 
-    entries = (await terminal.quick("audit", "--json", **admin)).json
+    entries = (await terminal.quickly_done("audit", "--json", **admin)).json
     assert [(each["action"], each["actor"]) for each in entries] == [
         ("key.revoked", "key:ops"),
         ("key.rotated", "key:ops"),
@@ -71,7 +71,7 @@ async def test_from_the_first_key_to_the_last(terminal: Terminal, database: dict
         ("key.created", "bootstrap"),
     ]
     by_action = ("audit", "--json", "--actor", "key:ops", "--action", "key.created")
-    assert (await terminal.quick(*by_action, **admin)).json == entries[2:3]
+    assert (await terminal.quickly_done(*by_action, **admin)).json == entries[2:3]
     shown = await terminal.quick("audit", "--limit", "2", **admin)
     assert "key.revoked" in shown.out
     assert f"--before {entries[1]['id']}" in shown.err

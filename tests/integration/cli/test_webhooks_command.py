@@ -31,13 +31,13 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
 async def test_the_life_of_a_webhook(terminal: Terminal, api: Api, sessions: Sessions) -> None:
     """Each command does what its name says; the secret is printed when it is made, and by `-q` alone."""
     await api.register("bot")
-    assert "webhooks create" in (await terminal.quick("webhooks", "list")).err
+    assert "webhooks create" in (await terminal.quickly_done("webhooks", "list")).err
     async with running_receiver() as receiver:
         options = ("--agent", "bot", "--event", "podium.deployment.", "--owner", "amy")
-        made = await terminal.quick("webhooks", "create", receiver.url, *options)
+        made = await terminal.quickly_done("webhooks", "create", receiver.url, *options)
         assert made.err == "Store the secret now: it cannot be read again.\n"
         assert "whsec_" in made.out
-        (webhook,) = (await terminal.quick("webhooks", "list", "-q")).out.split()
+        (webhook,) = (await terminal.quickly_done("webhooks", "list", "-q")).out.split()
         listed = await terminal.quick("webhooks", "list", "--agent", "bot")
         assert all(each in listed.out for each in (webhook, "active", "podium.deployment.", receiver.url))
         tested = await terminal.quick("webhooks", "test", webhook)
@@ -46,13 +46,13 @@ async def test_the_life_of_a_webhook(terminal: Terminal, api: Api, sessions: Ses
         refused = await terminal.quick("webhooks", "test", webhook)
         assert refused.code == 1
         assert refused.out.startswith("refused (status 503")
-    rotated = await terminal.quick("webhooks", "rotate", webhook, "--overlap", "1h", "-q")
+    rotated = await terminal.quickly_done("webhooks", "rotate", webhook, "--overlap", "1h", "-q")
     assert rotated.out.startswith("whsec_")
-    assert (await terminal.quick("webhooks", "pause", webhook)).out == f"Webhook {webhook} is paused.\n"
+    assert (await terminal.quickly_done("webhooks", "pause", webhook)).out == f"Webhook {webhook} is paused.\n"
     assert "paused since" in (await terminal.quick("webhooks", "show", webhook)).out
     waits = (await terminal.quick("webhooks", "replay", webhook, "--since", "2h")).out
     assert waits == f"Webhook {webhook} gets these events again once it is resumed: it is paused.\n"
-    assert (await terminal.quick("webhooks", "resume", webhook, "--cursor", "now")).out == (
+    assert (await terminal.quickly_done("webhooks", "resume", webhook, "--cursor", "now")).out == (
         f"Webhook {webhook} is active.\n"
     )
     again = await terminal.quick("webhooks", "replay", webhook, "--since", "2h")
@@ -62,7 +62,7 @@ async def test_the_life_of_a_webhook(terminal: Terminal, api: Api, sessions: Ses
         await session.execute(text(DELIVERED))
     shown = await terminal.quick("webhooks", "deliveries", webhook)
     assert "500 not today" in shown.out
-    assert (await terminal.quick("webhooks", "delete", webhook)).out == f"Webhook {webhook} is deleted.\n"
+    assert (await terminal.quickly_done("webhooks", "delete", webhook)).out == f"Webhook {webhook} is deleted.\n"
     assert (await terminal.quick("webhooks", "show", webhook)).code == 4
     assert (await terminal.quick("webhooks", "show", "mine")).code == 2
 
@@ -76,7 +76,7 @@ async def test_the_doctor_and_webhooks(terminal: Terminal, settings: Settings, a
         return [each["finding"] for each in checks if "webhook" in each["finding"]]
 
     assert await found() == ["webhooks are delivered in time"]
-    await terminal.quick("webhooks", "create", "https://receiver.example/hook")
+    await terminal.quickly_done("webhooks", "create", "https://receiver.example/hook")
     await api.register("bot", "v1")
     assert await found() == ["webhooks are delivered in time"]
     (webhook,) = await rows(sessions, "SELECT * FROM webhooks")
