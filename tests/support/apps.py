@@ -34,7 +34,9 @@ async def serving(settings: Settings) -> AsyncIterator[ApiServer]:
         server.stop()
         async with asyncio.timeout(10):
             await task
-    if not server.force_exit:  # stopped by force, its resources stay open
+            if server.force_exit:  # uvicorn leaves the resources to the end of the process
+                await server.lifespan.shutdown()
+    if not server.force_exit:
         idle.append((app, handler))
 
 
