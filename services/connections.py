@@ -9,13 +9,14 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import structlog
 from aiohttp.client_proto import ResponseHandler
+from yarl import URL
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
@@ -63,6 +64,23 @@ class KeptConnection(ResponseHandler):
         """Accept data again: aiohttp calls this right before it sends a request."""
         self.on_unexpected = None
         super().set_response_params(**options)
+
+    def close(self) -> None:
+        """Close the connection. What the peer has not taken of a request is dropped: nobody waits for it any more."""
+        if self.has_unsent_data:
+            self.abort()
+        else:
+            super().close()
+
+    @property
+    def should_close(self) -> bool:
+        """Whether the connection cannot be used again: among others, after an answer that came before its request."""
+        return super().should_close or self.has_unsent_data
+
+    @property
+    def has_unsent_data(self) -> bool:
+        """Whether the peer has not taken all of a request."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     @property
     def has_another_message(self) -> bool:
@@ -132,6 +150,17 @@ class CleanConnector(aiohttp.TCPConnector):
         self._factory = partial(KeptConnection, loop=self._loop)  # type: ignore[assignment]
         self._distrusted: dict[ConnectionKey, float] = {}
 
+    async def connection(self, url: URL, connect_seconds: float) -> "Connection":
+        """A connection to the server of this URL: a pooled one, else a new one. The caller releases or closes it.
+
+        Raises `TimeoutError` after `connect_seconds`, and aiohttp's `ClientConnectorError`.
+        """
+        origin = url.origin()
+        if (pooled := await self._get(_key_of(origin), [])) is not None:
+            return pooled
+        timeout = aiohttp.ClientTimeout(total=None, connect=connect_seconds)
+        return await self.connect(aiohttp.ClientRequest("GET", origin), traces=[], timeout=timeout)
+
     async def _get(self, key: "ConnectionKey", traces: list[Any]) -> "Connection | None":
         """A pooled connection that has rested and on which nothing waits; None without one."""
         while self._has_rested(key) and (connection := await super()._get(key, traces)) is not None:
@@ -183,3 +212,8 @@ class CleanConnector(aiohttp.TCPConnector):
             return True
         del self._distrusted[key]
         return False
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _key_of(origin: URL) -> "ConnectionKey":
+    return aiohttp.ClientRequest("GET", origin).connection_key

@@ -190,7 +190,7 @@ async def open_connector(
     *own: Server,
     rules: EgressRules | None = None,
     **options: Any,  # noqa: ANN401 - the options of aiohttp's connector
-) -> AsyncGenerator[aiohttp.TCPConnector, None]:
+) -> AsyncGenerator[CleanConnector, None]:
     """A connector that dials only addresses that the rules allow, and none of Podium's own servers.
 
     The rules are by default those for agents. `own` lists servers beyond those in the settings. A request to a denied

@@ -7,7 +7,7 @@ from multidict import CIMultiDict
 
 from api.gateway.gateway import Gateway
 from api.gateway.headers import request_headers
-from api.gateway.upstream import Call
+from api.gateway.upstream import AgentAnswer, Call
 from api.http.jsonrpc import ForwardingFailure
 from api.http.parameters import REQUEST_ID_HEADER, AnyRequest
 from contracts.fields import check_service_address
@@ -61,7 +61,7 @@ def public_url(request: AnyRequest, gateway: Gateway) -> str:
         raise InvalidRequest(message, field="Host") from exc
 
 
-async def _content(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def _content(response: AgentAnswer, max_bytes: int) -> bytes:
     if response.status in {404, 405}:
         raise DocumentMissing
     if response.status != 200:  # noqa: PLR2004 - the HTTP status OK

@@ -13,11 +13,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 from prometheus_client import Counter
 
 from api.gateway.circuit_breaker import BreakerOpen, CircuitBreakers, Permit, TooManyCalls
-from api.gateway.upstream import AgentUnreachable, Call, ConnectTimeout, call_agent, connection_refused
+from api.gateway.upstream import AgentAnswer, AgentUnreachable, Call, ConnectTimeout, call_agent, connection_refused
+from services.connections import CleanConnector
 from services.errors import DestinationDenied, Unavailable
 from services.routing.routes import Instance, Route
 from services.settings import Settings
@@ -55,7 +55,7 @@ class BalancedCall:
         """How many instances could not be reached before this one."""
         return len(self._tried) - 1
 
-    async def answer(self, call_to: Callable[[Route], Call]) -> aiohttp.ClientResponse:
+    async def answer(self, call_to: Callable[[Route], Call]) -> AgentAnswer:
         """The answer of the first instance that accepts the call, as `call_agent` returns and raises it.
 
         `call_to` makes the call for the address of an instance. Connecting takes at most the connect timeout in total.
@@ -93,7 +93,7 @@ class Balancer:
     """Sends the calls of one process to the instances of their routes."""
 
     def __init__(
-        self, settings: Settings, breakers: CircuitBreakers, upstream: aiohttp.ClientSession, failovers: Counter
+        self, settings: Settings, breakers: CircuitBreakers, upstream: CleanConnector, failovers: Counter
     ) -> None:
         self._settings, self._breakers, self._upstream = settings, breakers, upstream
         self.connect_seconds = settings.connect_timeout.total_seconds()
@@ -130,9 +130,7 @@ class Balancer:
         found = self._less_loaded(route, _two_of(left)) or self._less_loaded(route, random.sample(left, len(left)))
         return None if found is None else self._enter(route, found)
 
-    def call(
-        self, call: Call, connect_seconds: float, *, retry: bool = True
-    ) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
+    def call(self, call: Call, connect_seconds: float, *, retry: bool = True) -> Coroutine[Any, Any, AgentAnswer]:
         """The answer to the call, as `call_agent` returns and raises it."""
         return call_agent(self._upstream, call, self._settings, connect_seconds, retry=retry)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-import aiohttp
 import structlog
 
 from api.gateway.conversation_ids import ids_of_call
 from api.gateway.gateway import Gateway
+from api.gateway.upstream import AgentAnswer
 from api.http.jsonrpc import ForwardingFailure
 from services.domain.state import ConversationKeys
 from services.errors import PodiumError, Unavailable
@@ -165,7 +165,7 @@ async def begin_conversation(gateway: Gateway, routed: RoutedCall, route: Route)
 
 
 async def follow_conversation(
-    gateway: Gateway, method: str, routed: RoutedCall, route: Route, response: aiohttp.ClientResponse
+    gateway: Gateway, method: str, routed: RoutedCall, route: Route, response: AgentAnswer
 ) -> None:
     """Store what an answer says about the conversation; committed before the caller sees the answer.
 
@@ -225,7 +225,7 @@ async def _routed(gateway: Gateway, key: RouteKey, given: tuple[Kind, bytes] | N
     return RoutedCall(await gateway.routes.find(in_conversation, admit), in_conversation, kind)
 
 
-def _issued(response: aiohttp.ClientResponse, preview: str | None) -> bytes | None:
+def _issued(response: AgentAnswer, preview: str | None) -> bytes | None:
     """The digest of the MCP session id in an answer; None if there is none, or more than one."""
     found = [value for name, value in response.raw_headers if name.lower() == MCP_HEADER]
     return digest_of(found[0], preview) if len(found) == 1 else None

@@ -34,7 +34,7 @@ from api.gateway.redirects import LOCATION, returned_location
 from api.gateway.request_buffer import SMALL_BYTES, BufferedBody, RequestBufferFull
 from api.gateway.spans import CallSpans
 from api.gateway.telemetry import ANSWERED, BROKEN, LEFT, CallRecord, kind_of
-from api.gateway.upstream import AgentHungUp, Call
+from api.gateway.upstream import AgentAnswer, AgentHungUp, Call
 from api.http.jsonrpc import error_response, request_id
 from api.http.parameters import REQUEST_ID_HEADER
 from api.http.problems import refusal_headers
@@ -192,7 +192,7 @@ class Forward:
         complete["authorization"] = authorization
         return complete
 
-    async def _with_issued_ids(self, routed: RoutedCall, route: Route, response: aiohttp.ClientResponse) -> bytes:
+    async def _with_issued_ids(self, routed: RoutedCall, route: Route, response: AgentAnswer) -> bytes:
         """The beginning of the answer; the ids of conversations that it issues are pinned already."""
         assert route.conversation_keys is not None
         began = b""
@@ -206,9 +206,7 @@ class Forward:
         await keep_issued_ids(self._gateway, routed, route, ids_of_answer(route.conversation_keys, began))
         return began
 
-    def _answer_headers(
-        self, response: aiohttp.ClientResponse, route: Route, scope: HTTPScope, record: CallRecord
-    ) -> RawHeaders:
+    def _answer_headers(self, response: AgentAnswer, route: Route, scope: HTTPScope, record: CallRecord) -> RawHeaders:
         """The headers for the caller. Raises `AgentProtocolError`, `AgentRedirects`."""
         metadata_url = None
         if route.forward_authorization == "pass":
@@ -232,7 +230,7 @@ class Forward:
 
     async def _stream_answer(
         self,
-        response: aiohttp.ClientResponse,
+        response: AgentAnswer,
         headers: RawHeaders,
         send: Send,
         record: CallRecord,

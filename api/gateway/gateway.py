@@ -14,7 +14,7 @@ from api.gateway.circuit_breaker import CircuitBreakers
 from api.gateway.request_buffer import RequestBuffer
 from api.gateway.spans import Tracing
 from api.gateway.telemetry import RpcMetrics
-from api.gateway.upstream import upstream_session
+from api.gateway.upstream import open_upstream
 from contracts.fields import ErrorStyle
 from services.agents.metrics import LabelledAgents
 from services.calls.counts import CallCounts, open_call_counts
@@ -107,7 +107,7 @@ async def open_gateway(
     breakers, metrics = CircuitBreakers(settings), RpcMetrics(registry, agents)
     metrics.watch(breakers)
     async with (
-        upstream_session(settings) as upstream,
+        open_upstream(settings) as upstream,
         RouteResolver(settings, application_name=application_name) as routes,
         open_answered_calls(sessions) as answered_calls,
         open_active_conversations(sessions) as active_conversations,

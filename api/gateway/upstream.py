@@ -2,29 +2,34 @@
 
 import asyncio
 import errno
-import io
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import re
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import aiohttp
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from multidict import CIMultiDict
 from yarl import URL
 
 from api.http.jsonrpc import ForwardingFailure
 from api.http.limits import watch_peer
+from services.connections import CleanConnector
 from services.egress import Denied, EgressRules, open_connector
 from services.errors import DestinationDenied, PodiumError
 from services.settings import Settings
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
 
 # Most pods run uvicorn, which closes idle connections after 5 s: close them earlier.
 KEEP_ALIVE_SECONDS = 4
 # A restarting pod refuses connections for a moment; each pause is followed by one more attempt.
 RETRY_PAUSES_SECONDS = (0.02, 0.06, 0.18)
-SEND_WHOLE_BYTES = 64 * 1024
-# Headers that the client library would add: the agent receives only those that its caller sent.
-_NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_INTERIM_STATUSES = frozenset(range(100, 200)) - {HTTPStatus.SWITCHING_PROTOCOLS}
 _VALID_STATUSES = range(200, 600)
+_INVALID_IN_HEAD = re.compile(r"[\x00\r\n]")
 
 
 class AgentUnreachable(ForwardingFailure):
@@ -87,30 +92,56 @@ def connection_refused(error: PodiumError) -> bool:
     return isinstance(cause, aiohttp.ClientConnectorError) and cause.os_error.errno == errno.ECONNREFUSED
 
 
-@asynccontextmanager
-async def upstream_session(settings: Settings) -> AsyncGenerator[aiohttp.ClientSession, None]:
-    """The HTTP client session of a process: it adds no headers, follows no redirects and stores no cookies."""
-    async with (
-        open_connector(
-            settings, (settings.host, settings.port), limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS
-        ) as connector,
-        aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=_NOT_ADDED,
-        ) as session,
-    ):
-        # By default aiohttp repeats a GET or DELETE that it sent on a connection which the server had closed.
-        session._retry_connection = False  # noqa: SLF001 - aiohttp has no public option for this
-        yield session
+class AgentAnswer:
+    """An agent's answer, read up to the end of its head. `close` ends it."""
+
+    def __init__(self, message: RawResponseMessage, content: aiohttp.StreamReader, connection: "Connection") -> None:
+        self.status = message.code
+        self.version = message.version
+        self.headers = message.headers
+        self.raw_headers = message.raw_headers
+        self.content = content
+        """The body, as it arrives."""
+        self._connection: Connection | None = connection
+        # The connection is free for the next call as soon as the body has arrived, which may be now.
+        content.on_eof(self._release)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status tells of no error."""
+        return self.status < HTTPStatus.BAD_REQUEST
+
+    @property
+    def content_type(self) -> str:
+        """The type of the body, without parameters, in lower case; empty if the agent does not say it."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def connection(self) -> "Connection | None":
+        """The connection, until the whole body has arrived."""
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection unless the whole body has arrived."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()
+
+
+def open_upstream(settings: Settings) -> AbstractAsyncContextManager[CleanConnector]:
+    """The connections of a process to all agents."""
+    return open_connector(settings, (settings.host, settings.port), limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
 
 
 async def call_agent(
-    session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float, *, retry: bool = True
-) -> aiohttp.ClientResponse:
-    """The agent's answer, read up to its headers; the caller closes it.
+    upstream: CleanConnector, call: Call, settings: Settings, connect_seconds: float, *, retry: bool = True
+) -> AgentAnswer:
+    """The agent's answer; the caller closes it.
 
     A refused connection is retried at most three times within `connect_seconds`, unless `retry` is false. Raises
     `ForwardingFailure`, `DestinationDenied`.
@@ -121,70 +152,96 @@ async def call_agent(
     deadline = loop.time() + connect_seconds
     for pause in RETRY_PAUSES_SECONDS if retry else ():
         try:
-            return await _attempt(session, call, settings, deadline - loop.time())
+            return await _attempt(upstream, call, settings, deadline - loop.time())
         except AgentUnreachable as exc:
             if not connection_refused(exc) or loop.time() + pause >= deadline:
                 raise
         await asyncio.sleep(pause)
-    return await _attempt(session, call, settings, deadline - loop.time())
+    return await _attempt(upstream, call, settings, deadline - loop.time())
 
 
-async def _attempt(
-    session: aiohttp.ClientSession, call: Call, settings: Settings, connect_seconds: float
-) -> aiohttp.ClientResponse:
-    # aiohttp starts its read timer once the connection is open, and again with each byte. The limit around it ends a
-    # head that arrives byte by byte, and interim answers (1xx) without end.
-    first_byte_seconds = settings.first_byte_timeout.total_seconds()
+async def _attempt(upstream: CleanConnector, call: Call, settings: Settings, connect_seconds: float) -> AgentAnswer:
     try:
-        async with asyncio.timeout(connect_seconds + first_byte_seconds):
-            response = await session.request(
-                call.method,
-                call.target,
-                data=_payload(call.body),
-                headers=call.headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_read=first_byte_seconds),
-            )
-    except (aiohttp.ClientError, OSError, ValueError) as exc:
+        target = call.target
+        try:
+            connection = await upstream.connection(target, connect_seconds)
+        except TimeoutError as exc:
+            raise ConnectTimeout from exc
+        answer = await _exchange(connection, call, target, settings.first_byte_timeout.total_seconds())
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
         raise _failure(exc) from exc
-    if (connection := response.connection) is not None and (reading := connection.protocol) is not None:
-        # The answer has begun: from here on the same timer limits the time between two chunks.
-        reading.read_timeout = None if _is_event_stream(call, response) else settings.idle_timeout.total_seconds()
-        reading.start_timeout()
-        if reading.read_timeout is None and connection.transport is not None:
-            watch_peer(connection.transport.get_extra_info("socket"))
-    if response.status not in _VALID_STATUSES:
-        response.close()
-        raise AgentProtocolError(f"The agent answered with the invalid HTTP status {response.status}.")
-    if not _has_clear_framing(response):
-        response.close()
+    _limit_pauses(call, answer, settings.idle_timeout.total_seconds())
+    if answer.status not in _VALID_STATUSES:
+        answer.close()
+        raise AgentProtocolError(f"The agent answered with the invalid HTTP status {answer.status}.")
+    if not _has_clear_framing(answer):
+        answer.close()
         raise AgentProtocolError("The agent's answer has a version or a transfer coding that is not allowed.")
-    return response
+    return answer
 
 
-def _has_clear_framing(response: aiohttp.ClientResponse) -> bool:
+async def _exchange(connection: "Connection", call: Call, target: URL, seconds: float) -> AgentAnswer:
+    """Send the call, and wait for the head of its answer at most these seconds.
+
+    The body is not sent in pieces: it is in memory, and a connection with an unsent rest is closed after the answer.
+    """
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or transport.is_closing():
+        connection.close()
+        raise aiohttp.ServerDisconnectedError
+    try:
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+        transport.writelines((_head_of(call, target), call.body))
+        async with asyncio.timeout(seconds):
+            while True:
+                message, content = await protocol.read()
+                if message.code not in _INTERIM_STATUSES:
+                    return AgentAnswer(message, content, connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _limit_pauses(call: Call, answer: AgentAnswer, seconds: float) -> None:
+    """Limit the time between two chunks of the answer. On a stream of events, only a peer that is gone ends it."""
+    connection = answer.connection
+    if connection is None or (protocol := connection.protocol) is None:
+        return
+    if not _is_event_stream(call, answer):
+        protocol.read_timeout = seconds
+        protocol.start_timeout()
+    elif connection.transport is not None:
+        watch_peer(connection.transport.get_extra_info("socket"))
+
+
+def _head_of(call: Call, target: URL) -> bytes:
+    """The head of the request: the headers of the call, and those that frame it."""
+    lines = [f"{call.method} {target.raw_path_qs} HTTP/1.1", f"Host: {target.host_port_subcomponent}"]
+    lines += [f"{name}: {value}" for name, value in call.headers.items()]
+    if call.body or call.method != "GET":
+        lines.append(f"Content-Length: {len(call.body)}")
+    head = "\r\n".join(lines)
+    if _INVALID_IN_HEAD.search("".join(lines)):
+        raise ValueError("A header of the call contains characters that are not allowed there.")
+    return f"{head}\r\n\r\n".encode()
+
+
+def _has_clear_framing(answer: AgentAnswer) -> bool:
     """Whether the end of the answer is clear; aiohttp ignores codings other than `chunked` (RFC 9112, section 6.1)."""
-    codings = [value.lower() for name, value in response.raw_headers if name.lower() == b"transfer-encoding"]
-    if response.version == aiohttp.HttpVersion11:
+    codings = [value.lower() for name, value in answer.raw_headers if name.lower() == b"transfer-encoding"]
+    if answer.version == aiohttp.HttpVersion11:
         return not codings or codings == [b"chunked"]
-    return response.version == aiohttp.HttpVersion10 and not codings
+    return answer.version == aiohttp.HttpVersion10 and not codings
 
 
-def _is_event_stream(call: Call, response: aiohttp.ClientResponse) -> bool:
+def _is_event_stream(call: Call, answer: AgentAnswer) -> bool:
     """Whether this is a stream on which an agent sends events when it has some: it may be silent for hours."""
-    return call.method == "GET" and response.content_type == "text/event-stream"
-
-
-def _payload(body: bytes) -> bytes | io.BytesIO | None:
-    """The body for aiohttp. It sends a large one in pieces, so that other calls can run in between."""
-    return io.BytesIO(body) if len(body) > SEND_WHOLE_BYTES else body or None
+    return call.method == "GET" and answer.content_type == "text/event-stream"
 
 
 def _failure(error: Exception) -> PodiumError:
     if isinstance(error, aiohttp.ClientConnectorError):
         return DestinationDenied() if isinstance(error.os_error, Denied) else AgentUnreachable()
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return ConnectTimeout()
     if isinstance(error, aiohttp.InvalidURL):
         return AgentUnreachable()
     # Any other error may have happened after bytes were sent.

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 
+from services.connections import REST_SECONDS
 from services.storage.database import Sessions
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
@@ -179,6 +180,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile(api: Api, method: str
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         await api.register("bot", "v1", acp_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         assert (await api.call(method, RPC)).body == b"ok"
+        await asyncio.sleep(5 * REST_SECONDS)
         (await api.call(method, RPC)).rpc_error(502, "agent-hung-up", sent=True)
     assert connections == [2]
 

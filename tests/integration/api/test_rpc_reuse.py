@@ -1,24 +1,26 @@
 """Kept connections to agents: no caller receives bytes that belong to the call of another one."""
 
 import asyncio
+import io
 import socketserver
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import aiohttp
 import pytest
 import pytest_asyncio
 import uvloop
+from multidict import CIMultiDict
 
-from api.gateway.upstream import upstream_session
-from services.connections import REST_SECONDS
+from api.gateway.upstream import AgentProtocolError, Call, call_agent, open_upstream
+from services.connections import REST_SECONDS, CleanConnector
 from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.api.conftest import Serve
 
 CALLERS = ("bot", "other")
 CALLS = 100
+MIB = 1024 * 1024
 AGAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"
 STRAYS = {
     "a second answer": AGAIN,
@@ -137,38 +139,85 @@ async def test_an_agent_that_sent_unexpected_bytes_gets_no_second_chance(serve: 
         assert len(pod.connections) >= 20
 
 
+async def test_an_answer_before_the_end_of_its_call(serve: Serve) -> None:
+    """The caller gets it. The rest of the call is dropped with its connection: the agent may never take it."""
+    api = await serve(rpc_max_bytes=32 * MIB)
+    connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append((reader, writer))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\n\r\ntoo much")
+
+    body = b"x" * 24 * MIB
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as pod, asyncio.timeout(30):
+        await api.register("bot", "v1", acp_url="http://{}:{}".format(*pod.sockets[0].getsockname()))
+        for calls in (1, 2):
+            refused = await api.call("POST", "/agents/name/bot/rpc", data=io.BytesIO(body))
+            assert (refused.status, refused.body) == (413, b"too much")
+            await rest()
+            assert len(connections) == calls
+        for reader, writer in connections:
+            size = 0
+            with suppress(ConnectionResetError):
+                while piece := await reader.read(MIB):
+                    size += len(piece)
+            assert size < len(body)
+            writer.close()
+
+
+async def test_what_no_header_can_contain_is_not_sent(upstream: CleanConnector, settings: Settings) -> None:
+    """Whatever server has parsed the caller's request: a line break would begin another header, or another call."""
+    with a_raw_pod() as pod:
+        for value in ("a\r\nx-more: b", "a\nb", "a\rb", "a\0b"):
+            call = Call("POST", f"{pod.url}/", b"", CIMultiDict({"x-given": value}), b"")
+            with pytest.raises(AgentProtocolError):
+                await call_agent(upstream, call, settings, 5)
+        assert await called(upstream, settings, pod, b"complete") == b"complete"
+        assert pod.answered == 1
+
+
 @pytest_asyncio.fixture
-async def upstream(settings: Settings) -> AsyncIterator[aiohttp.ClientSession]:
-    """The gateway's HTTP client."""
-    async with upstream_session(settings) as session:
-        yield session
+async def upstream(settings: Settings) -> AsyncIterator[CleanConnector]:
+    """The gateway's connections to agents."""
+    async with open_upstream(settings) as upstream:
+        yield upstream
 
 
-async def reused_in_the_same_turn(session: aiohttp.ClientSession, stray: bytes) -> tuple[bytes, int]:
+async def called(upstream: CleanConnector, settings: Settings, pod: RawPod, body: bytes) -> bytes:
+    """The body of the answer to a call with this body."""
+    answer = await call_agent(upstream, Call("POST", f"{pod.url}/", b"", CIMultiDict(), body), settings, 5)
+    try:
+        return await answer.content.read()
+    finally:
+        answer.close()
+
+
+async def reused_in_the_same_turn(upstream: CleanConnector, settings: Settings, stray: bytes) -> tuple[bytes, int]:
     """The body of a call that starts right after `stray` was sent, before the event loop can read it."""
     with a_raw_pod() as pod:
         for _ in range(3):
-            async with session.post(f"{pod.url}/", data=b"first") as response:
-                assert await response.read() == b"first"
+            assert await called(upstream, settings, pod, b"first") == b"first"
             await rest()
         [connection] = pod.connections
         connection.send(stray)
-        async with session.post(f"{pod.url}/", data=b"second") as response:
-            return await response.read(), len(pod.connections)
+        return await called(upstream, settings, pod, b"second"), len(pod.connections)
 
 
 @pytest.mark.parametrize("stray", [*STRAYS.values(), b"x"], ids=[*STRAYS, "one letter"])
-async def test_bytes_that_arrive_just_before_the_reuse(upstream: aiohttp.ClientSession, stray: bytes) -> None:
+async def test_bytes_that_arrive_just_before_the_reuse(
+    upstream: CleanConnector, settings: Settings, stray: bytes
+) -> None:
     """The socket is checked, since the event loop has not read them yet."""
-    assert await reused_in_the_same_turn(upstream, stray) == (b"second", 2)
+    assert await reused_in_the_same_turn(upstream, settings, stray) == (b"second", 2)
 
 
 def test_bytes_that_arrive_just_before_the_reuse_under_uvloop(settings: Settings) -> None:
     """Its transports are checked in the same way."""
 
     async def check() -> None:
-        async with upstream_session(settings) as session:
-            assert await reused_in_the_same_turn(session, AGAIN) == (b"second", 2)
+        async with open_upstream(settings) as upstream:
+            assert await reused_in_the_same_turn(upstream, settings, AGAIN) == (b"second", 2)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(check())
