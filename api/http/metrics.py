@@ -1,6 +1,7 @@
 """HTTP metrics for Prometheus: requests by method, route template and status, never by path or agent."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -37,6 +38,9 @@ class MeasuredApp:
             buckets=_BUCKETS_SECONDS,
             registry=registry,
         )
+        # Each series is looked up once: the labels are from small sets.
+        self._requests_of = cache(self._requests.labels)
+        self._seconds_of = cache(self._seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count the request when its answer starts, and time it when its answer ends."""
@@ -48,13 +52,13 @@ class MeasuredApp:
 
         async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._requests.labels(method, _route(scope), message["status"]).inc()
+                self._requests_of(method, _route(scope), message["status"]).inc()
             await send(message)
 
         try:
             await self._app(scope, receive, send_and_count)
         finally:
-            self._seconds.labels(method, _route(scope)).observe(perf_counter() - started)
+            self._seconds_of(method, _route(scope)).observe(perf_counter() - started)
 
 
 Scrape = Callable[[Request[Any, Any, Any]], Awaitable[Sequence[CollectorRegistry]]]

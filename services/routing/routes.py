@@ -1,13 +1,14 @@
 """Routes of RPC calls: their keys, the SQL that reads them, and the route or error that a row means."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import msgspec
+from msgspec.structs import replace
 from pydantic_core import from_json
 
 from contracts.fields import ErrorStyle, joined
@@ -30,8 +31,7 @@ Row = Mapping[str, Any]
 _PARSED = 256
 
 
-@dataclass(frozen=True, slots=True)
-class RouteKey:
+class RouteKey(msgspec.Struct, frozen=True):
     """The key of a route: an agent by id, a live agent by name, or one deployment of an agent."""
 
     agent_id: UUID | None = None
@@ -45,8 +45,7 @@ class RouteKey:
         return self if session is None else replace(self, session=session)
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(msgspec.Struct, frozen=True):
     """A Ready instance of a deployment, which a call can go to."""
 
     instance_id: str
@@ -57,8 +56,7 @@ class Instance:
     ready_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """The upstream address of a call: a deployment's, or a legacy agent's (`deployment_id` is None).
 
     If the deployment has `instances`, a call goes to one of them (`at`), and the address is one of theirs.

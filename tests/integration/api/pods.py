@@ -1,6 +1,7 @@
 """Agents' pods: real HTTP servers that record the requests they receive."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -54,7 +55,9 @@ def pausing(first: bytes, resume: asyncio.Event, rest: bytes) -> Handler:
 
 
 @asynccontextmanager
-async def running_pod(handler: Handler = plain_answer, *, port: int = 0) -> AsyncIterator[Pod]:
+async def running_pod(
+    handler: Handler = plain_answer, *, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Pod]:
     """A pod that answers every path with this handler; on a free port if `port` is 0."""
     pod = Pod("")
 
@@ -65,10 +68,10 @@ async def running_pod(handler: Handler = plain_answer, *, port: int = 0) -> Asyn
 
     runner = web.ServerRunner(web.Server(handle, handler_cancellation=True), shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
     await site.start()
     host, bound = runner.addresses[0]
-    pod.url = f"http://{host}:{bound}"
+    pod.url = f"{'https' if tls else 'http'}://{host}:{bound}"
     try:
         yield pod
     finally:
