@@ -9,7 +9,9 @@ from typing import Self
 import structlog
 from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from msgspec.structs import replace
 
+from services.registration.dead_letters import DEATHS_HEADER
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS
 from workers.amqp.delivery import Delivery
@@ -35,7 +37,11 @@ class Consumer:
 
     @classmethod
     async def of(cls, queue: AbstractQueue, buffer: DeliveryBuffer, *, max_bytes: int | None = None) -> Self:
-        """A consumer of this queue that has not started; a larger message than `max_bytes` goes to the dead letters."""
+        """A consumer of this queue that has not started.
+
+        A larger message than `max_bytes` goes to the dead letters. If its publisher has set a header that is the
+        broker's, for dead letters, it is delivered instead, with one byte more than `max_bytes` of its body.
+        """
         return cls(queue, await queue.channel.get_underlay_channel(), buffer, max_bytes)
 
     @property
@@ -67,7 +73,10 @@ class Consumer:
                 self._buffer.close()
             return
         self._last = delivery.tag
-        if self._max_bytes is not None and len(delivery.body) > self._max_bytes:
-            await delivery.dead_letter()
-        else:
+        if self._max_bytes is None or len(delivery.body) <= self._max_bytes:
             self._buffer.put(delivery)
+        elif DEATHS_HEADER in delivery.headers:
+            # RabbitMQ 3.10 stops to move dead letters of the queue for good at a header of its own with other contents.
+            self._buffer.put(replace(delivery, body=delivery.body[: self._max_bytes + 1]))
+        else:
+            await delivery.dead_letter()

@@ -10,6 +10,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import text
 
 from contracts import topology
+from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.workers.conftest import working
@@ -102,6 +103,21 @@ async def test_bad_messages_are_parked_with_their_reason_and_the_worker_lives(
     assert {bytes(row.body): row.reason for row in parked} == dict(BAD_MESSAGES.values())
     assert all(row.error for row in parked)
     assert not await rows(sessions, "SELECT 1 FROM agents WHERE name = 'support-bot'")
+    await _nothing_left(broker)
+
+
+@pytest.mark.usefixtures("registrar")
+async def test_a_header_of_the_broker_s_own_holds_up_no_dead_letters(
+    broker: AbstractConnection, sessions: Sessions, settings: Settings
+) -> None:
+    """Such a message is parked with the beginning of its body, and the dead letters behind it are parked whole."""
+    large, next_one = (to_json(a_body(deployment_id=each, description="x" * 64 * 1024)) for each in ("v1", "v2"))
+    async with working(run_drainer, settings):
+        await publish(broker, large, key="agent.support-bot", headers={"x-death": [1, {"k": True}]})
+        await publish(broker, next_one, key="agent.support-bot")
+        parked = await eventually_rows(sessions, "SELECT reason, body FROM parked", 2)
+    beginning = large[: REGISTRATION_MAX_BYTES + 1]
+    assert {bytes(row.body): row.reason for row in parked} == dict.fromkeys((beginning, next_one), "message-too-large")
     await _nothing_left(broker)
 
 
