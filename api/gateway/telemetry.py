@@ -56,8 +56,8 @@ class RpcMetrics:
     def __init__(self, registry: CollectorRegistry, agents: LabelledAgents) -> None:
         self._registry = registry
         self.agents = AgentCalls(agents)
-        self.calls = Counter("podium_rpc_calls", "RPC calls ended, by how.", ["route", "outcome"], registry=registry)
-        self.first_byte = Histogram(
+        calls = Counter("podium_rpc_calls", "RPC calls ended, by how.", ["route", "outcome"], registry=registry)
+        first_byte = Histogram(
             "podium_rpc_first_byte_seconds",
             "Time from a call to the first byte of its agent's answer.",
             ["route"],
@@ -90,8 +90,8 @@ class RpcMetrics:
             "podium_rpc_breakers_open", "Deployments and instances with an open circuit breaker.", registry=registry
         )
         # Each series is looked up once, so that calls do not pay for the lookup.
-        self.calls_of = cache(self.calls.labels)
-        self.first_byte_of = cache(self.first_byte.labels)
+        self.calls_of = cache(calls.labels)
+        self.first_byte_of = cache(first_byte.labels)
         self.to_agents, self.from_agents = self.bytes.labels("request"), self.bytes.labels("response")
 
     def watch(self, breakers: CircuitBreakers) -> None:

@@ -102,9 +102,10 @@ class AgentAnswer:
         self.raw_headers = message.raw_headers
         self.content = content
         """The body, as it arrives."""
-        self._connection: Connection | None = connection
+        self.connection = connection
+        """Without a protocol once the whole body has arrived."""
         # The connection is free for the next call as soon as the body has arrived, which may be now.
-        content.on_eof(self._release)
+        content.on_eof(connection.release)
 
     @property
     def ok(self) -> bool:
@@ -116,21 +117,9 @@ class AgentAnswer:
         """The type of the body, without parameters, in lower case; empty if the agent does not say it."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    @property
-    def connection(self) -> "Connection | None":
-        """The connection, until the whole body has arrived."""
-        return self._connection
-
     def close(self) -> None:
         """Close the connection unless the whole body has arrived."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _release(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.release()
+        self.connection.close()
 
 
 def open_upstream(settings: Settings) -> AbstractAsyncContextManager[CleanConnector]:
@@ -204,14 +193,14 @@ async def _exchange(connection: "Connection", call: Call, target: URL, seconds: 
 
 def _limit_pauses(call: Call, answer: AgentAnswer, seconds: float) -> None:
     """Limit the time between two chunks of the answer. On a stream of events, only a peer that is gone ends it."""
-    connection = answer.connection
-    if connection is None or (protocol := connection.protocol) is None:
+    protocol, transport = answer.connection.protocol, answer.connection.transport
+    if protocol is None or transport is None:
         return
     if not _is_event_stream(call, answer):
         protocol.read_timeout = seconds
         protocol.start_timeout()
-    elif connection.transport is not None:
-        watch_peer(connection.transport.get_extra_info("socket"))
+    else:
+        watch_peer(transport.get_extra_info("socket"))
 
 
 def _head_of(call: Call, target: URL) -> bytes:

@@ -28,10 +28,10 @@ class MeasuredApp:
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
-        self._requests = Counter(
+        requests = Counter(
             "podium_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
         )
-        self._seconds = Histogram(
+        seconds = Histogram(
             "podium_http_request_seconds",
             "Time from the start of a request to the end of its answer.",
             ["method", "route"],
@@ -39,8 +39,8 @@ class MeasuredApp:
             registry=registry,
         )
         # Each series is looked up once: the labels are from small sets.
-        self._requests_of = cache(self._requests.labels)
-        self._seconds_of = cache(self._seconds.labels)
+        self._requests_of = cache(requests.labels)
+        self._seconds_of = cache(seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count the request when its answer starts, and time it when its answer ends."""

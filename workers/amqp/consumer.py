@@ -14,8 +14,13 @@ from msgspec.structs import replace
 from services.registration.dead_letters import DEATHS_HEADER
 from workers.amqp.buffer import DeliveryBuffer
 from workers.amqp.connection import CLOSE_SECONDS, CONNECT_SECONDS
+from workers.amqp.decoding import UNREADABLE_HEADER
 from workers.amqp.delivery import Delivery
 from workers.retry import at_most
+
+# RabbitMQ 3.10 stops moving dead letters of a queue for good at a header of its own with other contents. Unreadable
+# headers may contain it.
+_MAY_STOP_DEAD_LETTERS = frozenset({DEATHS_HEADER, UNREADABLE_HEADER})
 
 log = structlog.get_logger(__name__)
 
@@ -39,8 +44,8 @@ class Consumer:
     async def of(cls, queue: AbstractQueue, buffer: DeliveryBuffer, *, max_bytes: int | None = None) -> Self:
         """A consumer of this queue that has not started.
 
-        A larger message than `max_bytes` goes to the dead letters. If its publisher has set a header that is the
-        broker's, for dead letters, it is delivered instead, with one byte more than `max_bytes` of its body.
+        A larger message than `max_bytes` goes to the dead letters. If its publisher has set the broker's own header of
+        dead letters, or unreadable ones, it is delivered instead, with one byte more than `max_bytes` of its body.
         """
         return cls(queue, await queue.channel.get_underlay_channel(), buffer, max_bytes)
 
@@ -75,8 +80,7 @@ class Consumer:
         self._last = delivery.tag
         if self._max_bytes is None or len(delivery.body) <= self._max_bytes:
             self._buffer.put(delivery)
-        elif DEATHS_HEADER in delivery.headers:
-            # RabbitMQ 3.10 stops to move dead letters of the queue for good at a header of its own with other contents.
+        elif not _MAY_STOP_DEAD_LETTERS.isdisjoint(delivery.headers):
             self._buffer.put(replace(delivery, body=delivery.body[: self._max_bytes + 1]))
         else:
             await delivery.dead_letter()

@@ -3,9 +3,7 @@
 import asyncio
 import io
 import ssl
-import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -14,13 +12,12 @@ import pytest_asyncio
 import trustme
 from aiohttp import web
 
-from podium.servers.ports import free_ports
 from services.connections import REST_SECONDS
 from services.settings import Settings
 from tests.integration.api.client import Api
 from tests.integration.api.pods import running_pod
-from tests.support.processes import ROOT, environment
-from tests.support.waiting import eventually
+from tests.support.forked_programs import NEW_PROCESS
+from tests.support.processes import api_process
 
 MIB = 1024 * 1024
 RPC = "/agents/name/bot/rpc"
@@ -37,23 +34,11 @@ async def api(settings: Settings, authority: trustme.CA, tmp_path: Path) -> Asyn
     """An API process of its own: OpenSSL reads SSL_CERT_FILE when a process starts."""
     ca_file = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(str(ca_file))
-    port = free_ports(["api"])["api"]
-    env = environment(settings, PODIUM_PORT=str(port), SSL_CERT_FILE=str(ca_file))
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "podium", "api", env=env, cwd=ROOT)
-    try:
-        async with aiohttp.ClientSession() as session:
-            api = Api(f"http://127.0.0.1:{port}", session)
-
-            async def is_ready() -> bool:
-                with suppress(aiohttp.ClientError):
-                    return (await api.get("/health/ready")).status == 200
-                return False
-
-            await eventually(is_ready, "the API is ready")
-            yield api
-    finally:
-        process.terminate()
-        await process.wait()
+    async with (
+        api_process(settings, tmp_path, SSL_CERT_FILE=str(ca_file), **NEW_PROCESS) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Api(url, session)
 
 
 def context_of(authority: trustme.CA, *names: str) -> ssl.SSLContext:

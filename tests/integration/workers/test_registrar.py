@@ -14,6 +14,7 @@ from contracts.messages import REGISTRATION_MAX_BYTES
 from services.settings import Settings
 from services.storage.database import Sessions
 from tests.integration.workers.conftest import working
+from tests.support.amqp_wire import RawProperties, long_text, table
 from tests.support.broker import publish, ready_messages
 from tests.support.factories import a_body
 from tests.support.waiting import eventually, eventually_rows, rows
@@ -107,13 +108,21 @@ async def test_bad_messages_are_parked_with_their_reason_and_the_worker_lives(
 
 
 @pytest.mark.usefixtures("registrar")
+@pytest.mark.parametrize("more", [{}, {b"\xff": b"V"}], ids=["readable headers", "unreadable headers"])
 async def test_a_header_of_the_broker_s_own_holds_up_no_dead_letters(
-    broker: AbstractConnection, sessions: Sessions, settings: Settings
+    broker: AbstractConnection, sessions: Sessions, settings: Settings, more: dict[bytes, bytes]
 ) -> None:
     """Such a message is parked with the beginning of its body, and the dead letters behind it are parked whole."""
+    a_list = b"A" + long_text(b"s\x00\x01" + b"F" + table({b"k": b"t\x01"}))
     large, next_one = (to_json(a_body(deployment_id=each, description="x" * 64 * 1024)) for each in ("v1", "v2"))
     async with working(run_drainer, settings):
-        await publish(broker, large, key="agent.support-bot", headers={"x-death": [1, {"k": True}]})
+        async with broker.channel() as channel:
+            await (await channel.get_underlay_channel()).basic_publish(
+                large,
+                exchange=topology.REGISTRATIONS_EXCHANGE,
+                routing_key="agent.support-bot",
+                properties=RawProperties({"headers": table({b"x-death": a_list, **more})}),
+            )
         await publish(broker, next_one, key="agent.support-bot")
         parked = await eventually_rows(sessions, "SELECT reason, body FROM parked", 2)
     beginning = large[: REGISTRATION_MAX_BYTES + 1]
