@@ -7,12 +7,13 @@ from uuid import UUID
 from sqlalchemy import text
 
 from services.domain.health_policy import ProbeResult, ProbeTarget
-from services.health.answered_calls import AnsweredCalls, store_answered
+from services.health.answered_calls import AnsweredCalls, open_answered_calls, store_answered
 from services.health.janitors import JanitorReport, living_janitors, report_janitor, retire_janitor
 from services.health.probes import claim, give_verdict
 from services.settings import Settings
 from tests.integration.services.world import World
 from tests.support.factories import incoming
+from tests.support.waiting import eventually_rows
 
 SETTINGS = Settings(probe_interval=timedelta(minutes=1))
 REFUSED = "cannot connect (Connection refused)"
@@ -177,3 +178,18 @@ async def test_an_answered_call_is_stored_only_for_a_deployment_whose_probes_fai
     for status in ("Ready", "Ready", "Failed"):
         await fail_probes(world)
         assert (await world.deployment("v1")).status == status
+
+
+async def test_an_answered_call_outlives_a_lock_on_its_row(world: World) -> None:
+    """Verdicts and claims lock it for a moment. One call a minute may be all that shows that a production lives."""
+    await world.register(*(incoming(deployment_id=name) for name in ("v1", "v2")))
+    for name in ("v1", "v2"):
+        await fail_probes(world, deployment_id=name)
+    stored = "SELECT deployment_id FROM probes WHERE last_call_at IS NOT NULL ORDER BY deployment_id"
+    async with open_answered_calls(world.sessions) as calls:
+        async with world.uncommitted() as verdict:
+            await verdict.execute(text("SELECT FROM probes WHERE deployment_id = 'v1' FOR UPDATE"))
+            for name in ("v1", "v2"):
+                calls.record(name, "", 200)
+            assert await eventually_rows(world.sessions, stored) == [("v2",)]
+        assert await eventually_rows(world.sessions, stored, 2) == [("v1",), ("v2",)]
