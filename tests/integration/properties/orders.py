@@ -9,7 +9,7 @@ from tests.support.reference_model.model import Model
 from tests.support.reference_model.picture import Picture, differences, of_model
 from tests.support.reference_model.state import Moment, Refused
 
-BETWEEN: Moment = 0.01  # two operations of one step
+BETWEEN: Moment = 0.01  # two operations of one step that are not made in one transaction
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,22 @@ def _orders(
         yield model, order
     frozen = pickle.dumps(model)
     for index, each in enumerate(remaining):
-        after: Model = pickle.loads(frozen)  # noqa: S301 - a copy, several times as fast as copy.deepcopy
-        by_model = result_by_model(each.call, after, now)
-        if by_model == each.outcome:
-            others = remaining[:index] + remaining[index + 1 :]
-            yield from _orders(after, others, now + BETWEEN, [*order, each], objections)
-        else:
-            first = "".join(f" after {done.call.sentence}," for done in order[-1:])
-            objections.append((len(order), f"Nearest:{first} the model gives: {each.call.sentence} -> {by_model}"))
+        for at in _moments(order[-1:], each, now):
+            after: Model = pickle.loads(frozen)  # noqa: S301 - a copy, several times as fast as copy.deepcopy
+            by_model = result_by_model(each.call, after, at)
+            if by_model == each.outcome:
+                others = remaining[:index] + remaining[index + 1 :]
+                yield from _orders(after, others, at, [*order, each], objections)
+            else:
+                first = "".join(f" after {done.call.sentence}," for done in order[-1:])
+                objections.append((len(order), f"Nearest:{first} the model gives: {each.call.sentence} -> {by_model}"))
+
+
+def _moments(before: Sequence[Done], each: Done, now: Moment) -> list[Moment]:
+    """When the next operation can have run, after one at this time: cutovers made together have the same time."""
+    cutovers = [done.call.cutover for done in (*before, each) if done.call.cutover is not None]
+    made_together = len(cutovers) > 1 and len({cutover.agent_id for cutover in cutovers}) == 1
+    return [now + BETWEEN, now] if made_together else [now + BETWEEN]
 
 
 def result_by_model(call: Call, model: Model, now: Moment) -> str:
