@@ -184,7 +184,7 @@ async def test_a_production_that_answers_calls_is_not_failed(eager: Settings, se
 
         calling = asyncio.create_task(call())
         metrics = await stack.enter_async_context(a_janitor(slower, sessions))
-        await until_probed(metrics, "failed", 2 * THRESHOLD)
+        await until_probed(metrics, "failed", 3 * THRESHOLD)
         assert not calling.done()
         assert await rows(sessions, FAILED) == []
         calling.cancel()
