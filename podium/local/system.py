@@ -21,7 +21,7 @@ from podium.migration import migrate_all
 from podium.servers import Servers, ServersError, private_servers
 from podium.servers.process import Command, GuardedProcess, Launch, ProcessContext, start
 from services.egress import EVERYTHING, LOOPBACK, PRIVATE
-from services.events.outbox import RELAY_LOCK
+from services.events.outbox import RELAY_SESSION
 from services.settings import Settings
 from services.storage.database import make_engine
 from services.tls import broker_url
@@ -168,15 +168,10 @@ async def _workers_ready(system: System) -> bool:
 
 
 async def _relay_ready(settings: Settings) -> bool:
-    relays = text(
-        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database "
-        "WHERE locktype = 'advisory' AND datname = current_database() AND granted "
-        "AND (classid::bigint << 32) + objid::bigint = :key"
-    )
     engine = make_engine(settings, application_name="podium-up", pool_size=1)
     try:
         async with engine.connect() as connection:
-            return bool(await connection.scalar(relays, {"key": RELAY_LOCK}))
+            return bool(await connection.scalar(text(f"SELECT EXISTS ({RELAY_SESSION})")))
     finally:
         await engine.dispose()
 

@@ -12,6 +12,12 @@ from contracts.events import CloudEvent, event_sequence, event_source
 
 # An arbitrary number; all relays of a database must use the same one.
 RELAY_LOCK = 0x506F6469756D
+# The database session that holds the lock, if there is one.
+RELAY_SESSION = f"""
+SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+WHERE locktype = 'advisory' AND datname = current_database() AND granted
+    AND (classid::bigint << 32) + objid::bigint = {RELAY_LOCK}
+"""  # noqa: S608 - composed of constants
 WAKE_CHANNEL = "podium_outbox"
 
 # Within an agent, ids grow in commit order, because they are assigned under the agent's lock: a reader that sees one

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from contracts import topology
 from services.domain.caller import Caller
-from services.events.outbox import RELAY_LOCK
+from services.events.outbox import RELAY_SESSION
 from services.promotion.promote import promote
 from services.registration.batch import register_batch
 from services.settings import Settings
@@ -23,12 +23,6 @@ TERMINATE_RELAYS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE datname = current_database() AND application_name = 'podium-relay'"
 )
-# Only this key: for a moment after it has connected, a relay holds another advisory lock.
-RELAY_LOCKS = f"""
-    SELECT pid, granted FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
-    WHERE locktype = 'advisory' AND datname = current_database() AND granted
-        AND (classid::bigint << 32) + objid::bigint = {RELAY_LOCK}
-"""
 
 
 async def register(sessions: Sessions, name: str, *deployment_ids: str) -> None:
@@ -130,13 +124,13 @@ async def test_a_second_relay_takes_over_and_loses_nothing(
     """Of two relays one publishes; when its session is terminated, publishing continues without gaps."""
     consumer = await a_consumer(broker)
     async with working(run_relay, settings), working(run_relay, settings):
-        await eventually_rows(sessions, RELAY_LOCKS)
+        await eventually_rows(sessions, RELAY_SESSION)
         for number in range(3):
             await register(sessions, "bot", *(f"v-{number}-{n}" for n in range(10)))
             async with sessions() as session, session.begin():
                 await session.execute(TERMINATE_RELAYS)
         await everything_published(sessions)
-        assert len(await eventually_rows(sessions, RELAY_LOCKS)) == 1
+        assert len(await eventually_rows(sessions, RELAY_SESSION)) == 1
     assert_gap_free(consumer)
 
 
